@@ -1,0 +1,267 @@
+//! The port to the logs: everything that an engine must be able to do.
+//!
+//! A log, not a queue. Consumers keep their own place, so no engine needs acknowledgements, redelivery or
+//! consumer state, and all behave alike.
+//!
+//! ```text
+//! topic "orders"  (incarnation 7f…, epoch 3, 8 partitions, owner "orders")
+//!   partition 0    1 ── 2 ── 3 ── 4 ── 5 ┆ 6 ── 7
+//!                            ↑           ┆ └ appended, not yet synced: no reader sees it, nobody is told
+//!                            │           └ tail = 5: everything up to here is acknowledged and readable
+//!                            └ a reader after cursor (3, id of 3) first proves that 3 still has that id,
+//!                              then gets 4, 5, and, following, 6 and 7 once they are synced
+//! ```
+//!
+//! Invariants, which the conformance suite checks case by case for every engine:
+//! - acknowledged means on disk, as [`Bus::guarantee`] states it; a reader never sees what is not;
+//! - sequences of a partition are contiguous from 1; a hole, an older epoch or another id under a stored number
+//!   is a refusal, never an acknowledgement;
+//! - an append that is repeated, whole or in part, is acknowledged if and only if the stored ids match.
+
+use std::pin::Pin;
+
+use async_trait::async_trait;
+use futures_util::Stream;
+use serde::{Deserialize, Serialize};
+use tombolo_event::{Cursor, EventId, Incarnation, ServiceName};
+
+use crate::{Batch, Reach, Record, Result, Signal, SignalStream};
+
+/// The most records of one append.
+pub const APPEND_RECORDS_MAX: usize = 10_000;
+/// The most bytes of one append, as [`Record::size`] counts.
+pub const APPEND_BYTES_MAX: usize = 4 << 20;
+/// The most bytes of a [`Registration`]'s descriptor.
+pub const DESCRIPTOR_BYTES_MAX: usize = 1 << 20;
+
+/// An engine that keeps the logs of topics and carries signals.
+#[async_trait]
+pub trait Bus: Send + Sync + 'static {
+    /// What an acknowledgement of this engine means, as set up now.
+    fn guarantee(&self) -> Guarantee;
+
+    /// Makes a topic, or finds it as it was asked for. Durable when it returns.
+    ///
+    /// # Errors
+    /// `TopicDiffers` if it exists with another owner or number of partitions.
+    async fn ensure_topic(&self, spec: &TopicSpec) -> Result<Topic>;
+
+    /// A topic by name.
+    ///
+    /// # Errors
+    /// `UnknownTopic`.
+    async fn topic(&self, name: &ServiceName) -> Result<Topic>;
+
+    /// All topics, by name.
+    async fn topics(&self) -> Result<Vec<Topic>>;
+
+    /// Fences older writers: from now on only appends under `epoch` (or a higher one, once raised) are taken.
+    /// Durable when it returns. Returns the tails, one for each partition. Raising to the present epoch again
+    /// changes nothing.
+    ///
+    /// # Errors
+    /// `OlderEpoch` if the topic's epoch is higher, `OtherIncarnation`, `UnknownTopic`.
+    async fn raise_epoch(
+        &self,
+        topic: &ServiceName,
+        incarnation: Incarnation,
+        epoch: u64,
+    ) -> Result<Vec<Tail>>;
+
+    /// Appends records to one partition, atomically or so that the repeat completes the stored prefix.
+    /// Returns when they are on disk.
+    ///
+    /// # Errors
+    /// `Hole`, `OtherId`, `OlderEpoch`, `OtherIncarnation`, `TooLarge`, `UnknownTopic`, `UnknownPartition`, `NotOwner`,
+    /// `ReadOnly`. After any of them nothing of the append is readable that was not before.
+    async fn append(&self, append: Append) -> Result<Appended>;
+
+    /// The last sequence and id of each partition of a topic, ordered by partition.
+    async fn tails(&self, topic: &ServiceName) -> Result<Vec<Tail>>;
+
+    /// Reads one partition after a cursor. The first thing read is the cursor's own record, which must have the
+    /// cursor's id; the stream then begins with the next.
+    ///
+    /// A stream that follows goes on live until it is dropped; one that does not ends at the tail found when it
+    /// began. An item that is an error is the last one; after `Unavailable` the reader starts again from where it is.
+    ///
+    /// # Errors
+    /// `OtherIncarnation`, `BeyondTail`, `OtherId` if the log is not the one that the cursor was in; `UnknownTopic`, `UnknownPartition`.
+    async fn read(&self, read: Read) -> Result<RecordStream>;
+
+    /// Sends a signal to every listener of `subject`, and to one member of each group that listens.
+    /// Subjects are dotted words.
+    ///
+    /// # Errors
+    /// `TooLarge`, `InvalidName`, `Unavailable`.
+    async fn signal(&self, subject: &str, signal: Signal) -> Result<Reach>;
+
+    /// Listens on `subject`, with everybody else or as a member of a group of which one gets each signal.
+    /// Is heard from the moment it returns.
+    async fn listen(&self, subject: &str, group: Option<&str>) -> Result<SignalStream>;
+
+    /// Keeps what a service's replica says of itself, in place of what the same replica said before. Durable.
+    async fn register(&self, registration: &Registration) -> Result<()>;
+
+    /// What every replica of every service said of itself.
+    async fn registrations(&self) -> Result<Vec<Registration>>;
+
+    /// Ends every stream and waits until nothing is half done.
+    async fn close(&self);
+}
+
+/// What an acknowledgement means.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guarantee {
+    /// The engine and its version, for people.
+    pub engine: String,
+    /// Whether an acknowledged event survives a power cut.
+    pub survives_power_cut: bool,
+    /// What was found out about it, for people.
+    pub detail: String,
+}
+
+/// What a topic is to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicSpec {
+    /// Its name: that of the service that owns it.
+    pub name: ServiceName,
+    /// Its number of partitions, from 1 to [`tombolo_event::key::PARTITIONS_MAX`].
+    pub partitions: u32,
+}
+
+/// A topic as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Topic {
+    /// Its name.
+    pub name: ServiceName,
+    /// Its number of partitions.
+    pub partitions: u32,
+    /// The identity of this life of it.
+    pub incarnation: Incarnation,
+    /// The epoch of the relay that may append; 0 before the first.
+    pub epoch: u64,
+}
+
+/// The end of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tail {
+    /// The partition, from 0.
+    pub partition: u32,
+    /// The last sequence; 0 if it is empty.
+    pub sequence: u64,
+    /// The id of the event there.
+    pub id: Option<EventId>,
+}
+
+/// Records for one partition.
+#[derive(Debug, Clone)]
+pub struct Append {
+    /// The topic.
+    pub topic: ServiceName,
+    /// Its incarnation, as the producer's database remembers it.
+    pub incarnation: Incarnation,
+    /// The epoch of the relay that sends it.
+    pub epoch: u64,
+    /// The partition, from 0.
+    pub partition: u32,
+    /// The records, at least one, with contiguous sequences; the first says where they go.
+    pub records: Vec<Record>,
+}
+
+/// The acknowledgement of an append.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Appended {
+    /// The last sequence stored in the partition.
+    pub last: u64,
+}
+
+/// What to read.
+#[derive(Debug, Clone)]
+pub struct Read {
+    /// The topic.
+    pub topic: ServiceName,
+    /// The partition, from 0.
+    pub partition: u32,
+    /// The place to read after.
+    pub after: Cursor,
+    /// Only these types, where the engine can; `None` reads all. What is passed over is covered by the batches.
+    pub types: Option<Vec<String>>,
+    /// Whether to go on live at the tail.
+    pub follow: bool,
+    /// The most bytes of one batch; a single larger record is a batch of its own.
+    pub batch_bytes_max: usize,
+}
+
+impl Read {
+    /// Reads all types after `after`, live, in batches of 256 KiB.
+    #[must_use]
+    pub fn following(topic: &ServiceName, partition: u32, after: Cursor) -> Self {
+        Self { topic: topic.clone(), partition, after, types: None, follow: true, batch_bytes_max: 256 << 10 }
+    }
+
+    /// Reads all types after `after` up to the present tail.
+    #[must_use]
+    pub fn to_tail(topic: &ServiceName, partition: u32, after: Cursor) -> Self {
+        Self { follow: false, ..Self::following(topic, partition, after) }
+    }
+}
+
+/// The records of one partition in batches, in order.
+pub type RecordStream = Pin<Box<dyn Stream<Item = Result<Batch>> + Send>>;
+
+/// What one replica of a service says of itself when it starts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registration {
+    /// The service.
+    pub service: ServiceName,
+    /// Which of its replicas, from 1.
+    pub replica: u32,
+    /// Where it can be called.
+    pub url: String,
+    /// Its descriptor, as JSON ([`tombolo_event::descriptor::Descriptor`]).
+    pub descriptor: String,
+}
+
+/// Checks an append before anything else: not empty, contiguous, within the bounds.
+///
+/// # Errors
+/// `TooLarge` or `Hole`.
+pub fn check_append(append: &Append) -> Result<()> {
+    use crate::{Error, Kind};
+    let wrong = |kind, message: String| Err(Error::new(kind, message));
+    let Some(first) = append.records.first() else {
+        return wrong(
+            Kind::Hole,
+            format!("append to {} holds no record; expected at least one", append.topic),
+        );
+    };
+    if append.records.len() > APPEND_RECORDS_MAX {
+        let found = append.records.len();
+        return wrong(
+            Kind::TooLarge,
+            format!(
+                "append holds {found} records; expected at most {APPEND_RECORDS_MAX}: send smaller batches"
+            ),
+        );
+    }
+    let bytes: usize = append.records.iter().map(Record::size).sum();
+    if bytes > APPEND_BYTES_MAX {
+        return wrong(
+            Kind::TooLarge,
+            format!("append holds {bytes} bytes; expected at most {APPEND_BYTES_MAX}: send smaller batches"),
+        );
+    }
+    let contiguous =
+        append.records.iter().zip(first.sequence..).all(|(record, expected)| record.sequence == expected);
+    if !contiguous || first.sequence == 0 {
+        return wrong(
+            Kind::Hole,
+            format!(
+                "append to {}/{} holds sequences with a hole, or 0; expected first, first + 1, …, from 1",
+                append.topic, append.partition
+            ),
+        );
+    }
+    Ok(())
+}

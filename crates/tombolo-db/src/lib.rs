@@ -1,0 +1,26 @@
+//! A service's own database, as Tombolo needs it.
+//!
+//! Floor 1. Two object-safe halves of one port ([`Outbox`] for the relay, [`Cursors`] for subscriptions) and the
+//! transaction in which the user's own SQL, the outbox rows and the cursor commit together. Nothing here knows
+//! the bus, and nothing here is an ORM: the user's SQL is the user's.
+
+pub mod outgoing;
+pub mod port;
+pub mod transient;
+mod error;
+#[cfg(feature = "sqlite")]
+pub mod sqlite;
+#[cfg(feature = "postgres")]
+pub mod postgres;
+#[cfg(feature = "conformance")]
+pub mod conformance;
+
+pub use error::{Error, Kind};
+pub use outgoing::{Origin, Outgoing, Publisher};
+pub use port::{
+    Claim, Committed, CursorState, Cursors, Database, Depth, Leader, Mark, Outbox, OutboxRow, Owner,
+    RoundLimit, Schema, StartAt, Transaction,
+};
+
+/// The result of everything in this crate.
+pub type Result<T> = std::result::Result<T, Error>;

@@ -1,0 +1,281 @@
+//! The port to a service's own database.
+//!
+//! ```text
+//!  user's tables ─┐
+//!  outbox rows   ─┤ one transaction (Transaction), one sync
+//!  cursor        ─┘
+//!
+//!  outbox:  position   1    2    3    4    5            given under the lock of the key's stripe
+//!           sequence   7    8    -    -    -            given durably before the row is first sent
+//!           removed ───┘    └ numbered, in flight       then removed; the mark (6, its id) stays
+//! ```
+//!
+//! Invariants, which the conformance suite checks case by case for every database:
+//! - positions of one key are in commit order, and a row that commits late is not passed over: rows are taken by
+//!   being there and removed once published;
+//! - a row's (partition, sequence) is on disk before anybody sees it, and never changes;
+//! - a cursor moves only from where the claim says, under the claim's lease, in the transaction of the effect.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use jiff::Timestamp;
+use tombolo_event::{Cursor, EventId, Incarnation, Position, ServiceName};
+use uuid::Uuid;
+
+use crate::{Outgoing, Publisher, Result};
+
+/// The number of lock stripes that keys fall into.
+pub const STRIPES: u32 = 256;
+/// The number of partitions, rows and bytes that one round of the outbox holds at most, unless a limit says less.
+pub const ROUND_ROWS_MAX: usize = 1_000;
+/// The most bytes of one round.
+pub const ROUND_BYTES_MAX: usize = 2 << 20;
+
+/// A service's own database. Cheap to clone; holds the user's pool.
+#[async_trait]
+pub trait Database: Outbox + Cursors + Clone {
+    /// The transaction, concrete for each database, in which the user's own statements run.
+    type Tx: Transaction;
+
+    /// Begins a transaction, which may write.
+    async fn begin(&self, publisher: &Publisher) -> Result<Self::Tx>;
+}
+
+/// A transaction of the service's database. Dropped without a commit, it is rolled back.
+#[async_trait]
+pub trait Transaction: Send + Sized + 'static {
+    /// What will be published when it commits.
+    fn outgoing(&mut self) -> &mut Outgoing;
+
+    /// Whether anything was done in it yet.
+    fn is_used(&self) -> bool;
+
+    /// Moves the claim's cursor to `to`, and forgets the attempts counted there.
+    ///
+    /// # Errors
+    /// `Fenced` if the lease has another epoch, `CursorMoved` if the cursor is elsewhere. Either poisons the transaction.
+    async fn advance(&mut self, claim: &Claim, to: &Cursor) -> Result<()>;
+
+    /// Locks the stripes of the keys in order, writes the outbox rows, commits, and verifies that it did.
+    /// Wakes the relay.
+    ///
+    /// # Errors
+    /// `Poisoned`, `Unavailable` (the outcome may be unknown if the connection broke in the commit itself), `Database`.
+    async fn commit(self) -> Result<Committed>;
+
+    /// Undoes everything.
+    async fn rollback(self) -> Result<()>;
+}
+
+/// What a commit wrote.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Committed {
+    /// The places of the events, in the order in which they were published.
+    pub positions: Vec<Position>,
+}
+
+/// How Tombolo's own tables come to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Schema {
+    /// Made or brought up to date at the start.
+    Apply,
+    /// Only checked.
+    Check,
+}
+
+/// Whose database it is.
+#[derive(Debug, Clone)]
+pub struct Owner {
+    /// The service.
+    pub service: ServiceName,
+    /// The number of partitions of its topic.
+    pub partitions: u32,
+}
+
+/// The relay's half of the port.
+#[async_trait]
+pub trait Outbox: Send + Sync + 'static {
+    /// The kind of the database: `sqlite`, `postgres`, ….
+    fn kind(&self) -> &'static str;
+
+    /// Makes or checks Tombolo's tables and settings, and that the database is `owner`'s.
+    ///
+    /// # Errors
+    /// `Schema`, `Mismatch`, `Unsafe`, `Unavailable`: each with what to do.
+    async fn prepare(&self, owner: &Owner, schema: Schema) -> Result<()>;
+
+    /// Becomes the leader with an epoch one higher than any before, if nobody else's lease holds. Durable when it returns.
+    async fn lead(&self, holder: Uuid, lease: Duration) -> Result<Option<Box<dyn Leader>>>;
+
+    /// What waits in the outbox.
+    async fn depth(&self) -> Result<Depth>;
+}
+
+/// The elected relay of a service. What it has taken but not yet reported done is remembered in here; after any
+/// refusal it is dropped, and whoever leads next starts from what is in the database.
+#[async_trait]
+pub trait Leader: Send + Sync {
+    /// The epoch, under which the bus takes its appends.
+    fn epoch(&self) -> u64;
+
+    /// What was last removed from each partition when leadership began, ordered by partition.
+    fn marks(&self) -> &[Mark];
+
+    /// The incarnation of the topic that this database publishes to: `found` is remembered if there is none yet.
+    ///
+    /// # Errors
+    /// `Mismatch` if another one is remembered: the topic was made again, or this is another bus.
+    async fn pin(&mut self, found: Incarnation) -> Result<()>;
+
+    /// Removes the rows up to `done` (which the bus acknowledged), remembers the marks, numbers the next rows where the
+    /// publishing transaction did not, and returns them: each partition's in sequence, none that was returned before.
+    /// What it returns is on disk with its numbers.
+    ///
+    /// # Errors
+    /// `Fenced` if somebody else leads.
+    async fn round(&mut self, done: &[Mark], limit: RoundLimit) -> Result<Vec<OutboxRow>>;
+
+    /// Lengthens the lease.
+    ///
+    /// # Errors
+    /// `Fenced` if somebody else leads.
+    async fn renew(&mut self) -> Result<()>;
+
+    /// Gives the lease up, so that a successor need not wait for its end. Reports `done` first.
+    async fn resign(self: Box<Self>, done: &[Mark]) -> Result<()>;
+}
+
+/// The most that one round returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RoundLimit {
+    /// Rows.
+    pub rows: usize,
+    /// Bytes of the events; one row is returned however large.
+    pub bytes: usize,
+}
+
+impl Default for RoundLimit {
+    fn default() -> Self {
+        Self { rows: ROUND_ROWS_MAX, bytes: ROUND_BYTES_MAX }
+    }
+}
+
+/// A row of the outbox with its number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutboxRow {
+    /// Its partition.
+    pub partition: u32,
+    /// Its sequence in the partition.
+    pub sequence: u64,
+    /// The event.
+    pub id: EventId,
+    /// Its type.
+    pub event_type: String,
+    /// The stored bytes.
+    pub bytes: Bytes,
+}
+
+/// How far a partition is done: the last sequence and the id of its event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    /// The partition.
+    pub partition: u32,
+    /// The last sequence; 0 before the first.
+    pub sequence: u64,
+    /// The id of the event there.
+    pub id: Option<EventId>,
+}
+
+/// What waits in the outbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Depth {
+    /// Rows.
+    pub rows: u64,
+    /// Bytes of the events.
+    pub bytes: u64,
+    /// When the oldest was written.
+    pub oldest: Option<Timestamp>,
+}
+
+/// The subscriptions' half of the port.
+#[async_trait]
+pub trait Cursors: Send + Sync + 'static {
+    /// Makes the cursors that a subscription does not have yet, and remembers the types that it handles.
+    /// Returns the types that it did not handle before, none for a new subscription.
+    async fn open(&self, subscription: &str, types: &[String], starts: &[StartAt]) -> Result<Vec<String>>;
+
+    /// Takes the lease, by the database's clock, of up to `most` partitions that nobody holds, with a lease epoch one higher than any before.
+    async fn claim(
+        &self,
+        subscription: &str,
+        holder: Uuid,
+        lease: Duration,
+        most: usize,
+    ) -> Result<Vec<Claim>>;
+
+    /// Lengthens the leases that `holder` still has; returns how many those are.
+    async fn renew(&self, subscription: &str, holder: Uuid, lease: Duration) -> Result<usize>;
+
+    /// Gives up the leases of `holder`.
+    async fn release(&self, subscription: &str, holder: Uuid) -> Result<()>;
+
+    /// Records that the event after the claim's cursor is about to be tried again, in a transaction of its own. Returns the attempts so far.
+    ///
+    /// # Errors
+    /// `Fenced` if the lease has another epoch.
+    async fn record_attempt(&self, claim: &Claim, event: EventId, error: &str) -> Result<u32>;
+
+    /// Where every subscription stands.
+    async fn cursors(&self) -> Result<Vec<CursorState>>;
+}
+
+/// Where a new cursor begins.
+#[derive(Debug, Clone)]
+pub struct StartAt {
+    /// The topic.
+    pub topic: ServiceName,
+    /// Its partition.
+    pub partition: u32,
+    /// The place.
+    pub cursor: Cursor,
+}
+
+/// A partition that a subscription's worker holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// The subscription.
+    pub subscription: String,
+    /// The topic.
+    pub topic: ServiceName,
+    /// Its partition.
+    pub partition: u32,
+    /// The epoch of the lease.
+    pub lease_epoch: u64,
+    /// Where the cursor is; the worker moves it along with each commit.
+    pub cursor: Cursor,
+    /// The attempts recorded at the event after the cursor.
+    pub attempts: u32,
+}
+
+/// Where a subscription stands in one partition, for people.
+#[derive(Debug, Clone)]
+pub struct CursorState {
+    /// The subscription.
+    pub subscription: String,
+    /// The topic.
+    pub topic: ServiceName,
+    /// Its partition.
+    pub partition: u32,
+    /// The place.
+    pub cursor: Cursor,
+    /// Whether somebody holds its lease now.
+    pub held: bool,
+    /// The attempts recorded at the event after the cursor.
+    pub attempts: u32,
+    /// What the last of them failed with.
+    pub error: Option<String>,
+    /// When the cursor last moved.
+    pub moved_at: Option<Timestamp>,
+}
