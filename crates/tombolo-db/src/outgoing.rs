@@ -6,8 +6,8 @@
 //! Invariant: what cannot be published poisons the transaction, so that state never commits without its events.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -71,6 +71,7 @@ pub struct Outgoing {
     pub correlation: Option<String>,
     rows: Vec<Row>,
     poison: Option<String>,
+    used: Arc<AtomicBool>,
 }
 
 /// An event that waits to be written to the outbox.
@@ -100,6 +101,7 @@ impl Outgoing {
             correlation: None,
             rows: Vec::new(),
             poison: None,
+            used: Arc::default(),
         }
     }
 
@@ -114,6 +116,7 @@ impl Outgoing {
     /// # Errors
     /// `Refused` for a type that was not declared, a view, a wrong key or size; `Full` while the outbox is full. Either poisons the transaction.
     pub fn publish<E: Event>(&mut self, event: &E) -> Result<EventId> {
+        self.mark_used();
         let buffered = self.try_publish(event);
         if let Err(error) = &buffered {
             self.poison(&error.to_string());
@@ -196,6 +199,18 @@ impl Outgoing {
         let id = EventId::of_consequence(&of);
         self.ordinal += 1;
         (id, Some(*cause))
+    }
+
+    /// Says that something was done in the transaction: a statement was run or an event published.
+    pub fn mark_used(&self) {
+        self.used.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether something was done in the transaction; gone once it has ended. For whoever has to know that a transaction
+    /// is open without holding it.
+    #[must_use]
+    pub fn used(&self) -> Weak<AtomicBool> {
+        Arc::downgrade(&self.used)
     }
 
     /// Makes a commit impossible.

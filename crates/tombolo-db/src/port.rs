@@ -203,10 +203,18 @@ pub struct Depth {
 #[async_trait]
 pub trait Cursors: Send + Sync + 'static {
     /// Makes the cursors that a subscription does not have yet, and remembers the types that it handles.
-    /// Returns the types that it did not handle before, none for a new subscription.
-    async fn open(&self, subscription: &str, types: &[String], starts: &[StartAt]) -> Result<Vec<String>>;
+    /// Returns the types that it did not handle before, none for a new subscription. Unless `accept` is true those are
+    /// not remembered and no cursor is made, so that the next opening finds them again.
+    async fn open(
+        &self,
+        subscription: &str,
+        types: &[String],
+        starts: &[StartAt],
+        accept: bool,
+    ) -> Result<Vec<String>>;
 
-    /// Takes the lease, by the database's clock, of up to `most` partitions that nobody holds, with a lease epoch one higher than any before.
+    /// Takes the lease, by the database's clock, of up to `most` partitions that nobody else holds (those that `holder`
+    /// has already included), with a lease epoch one higher than any before.
     async fn claim(
         &self,
         subscription: &str,
