@@ -8,6 +8,9 @@ pub mod outgoing;
 pub mod port;
 pub mod transient;
 mod error;
+mod owner;
+mod fencing;
+pub mod mutant;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 #[cfg(feature = "postgres")]
@@ -24,3 +27,10 @@ pub use port::{
 
 /// The result of everything in this crate.
 pub type Result<T> = std::result::Result<T, Error>;
+
+/// Text of JSON for a list that goes into one statement.
+#[cfg(feature = "sqlite")]
+fn json_text(list: &impl serde::Serialize) -> Result<String> {
+    serde_json::to_string(list)
+        .map_err(|error| Error::new(Kind::Database, "a list of marks could not be written").because(error))
+}

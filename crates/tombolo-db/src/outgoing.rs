@@ -206,6 +206,12 @@ impl Outgoing {
         self.used.store(true, Ordering::Relaxed);
     }
 
+    /// Whether something was done in the transaction.
+    #[must_use]
+    pub fn is_used(&self) -> bool {
+        self.used.load(Ordering::Relaxed)
+    }
+
     /// Whether something was done in the transaction; gone once it has ended. For whoever has to know that a transaction
     /// is open without holding it.
     #[must_use]

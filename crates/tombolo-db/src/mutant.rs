@@ -1,0 +1,37 @@
+//! Deliberate faults, for the tests that must catch them.
+//!
+//! Invariant: without the feature `mutants`, [`Mutation::is`] is `false` for ever and costs nothing.
+
+/// A fault that the conformance suite must catch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Mutant {
+    /// The relay takes rows above the highest position it saw, instead of those that are there.
+    NaiveOutboxCursor,
+    /// A commit does not lock the stripes of its keys.
+    NoKeyLock,
+    /// The relay guesses numbers in memory instead of storing them first.
+    NumberingNotDurable,
+    /// Nobody compares epochs.
+    NoFencing,
+    /// A cursor moves from wherever it is.
+    NoCursorCheck,
+}
+
+/// Which fault a database handle has, if any.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Mutation(#[cfg(feature = "mutants")] pub(crate) Option<Mutant>);
+
+impl Mutation {
+    /// Whether the fault is `mutant`.
+    #[cfg(feature = "mutants")]
+    pub(crate) fn is(self, mutant: Mutant) -> bool {
+        self.0 == Some(mutant)
+    }
+
+    /// Whether the fault is `mutant`: never.
+    #[cfg(not(feature = "mutants"))]
+    #[expect(clippy::unused_self, reason = "the same call as with the feature")]
+    pub(crate) fn is(self, _mutant: Mutant) -> bool {
+        false
+    }
+}

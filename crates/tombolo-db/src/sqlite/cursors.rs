@@ -1,0 +1,250 @@
+//! The subscriptions' half of SQLite.
+//!
+//! takes: claims · writes: leases, attempts, cursors · commits: a cursor with the effect, in the transaction of
+//! both; leases and attempts in short ones of their own · if we crash here: the cursor is where the last effect
+//! left it · if it repeats: the compare-and-set refuses it.
+//!
+//! Invariant: a cursor moves only from the claim's place and under the claim's lease epoch. Leases are for
+//! liveness; a stopped worker cannot be cut off from SQLite, so while it holds a transaction open everybody waits.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use sqlx::Row;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
+use tombolo_event::{Cursor, EventId, Incarnation, ServiceName};
+use uuid::Uuid;
+
+use super::Sqlite;
+use super::outbox::{millis, unsigned};
+use crate::mutant::{Mutant, Mutation};
+use crate::{Claim, CursorState, Cursors, Error, Result, StartAt, fencing};
+
+/// The most bytes of an error's text that are kept.
+const ERROR_BYTES_MAX: usize = 2_000;
+
+#[async_trait]
+impl Cursors for Sqlite {
+    async fn open(
+        &self,
+        subscription: &str,
+        types: &[String],
+        starts: &[StartAt],
+        accept: bool,
+    ) -> Result<Vec<String>> {
+        self.write(&self.writer, async |connection| {
+            let known = known_types(connection, subscription).await?;
+            let added: Vec<String> = types.iter().filter(|name| !known.contains(name)).cloned().collect();
+            let is_new = known.is_empty();
+            if accept || is_new || added.is_empty() {
+                remember_types(connection, subscription, &added).await?;
+                for start in starts {
+                    insert_cursor(connection, subscription, start).await?;
+                }
+            }
+            Ok(if is_new { Vec::new() } else { added })
+        })
+        .await
+    }
+
+    async fn claim(
+        &self,
+        subscription: &str,
+        holder: Uuid,
+        lease: Duration,
+        most: usize,
+    ) -> Result<Vec<Claim>> {
+        let free = sqlx::query(
+            "SELECT 1 FROM tombolo_cursor
+             WHERE subscription = ? AND (until_ms <= CAST(unixepoch('subsec') * 1000 AS INTEGER) OR holder = ?)
+             LIMIT 1",
+        );
+        let free = free.bind(subscription).bind(holder);
+        if most == 0 || free.fetch_optional(&self.pool).await?.is_none() {
+            return Ok(Vec::new());
+        }
+        let claimed = |connection: SqliteRow| claim(subscription, &connection);
+        self.write(&self.upkeep, async |connection| {
+            let taken = sqlx::query(
+                "UPDATE tombolo_cursor
+                 SET holder = ?1, until_ms = CAST(unixepoch('subsec') * 1000 AS INTEGER) + ?2, lease_epoch = lease_epoch + 1
+                 WHERE rowid IN (
+                     SELECT rowid FROM tombolo_cursor
+                     WHERE subscription = ?3
+                       AND (until_ms <= CAST(unixepoch('subsec') * 1000 AS INTEGER) OR holder = ?1)
+                     ORDER BY topic, partition LIMIT ?4)
+                 RETURNING topic, partition, incarnation, sequence, id, lease_epoch, attempts",
+            );
+            let taken = taken.bind(holder).bind(millis(lease)).bind(subscription).bind(most as i64);
+            taken.fetch_all(connection).await?.into_iter().map(claimed).collect()
+        })
+        .await
+    }
+
+    async fn renew(&self, subscription: &str, holder: Uuid, lease: Duration) -> Result<usize> {
+        self.write(&self.upkeep, async |connection| {
+            let renewed = sqlx::query(
+                "UPDATE tombolo_cursor SET until_ms = CAST(unixepoch('subsec') * 1000 AS INTEGER) + ?
+                 WHERE subscription = ? AND holder = ?",
+            );
+            let renewed =
+                renewed.bind(millis(lease)).bind(subscription).bind(holder).execute(connection).await?;
+            Ok(renewed.rows_affected() as usize)
+        })
+        .await
+    }
+
+    async fn release(&self, subscription: &str, holder: Uuid) -> Result<()> {
+        self.write(&self.upkeep, async |connection| {
+            let released = sqlx::query(
+                "UPDATE tombolo_cursor SET holder = NULL, until_ms = 0 WHERE subscription = ? AND holder = ?",
+            );
+            released.bind(subscription).bind(holder).execute(connection).await?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn record_attempt(&self, claim: &Claim, event: EventId, error: &str) -> Result<u32> {
+        let end = error.floor_char_boundary(ERROR_BYTES_MAX);
+        let epoch = expected_epoch(claim, self.mutation);
+        self.write(&self.upkeep, async |connection| {
+            let counted = sqlx::query(
+                "UPDATE tombolo_cursor
+                 SET attempts = CASE WHEN attempt_id = ?1 THEN attempts + 1 ELSE 1 END, attempt_id = ?1, error = ?2
+                 WHERE subscription = ?3 AND topic = ?4 AND partition = ?5 AND lease_epoch = coalesce(?6, lease_epoch)
+                 RETURNING attempts",
+            );
+            let counted = counted.bind(event.0).bind(&error[..end]).bind(&claim.subscription);
+            let counted = counted.bind(claim.topic.as_str()).bind(claim.partition).bind(epoch);
+            match counted.fetch_optional(&mut *connection).await? {
+                Some(row) => Ok(row.try_get(0)?),
+                None => Err(why_refused(connection, claim).await?),
+            }
+        })
+        .await
+    }
+
+    async fn cursors(&self) -> Result<Vec<CursorState>> {
+        let rows = sqlx::query(
+            "SELECT topic, partition, incarnation, sequence, id, lease_epoch, attempts, subscription,
+                    until_ms > CAST(unixepoch('subsec') * 1000 AS INTEGER), error, moved_ms
+             FROM tombolo_cursor ORDER BY subscription, topic, partition",
+        );
+        rows.fetch_all(&self.pool).await?.iter().map(state).collect()
+    }
+}
+
+/// Moves the cursor in the transaction of the effect.
+pub(super) async fn advance(
+    connection: &mut SqliteConnection,
+    claim: &Claim,
+    to: &Cursor,
+    mutation: Mutation,
+) -> Result<()> {
+    let from = if mutation.is(Mutant::NoCursorCheck) { None } else { Some(claim.cursor.sequence as i64) };
+    let moved = sqlx::query(
+        "UPDATE tombolo_cursor
+         SET incarnation = ?1, sequence = ?2, id = ?3, attempts = 0, attempt_id = NULL, error = NULL,
+             moved_ms = CAST(unixepoch('subsec') * 1000 AS INTEGER)
+         WHERE subscription = ?4 AND topic = ?5 AND partition = ?6
+           AND lease_epoch = coalesce(?7, lease_epoch) AND sequence = coalesce(?8, sequence)",
+    );
+    let moved = moved.bind(to.incarnation.0).bind(to.sequence as i64).bind(to.id.map(|id| id.0));
+    let moved = moved.bind(&claim.subscription).bind(claim.topic.as_str()).bind(claim.partition);
+    let moved = moved.bind(expected_epoch(claim, mutation)).bind(from);
+    match moved.execute(&mut *connection).await?.rows_affected() {
+        0 => Err(why_refused(connection, claim).await?),
+        _ => Ok(()),
+    }
+}
+
+fn expected_epoch(claim: &Claim, mutation: Mutation) -> Option<i64> {
+    let unchecked = mutation.is(Mutant::NoFencing) || mutation.is(Mutant::NoCursorCheck);
+    if unchecked { None } else { Some(claim.lease_epoch as i64) }
+}
+
+/// What kept a guarded update from happening.
+async fn why_refused(connection: &mut SqliteConnection, claim: &Claim) -> Result<Error> {
+    let found = sqlx::query(
+        "SELECT topic, partition, incarnation, sequence, id, lease_epoch, attempts FROM tombolo_cursor
+         WHERE subscription = ? AND topic = ? AND partition = ?",
+    );
+    let found = found.bind(&claim.subscription).bind(claim.topic.as_str()).bind(claim.partition);
+    let Some(row) = found.fetch_optional(connection).await? else { return Ok(fencing::no_cursor(claim)) };
+    let epoch = unsigned(row.try_get(5)?);
+    Ok(match epoch == claim.lease_epoch {
+        true => fencing::moved(claim, &cursor(&row)?),
+        false => fencing::lease_lost(claim, epoch),
+    })
+}
+
+async fn insert_cursor(connection: &mut SqliteConnection, subscription: &str, start: &StartAt) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO tombolo_cursor (subscription, topic, partition, incarnation, sequence, id)
+         VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+    )
+    .bind(subscription)
+    .bind(start.topic.as_str())
+    .bind(start.partition)
+    .bind(start.cursor.incarnation.0)
+    .bind(start.cursor.sequence as i64)
+    .bind(start.cursor.id.map(|id| id.0))
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+async fn known_types(connection: &mut SqliteConnection, subscription: &str) -> Result<Vec<String>> {
+    let known = sqlx::query_scalar("SELECT event_type FROM tombolo_subscription WHERE subscription = ?");
+    Ok(known.bind(subscription).fetch_all(connection).await?)
+}
+
+async fn remember_types(
+    connection: &mut SqliteConnection,
+    subscription: &str,
+    types: &[String],
+) -> Result<()> {
+    for name in types {
+        sqlx::query("INSERT INTO tombolo_subscription (subscription, event_type) VALUES (?, ?) ON CONFLICT DO NOTHING")
+            .bind(subscription)
+            .bind(name)
+            .execute(&mut *connection)
+            .await?;
+    }
+    Ok(())
+}
+
+fn cursor(row: &SqliteRow) -> Result<Cursor> {
+    let id: Option<Uuid> = row.try_get(4)?;
+    let incarnation = Incarnation(row.try_get(2)?);
+    Ok(Cursor { incarnation, sequence: unsigned(row.try_get(3)?), id: id.map(EventId) })
+}
+
+fn claim(subscription: &str, row: &SqliteRow) -> Result<Claim> {
+    let topic: String = row.try_get(0)?;
+    Ok(Claim {
+        subscription: subscription.to_owned(),
+        topic: ServiceName::new(topic)?,
+        partition: row.try_get(1)?,
+        lease_epoch: unsigned(row.try_get(5)?),
+        cursor: cursor(row)?,
+        attempts: row.try_get(6)?,
+    })
+}
+
+fn state(row: &SqliteRow) -> Result<CursorState> {
+    let topic: String = row.try_get(0)?;
+    let moved_ms: Option<i64> = row.try_get(10)?;
+    Ok(CursorState {
+        subscription: row.try_get(7)?,
+        topic: ServiceName::new(topic)?,
+        partition: row.try_get(1)?,
+        cursor: cursor(row)?,
+        held: row.try_get(8)?,
+        attempts: row.try_get(6)?,
+        error: row.try_get(9)?,
+        moved_at: moved_ms.and_then(|ms| Timestamp::from_millisecond(ms).ok()),
+    })
+}

@@ -1,0 +1,161 @@
+//! Tombolo's tables in SQLite: made, brought up to date or checked before anything else.
+//!
+//! Invariant: a version only adds to the one before it, so that version N and N−1 run together; and a database
+//! belongs to one service for good.
+
+use sqlx::Row;
+use sqlx::sqlite::SqliteConnection;
+
+use super::Sqlite;
+use crate::{Error, Kind, Owner, Result, Schema};
+
+/// The steps from an empty database to the present version, one for each version.
+const STEPS: &[&str] = &["
+CREATE TABLE tombolo_service (          -- whose database it is; one row
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    service TEXT NOT NULL,
+    partitions INTEGER NOT NULL,
+    incarnation BLOB                    -- of the topic, once it was seen
+);
+CREATE TABLE tombolo_leader (           -- the relay; one row
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    epoch INTEGER NOT NULL,
+    holder BLOB,
+    until_ms INTEGER NOT NULL
+);
+CREATE TABLE tombolo_partition (        -- how far each partition is numbered and removed
+    partition INTEGER PRIMARY KEY,
+    numbered INTEGER NOT NULL DEFAULT 0,
+    removed_sequence INTEGER NOT NULL DEFAULT 0,
+    removed_id BLOB,
+    waiting_bytes INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE tombolo_outbox (           -- the events that wait for the relay
+    position INTEGER PRIMARY KEY AUTOINCREMENT,
+    partition INTEGER NOT NULL,
+    sequence INTEGER NOT NULL,
+    id BLOB NOT NULL,
+    event_type TEXT NOT NULL,
+    bytes BLOB NOT NULL,
+    written_ms INTEGER NOT NULL DEFAULT (CAST(unixepoch('subsec') * 1000 AS INTEGER)),
+    UNIQUE (partition, sequence)
+);
+CREATE TABLE tombolo_subscription (     -- the types that each subscription handles
+    subscription TEXT NOT NULL,
+    event_type TEXT NOT NULL,
+    PRIMARY KEY (subscription, event_type)
+) WITHOUT ROWID;
+CREATE TABLE tombolo_cursor (           -- where each subscription stands, and who holds it
+    subscription TEXT NOT NULL,
+    topic TEXT NOT NULL,
+    partition INTEGER NOT NULL,
+    incarnation BLOB NOT NULL,
+    sequence INTEGER NOT NULL,
+    id BLOB,
+    lease_epoch INTEGER NOT NULL DEFAULT 0,
+    holder BLOB,
+    until_ms INTEGER NOT NULL DEFAULT 0,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    attempt_id BLOB,
+    error TEXT,
+    moved_ms INTEGER,
+    PRIMARY KEY (subscription, topic, partition)
+);
+"];
+
+/// The SQL that makes the tables in an empty database, as `tombolo schema print` shows it.
+#[must_use]
+pub fn schema_sql() -> String {
+    let mut sql = String::from("CREATE TABLE IF NOT EXISTS tombolo_schema (version INTEGER NOT NULL);\n");
+    for (version, step) in STEPS.iter().enumerate() {
+        sql.push_str(step.trim_start());
+        sql.push_str(&format!("INSERT INTO tombolo_schema (version) VALUES ({});\n", version + 1));
+    }
+    sql
+}
+
+impl Sqlite {
+    pub(super) async fn prepare_schema(&self, owner: &Owner, schema: Schema) -> Result<()> {
+        self.check_settings().await?;
+        let found = version(&mut *self.writer.acquire().await?).await?;
+        let expected = STEPS.len() as i64;
+        match schema {
+            Schema::Check if found < expected => return Err(missing(found, expected)),
+            Schema::Apply if found < expected => self.write(&self.writer, apply).await?,
+            _ => {}
+        }
+        let settled = is_owned_by(&mut *self.writer.acquire().await?, owner).await?;
+        if settled {
+            return Ok(());
+        }
+        self.write(&self.writer, async |connection| own(connection, owner).await).await
+    }
+}
+
+fn missing(found: i64, expected: i64) -> Error {
+    let what = match found {
+        0 => "the database has no tables of Tombolo".to_owned(),
+        older => format!("the database has version {older} of Tombolo's tables"),
+    };
+    Error::new(
+        Kind::Schema,
+        format!(
+            "{what}; expected version {expected}: run `tombolo schema apply`, or start the service with Schema::Apply"
+        ),
+    )
+}
+
+/// The version of the tables that are there; 0 if there are none. A newer one than ours is fine: it only adds.
+async fn version(connection: &mut SqliteConnection) -> Result<i64> {
+    let table = sqlx::query("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'tombolo_schema'");
+    if table.fetch_optional(&mut *connection).await?.is_none() {
+        return Ok(0);
+    }
+    let found = sqlx::query("SELECT coalesce(max(version), 0) FROM tombolo_schema");
+    Ok(found.fetch_one(connection).await?.try_get(0)?)
+}
+
+async fn apply(connection: &mut SqliteConnection) -> Result<()> {
+    sqlx::raw_sql("CREATE TABLE IF NOT EXISTS tombolo_schema (version INTEGER NOT NULL)")
+        .execute(&mut *connection)
+        .await?;
+    let found = version(connection).await?;
+    for (step, number) in STEPS.iter().zip(1_i64..).filter(|(_, number)| *number > found) {
+        sqlx::raw_sql(*step).execute(&mut *connection).await?;
+        sqlx::query("INSERT INTO tombolo_schema (version) VALUES (?)")
+            .bind(number)
+            .execute(&mut *connection)
+            .await?;
+    }
+    Ok(())
+}
+
+/// Whether the database is `owner`'s already; `false` if it is nobody's yet.
+async fn is_owned_by(connection: &mut SqliteConnection, owner: &Owner) -> Result<bool> {
+    let row = sqlx::query("SELECT service, partitions FROM tombolo_service");
+    let Some(row) = row.fetch_optional(connection).await? else { return Ok(false) };
+    let (service, partitions): (String, i64) = (row.try_get(0)?, row.try_get(1)?);
+    crate::owner::check(owner, &service, partitions)?;
+    Ok(true)
+}
+
+async fn own(connection: &mut SqliteConnection, owner: &Owner) -> Result<()> {
+    if is_owned_by(connection, owner).await? {
+        return Ok(());
+    }
+    sqlx::query("INSERT INTO tombolo_service (one, service, partitions) VALUES (1, ?, ?)")
+        .bind(owner.service.as_str())
+        .bind(owner.partitions)
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query("INSERT INTO tombolo_leader (one, epoch, until_ms) VALUES (1, 0, 0)")
+        .execute(&mut *connection)
+        .await?;
+    for partition in 0..owner.partitions {
+        sqlx::query("INSERT INTO tombolo_partition (partition) VALUES (?)")
+            .bind(partition)
+            .execute(&mut *connection)
+            .await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,245 @@
+//! The transaction of a service's SQLite database.
+//!
+//! takes: the user's statements and events · writes: outbox rows with their numbers, the cursor · commits: all of
+//! it, synced, in [`Tx::commit`] · if we crash here: nothing happened · if it repeats: a new transaction.
+//!
+//! Invariant: state, events and cursor commit together or not at all, and numbers are in commit order, because
+//! this transaction is the only writer from its first moment.
+
+use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
+
+use async_trait::async_trait;
+use sqlx::sqlite::SqliteConnection;
+use sqlx::{AssertSqlSafe, Connection, Row};
+use tokio::sync::OwnedSemaphorePermit;
+use tombolo_event::{Cursor, Event, EventId, Position, barrier};
+
+use super::{Gate, cursors};
+use crate::mutant::Mutation;
+use crate::outgoing::Row as Outbound;
+use crate::{Claim, Committed, Error, Kind, Outgoing, Result, Transaction};
+
+/// The sizes of one insert, so that only these few statements are ever prepared.
+const INSERT_ROWS: [usize; 4] = [512, 64, 8, 1];
+
+/// A transaction: dereferences to sqlx's connection for the user's own statements. Dropped, it is rolled back.
+pub struct Tx {
+    inner: sqlx::Transaction<'static, sqlx::Sqlite>,
+    /// Given back after `inner`, in the order of the fields.
+    _turn: OwnedSemaphorePermit,
+    gate: Gate,
+    outgoing: Outgoing,
+    mutation: Mutation,
+}
+
+impl Tx {
+    pub(super) fn new(
+        inner: sqlx::Transaction<'static, sqlx::Sqlite>,
+        turn: OwnedSemaphorePermit,
+        gate: Gate,
+        outgoing: Outgoing,
+        mutation: Mutation,
+    ) -> Self {
+        Self { inner, _turn: turn, gate, outgoing, mutation }
+    }
+
+    /// Publishes `event` when the transaction commits.
+    ///
+    /// # Errors
+    /// `Refused` or `Full`; either makes a commit impossible.
+    pub fn publish<E: Event>(&mut self, event: &E) -> Result<EventId> {
+        self.outgoing.publish(event)
+    }
+
+    /// Commits state and events together, and wakes the relay.
+    ///
+    /// # Errors
+    /// `Poisoned` if anything makes a commit impossible, `Unavailable`, `Database`.
+    pub async fn commit(mut self) -> Result<Committed> {
+        let rows = match self.take_rows() {
+            Ok(rows) => rows,
+            Err(error) => {
+                // Dropped without an answer it would be rolled back all the same.
+                self.rollback().await.ok();
+                return Err(error);
+            }
+        };
+        let positions = match rows.is_empty() {
+            true => Vec::new(),
+            false => self.write_rows(&rows).await.map_err(name_lost)?,
+        };
+        if !rows.is_empty() {
+            barrier::reach("outbox.before-commit");
+        }
+        let open = self.gate.open();
+        self.inner.commit().await.map_err(|error| name_lost(error.into()))?;
+        if !open.is_passed() {
+            return Err(lost());
+        }
+        drop(open);
+        if !rows.is_empty() {
+            barrier::reach("outbox.after-commit");
+            (self.outgoing.publisher().wake)();
+        }
+        Ok(Committed { positions })
+    }
+
+    /// Undoes everything.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Database`; everything is undone all the same.
+    pub async fn rollback(self) -> Result<()> {
+        Ok(self.inner.rollback().await?)
+    }
+
+    fn take_rows(&mut self) -> Result<Vec<Outbound>> {
+        if !self.inner.is_in_transaction() {
+            return Err(lost());
+        }
+        self.outgoing.take()
+    }
+
+    async fn write_rows(&mut self, rows: &[Outbound]) -> Result<Vec<Position>> {
+        let sequences = number(&mut self.inner, rows).await?;
+        insert(&mut self.inner, rows, &sequences).await?;
+        let topic = self.outgoing.publisher().service.as_str();
+        let position = |(row, sequence): (&Outbound, &i64)| Position {
+            topic: topic.to_owned(),
+            partition: row.partition,
+            key_hash: row.key_hash,
+            id: row.id,
+            sequence: u64::try_from(*sequence).ok(),
+        };
+        Ok(rows.iter().zip(&sequences).map(position).collect())
+    }
+}
+
+/// Takes the next numbers of each partition, in one statement for all of them, and gives them out in order.
+async fn number(connection: &mut SqliteConnection, rows: &[Outbound]) -> Result<Vec<i64>> {
+    let mut counts: BTreeMap<u32, (i64, i64)> = BTreeMap::new();
+    for row in rows {
+        let (count, bytes) = counts.entry(row.partition).or_default();
+        *count += 1;
+        *bytes += row.bytes.len() as i64;
+    }
+    let wanted: Vec<_> = counts.iter().map(|(partition, (count, bytes))| (partition, count, bytes)).collect();
+    let wanted = crate::json_text(&wanted)?;
+    let numbered = sqlx::query(
+        "UPDATE tombolo_partition AS p
+         SET numbered = p.numbered + (w.value ->> 1), waiting_bytes = p.waiting_bytes + (w.value ->> 2)
+         FROM json_each(?) AS w WHERE p.partition = (w.value ->> 0)
+         RETURNING partition, numbered",
+    )
+    .bind(wanted)
+    .fetch_all(connection)
+    .await?;
+    let mut next = BTreeMap::new();
+    for row in numbered {
+        let (partition, last): (u32, i64) = (row.try_get(0)?, row.try_get(1)?);
+        next.insert(partition, last - counts.get(&partition).map_or(0, |(count, _)| *count));
+    }
+    let mut take = |row: &Outbound| {
+        let last = next.get_mut(&row.partition).ok_or_else(|| no_partition(row.partition))?;
+        *last += 1;
+        Ok(*last)
+    };
+    rows.iter().map(&mut take).collect()
+}
+
+async fn insert(connection: &mut SqliteConnection, rows: &[Outbound], sequences: &[i64]) -> Result<()> {
+    let mut done = 0;
+    while done < rows.len() {
+        let left = rows.len() - done;
+        let size = INSERT_ROWS.into_iter().find(|size| *size <= left).unwrap_or(1);
+        let values = vec!["(?, ?, ?, ?, ?)"; size].join(", ");
+        let sql = format!(
+            "INSERT INTO tombolo_outbox (partition, sequence, id, event_type, bytes) VALUES {values}"
+        );
+        let mut query = sqlx::query(AssertSqlSafe(sql));
+        for (row, sequence) in rows[done..done + size].iter().zip(&sequences[done..]) {
+            query = query.bind(row.partition).bind(*sequence).bind(row.id.0);
+            query = query.bind(row.event_type.as_str()).bind(&row.bytes[..]);
+        }
+        query.execute(&mut *connection).await?;
+        done += size;
+    }
+    Ok(())
+}
+
+fn no_partition(partition: u32) -> Error {
+    Error::new(
+        Kind::Schema,
+        format!(
+            "the database has no row for partition {partition}; it was not prepared for this service: start it with Schema::Apply"
+        ),
+    )
+}
+
+/// SQLite rolls a transaction back by itself when a disk is full or a statement says `ON CONFLICT ROLLBACK`.
+fn lost() -> Error {
+    Error::new(
+        Kind::Poisoned,
+        "the transaction had ended before its commit, by SQLite after an earlier error or by a statement COMMIT or ROLLBACK; nothing was kept",
+    )
+}
+
+/// SQLITE_CONSTRAINT_COMMITHOOK: the gate was closed.
+const COMMIT_REFUSED: &str = "531";
+
+fn name_lost(error: Error) -> Error {
+    let source = std::error::Error::source(&error).and_then(|source| source.downcast_ref::<sqlx::Error>());
+    let Some(sqlx::Error::Database(found)) = source else { return error };
+    let ended = found.code().as_deref() == Some(COMMIT_REFUSED)
+        || found.message().contains("no transaction is active");
+    if ended { lost().because(error) } else { error }
+}
+
+impl Deref for Tx {
+    type Target = SqliteConnection;
+
+    fn deref(&self) -> &SqliteConnection {
+        &self.inner
+    }
+}
+
+impl DerefMut for Tx {
+    fn deref_mut(&mut self) -> &mut SqliteConnection {
+        self.outgoing.mark_used();
+        &mut self.inner
+    }
+}
+
+impl std::fmt::Debug for Tx {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tx").field("outgoing", &self.outgoing).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Transaction for Tx {
+    fn outgoing(&mut self) -> &mut Outgoing {
+        &mut self.outgoing
+    }
+
+    fn is_used(&self) -> bool {
+        self.outgoing.is_used()
+    }
+
+    async fn advance(&mut self, claim: &Claim, to: &Cursor) -> Result<()> {
+        self.outgoing.mark_used();
+        let moved = cursors::advance(&mut self.inner, claim, to, self.mutation).await;
+        if let Err(error) = &moved {
+            self.outgoing.poison(&error.to_string());
+        }
+        moved
+    }
+
+    async fn commit(self) -> Result<Committed> {
+        Tx::commit(self).await
+    }
+
+    async fn rollback(self) -> Result<()> {
+        Tx::rollback(self).await
+    }
+}
