@@ -1,0 +1,96 @@
+//! What a route, an answer or a task of the user's holds: the service's database, and the ways to others.
+
+use std::sync::Arc;
+
+use tombolo_db::{Database, Publisher, Transaction};
+use tombolo_event::{Question, ServiceName};
+
+use crate::current::Current;
+use crate::metrics::Metrics;
+use crate::question::answer::Answerers;
+use crate::question::ask::{Asker, CALL_BOUND, Call, GATHER_BOUND, Gather};
+use crate::status::Board;
+use crate::{Result, ServiceStatus};
+
+/// A running service, as its own code sees it. Cheap to clone; take it in a route as axum's `State<App<…>>`.
+pub struct App<D: Database>(Arc<Shared<D>>);
+
+pub(crate) struct Shared<D: Database> {
+    pub(crate) database: D,
+    pub(crate) publisher: Publisher,
+    pub(crate) replica: u32,
+    pub(crate) asker: Asker,
+    pub(crate) answerers: Answerers<D>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) board: Arc<Board>,
+}
+
+impl<D: Database> Clone for App<D> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<D: Database> App<D> {
+    pub(crate) fn new(shared: Shared<D>) -> Self {
+        Self(Arc::new(shared))
+    }
+
+    /// Begins a transaction of the service's own database. What is published in it commits with it.
+    ///
+    /// # Errors
+    /// `DatabaseAway` or `Database`.
+    pub async fn begin(&self) -> Result<D::Tx> {
+        let current = Current::get();
+        let mut tx = self.0.database.begin(&self.0.publisher).await?;
+        let outgoing = tx.outgoing();
+        outgoing.trace = Some(current.trace);
+        outgoing.correlation = current.correlation;
+        Current::opened(outgoing.used());
+        Ok(tx)
+    }
+
+    /// The service's own database, for reading outside a transaction.
+    #[must_use]
+    pub fn database(&self) -> &D {
+        &self.0.database
+    }
+
+    /// Asks one service directly.
+    ///
+    /// # Errors
+    /// When awaited: `Unreachable`, `Unknown`, `Deadline`, `Loop`, `Failed`, each naming the service; `InTransaction`.
+    pub fn call<'a, Q: Question>(&'a self, service: &'a str, question: &'a Q) -> Call<'a, Q> {
+        Call { asker: &self.0.asker, service, question, bound: CALL_BOUND }
+    }
+
+    /// Asks everybody who answers, over the bus.
+    ///
+    /// # Errors
+    /// When awaited: `InTransaction`, or `Unknown` if nobody who answers is known. A missing answer is part of the result.
+    pub fn gather<'a, Q: Question>(&'a self, question: &'a Q) -> Gather<'a, Q> {
+        Gather { asker: &self.0.asker, question, bound: GATHER_BOUND }
+    }
+
+    /// The service's name.
+    #[must_use]
+    pub fn service(&self) -> &ServiceName {
+        &self.0.publisher.service
+    }
+
+    /// The service's figures.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    /// Where the service stands.
+    #[must_use]
+    pub fn status(&self) -> ServiceStatus {
+        self.0.board.read(self.service().as_str(), self.0.replica)
+    }
+
+    pub(crate) fn answerers(&self) -> &Answerers<D> {
+        &self.0.answerers
+    }
+}

@@ -1,0 +1,152 @@
+//! Who else there is: what every service said of itself when it started, kept in memory.
+//!
+//! Invariant: the directory is a cache. What it last knew stays usable while the bus is away; a change is heard as a
+//! signal, and looked for now and then in case the signal was lost.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tombolo_bus::{Bus, Registration, Signal};
+use tombolo_event::Backoff;
+use tombolo_event::descriptor::Descriptor;
+
+use crate::Result;
+
+const SUBJECT: &str = "directory";
+const REFRESH_EVERY: Duration = Duration::from_secs(15);
+const RETRY: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(5));
+
+/// A replica of a service, as it described itself.
+#[derive(Debug, Clone)]
+pub(crate) struct Peer {
+    pub(crate) service: String,
+    pub(crate) url: String,
+    pub(crate) descriptor: Descriptor,
+}
+
+/// The cache.
+pub(crate) struct Directory {
+    bus: Arc<dyn Bus>,
+    own: Registration,
+    handled: Vec<(String, String)>,
+    peers: Mutex<Vec<Peer>>,
+    said: Mutex<BTreeSet<String>>,
+    changed: watch::Sender<u64>,
+}
+
+impl Directory {
+    /// Nobody known yet. `handled` are the (topic, type) pairs that this service needs somebody to publish.
+    pub(crate) fn new(bus: Arc<dyn Bus>, own: Registration, handled: Vec<(String, String)>) -> Self {
+        Self {
+            bus,
+            own,
+            handled,
+            peers: Mutex::default(),
+            said: Mutex::default(),
+            changed: watch::Sender::new(0),
+        }
+    }
+
+    /// Changes whenever something is registered.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Registers this service and keeps the cache true until it is stopped.
+    pub(crate) async fn run(self: Arc<Self>, registered: watch::Sender<bool>, stop: CancellationToken) {
+        let mut attempt = 0;
+        loop {
+            let Err(error) = self.follow(&registered).await else { return };
+            if attempt == 0 {
+                tracing::warn!("cannot register at the bus yet, goes on without: {error}");
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = sleep(RETRY.jittered(attempt)) => attempt += 1,
+            }
+        }
+    }
+
+    async fn follow(&self, registered: &watch::Sender<bool>) -> Result<()> {
+        let mut signals = self.bus.listen(SUBJECT, None).await?;
+        self.bus.register(&self.own).await?;
+        self.bus.signal(SUBJECT, Signal { reply_to: None, payload: Bytes::new() }).await?;
+        self.refresh().await?;
+        registered.send_replace(true);
+        loop {
+            tokio::select! {
+                signal = signals.next() => match signal {
+                    Some(_) => self.refresh().await?,
+                    None => return Ok(()),
+                },
+                () = sleep(REFRESH_EVERY) => self.refresh().await?,
+            }
+        }
+    }
+
+    /// Asks the bus who there is.
+    pub(crate) async fn refresh(&self) -> Result<()> {
+        let peers: Vec<Peer> = self.bus.registrations().await?.into_iter().filter_map(peer).collect();
+        self.check_wiring(&peers);
+        *self.peers.lock().unwrap_or_else(PoisonError::into_inner) = peers;
+        self.changed.send_modify(|version| *version += 1);
+        Ok(())
+    }
+
+    /// Says, once and by name, what this service handles and nobody publishes.
+    fn check_wiring(&self, peers: &[Peer]) {
+        for (topic, event_type) in &self.handled {
+            let Some(owner) = peers.iter().find(|peer| peer.service == *topic) else { continue };
+            let published: Vec<&str> =
+                owner.descriptor.publishes.iter().map(|published| published.event_type.as_str()).collect();
+            let family =
+                published.iter().any(|published| tombolo_event::event::same_family(published, event_type));
+            let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+            if !family && said.insert(event_type.clone()) {
+                tracing::warn!(
+                    "handles {event_type}, but service {topic} does not publish it; it publishes: {}",
+                    published.join(", ")
+                );
+            }
+        }
+    }
+
+    fn peers(&self) -> Vec<Peer> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The services that answer a question, by name.
+    pub(crate) fn answerers(&self, question: &str) -> BTreeSet<String> {
+        let answers =
+            |peer: &Peer| peer.descriptor.answers.iter().any(|answered| answered.question == question);
+        self.peers().into_iter().filter(answers).map(|peer| peer.service).collect()
+    }
+
+    /// Where a service can be called, one address for each replica.
+    pub(crate) fn urls(&self, service: &str) -> Vec<String> {
+        self.peers().into_iter().filter(|peer| peer.service == service).map(|peer| peer.url).collect()
+    }
+
+    /// Every service's name.
+    pub(crate) fn services(&self) -> BTreeSet<String> {
+        self.peers().into_iter().map(|peer| peer.service).collect()
+    }
+}
+
+fn peer(registration: Registration) -> Option<Peer> {
+    match serde_json::from_str(&registration.descriptor) {
+        Ok(descriptor) => {
+            Some(Peer { service: registration.service.into(), url: registration.url, descriptor })
+        }
+        Err(error) => {
+            tracing::warn!(service = %registration.service, "its descriptor cannot be read, it is left out: {error}");
+            None
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! A service's HTTP side: the user's own routes, and beside them what every service answers.
+//!
+//! `GET /health` (the process runs), `GET /ready` (it serves), `GET /metrics`, `GET /tombolo/status`,
+//! `GET /tombolo/descriptor`, `POST /tombolo/questions/{name}`.
+
+use axum::body::Body;
+use axum::extract::{Path, Request, State};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use http::{HeaderMap, StatusCode, header};
+use serde_json::value::RawValue;
+use tokio::sync::watch;
+use tombolo_db::Database;
+use tombolo_event::descriptor::Descriptor;
+use tracing::Instrument;
+
+use crate::App;
+use crate::current::Current;
+use crate::problem::Problem;
+use crate::question::answer;
+use crate::status::ServiceStatus;
+
+/// All routes of a service.
+pub(crate) fn router<D: Database>(
+    app: App<D>,
+    routes: Router<App<D>>,
+    descriptor: Descriptor,
+    ready: watch::Receiver<bool>,
+) -> Router {
+    let own = Router::new()
+        .route("/health", get(async || "ok"))
+        .route("/ready", get(move || is_ready(ready.clone())))
+        .route("/metrics", get(metrics::<D>))
+        .route("/tombolo/status", get(status::<D>))
+        .route("/tombolo/descriptor", get(async move || Json(descriptor.clone())))
+        .route("/tombolo/questions/{name}", post(question::<D>));
+    routes.merge(own).layer(middleware::from_fn(with_current)).with_state(app)
+}
+
+/// Every request is a piece of work with its trace, deadline and path.
+async fn with_current(request: Request<Body>, next: Next) -> Response {
+    let current = Current::from_headers(request.headers());
+    let span = tracing::info_span!("request", method = %request.method(), path = request.uri().path(), trace = current.trace.trace_id());
+    current.scope(next.run(request)).instrument(span).await
+}
+
+async fn is_ready(ready: watch::Receiver<bool>) -> Response {
+    if *ready.borrow() {
+        "ready".into_response()
+    } else {
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the service is starting").into_response()
+    }
+}
+
+async fn metrics<D: Database>(State(app): State<App<D>>) -> Response {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], app.metrics().expose()).into_response()
+}
+
+async fn status<D: Database>(State(app): State<App<D>>) -> Json<ServiceStatus> {
+    Json(app.status())
+}
+
+async fn question<D: Database>(
+    State(app): State<App<D>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: String,
+) -> Result<Json<Box<RawValue>>, Problem> {
+    answer::answer(&app, Current::from_headers(&headers), &name, &body).await.map(Json)
+}

@@ -1,0 +1,51 @@
+//! Services that each own their database, and data that crosses between them.
+//!
+//! Floor 2: what a service imports. Modules stand in the order in which data flows: a [`Service`] is put together,
+//! a request opens a transaction through its [`App`], the commit wakes the relay, the relay appends to the
+//! bus, a subscription's worker reads, a handler folds. Beside the path stand the two other ways across:
+//! `call` and `gather`.
+//!
+//! What is deliberately not here: how a log or a database works (floor 1), processes and manifests (floor 4).
+
+pub mod service;
+pub mod settings;
+mod running;
+#[cfg(feature = "barriers")]
+mod barriers;
+pub mod app;
+mod current;
+mod relay;
+pub mod handler;
+pub mod subscription;
+mod worker;
+mod question;
+mod directory;
+pub mod problem;
+mod edge;
+pub mod metrics;
+pub mod status;
+mod error;
+
+pub use app::App;
+pub use error::{Error, Kind};
+pub use handler::{Handled, HandlerError, Received, State, reject};
+pub use problem::Problem;
+pub use question::ask::{CALL_BOUND, Call, GATHER_BOUND, Gather};
+pub use running::Running;
+pub use service::Service;
+pub use settings::Settings;
+pub use status::ServiceStatus;
+pub use subscription::{Reactor, View};
+pub use tombolo_db::{Committed, Database, Transaction};
+pub use tombolo_event::{Event, EventId, Gathered, Missing, Position, Question, Upcast, Why};
+
+/// SQLite as a service's database: `sqlite::Sqlite` and `sqlite::Tx`.
+#[cfg(feature = "sqlite")]
+pub use tombolo_db::sqlite;
+
+/// PostgreSQL as a service's database: `postgres::Postgres` and `postgres::Tx`.
+#[cfg(feature = "postgres")]
+pub use tombolo_db::postgres;
+
+/// The result of everything in this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

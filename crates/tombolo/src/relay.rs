@@ -1,0 +1,273 @@
+//! The relay: moves the outbox to the topic.
+//!
+//! takes: numbered rows of the outbox · writes: the topic, then removes the rows · commits when: the bus has
+//! acknowledged (appended and synced) · if we crash here: the next leader finds the rows with the same numbers and
+//! sends them again · if it repeats: same bytes, same numbers, acknowledged without a double.
+//!
+//! One leader for each service, elected through its own database, with an epoch that the bus holds too. Taking over,
+//! and after any refusal: what is in memory is dropped, the epoch is raised, the outbox is read.
+//!
+//! Invariant: nothing is guessed from the bus. What the bus says is only compared with what the database says, and
+//! a difference stops the relay by name.
+
+mod lanes;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tombolo_bus::{Bus, Signal, Tail, Topic, TopicSpec};
+use tombolo_db::{Leader, Mark, Outbox, Publisher, RoundLimit};
+use tombolo_event::Backoff;
+use tombolo_event::barrier;
+use uuid::Uuid;
+
+use crate::metrics::Metrics;
+use crate::status::Board;
+use crate::{Error, Kind, Result};
+use lanes::Lanes;
+
+/// How long a leader that says nothing keeps the lead.
+pub(crate) const LEASE: Duration = Duration::from_secs(10);
+const RENEW_EVERY: Duration = Duration::from_secs(3);
+/// Rows that are taken and not yet acknowledged, at most.
+const IN_FLIGHT_ROWS_MAX: usize = 8_000;
+/// The net under the wake-ups: how often an idle outbox is looked at, from and to.
+const POLL: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+const RETRY: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(5));
+const STOPPED_RETRY: Duration = Duration::from_secs(30);
+
+/// The subject on which a committing process that does not lead wakes the one that does.
+fn wake_subject(service: &str) -> String {
+    format!("wake.{service}")
+}
+
+/// What the relay needs.
+pub(crate) struct Relay {
+    pub(crate) outbox: Arc<dyn Outbox>,
+    pub(crate) bus: Arc<dyn Bus>,
+    pub(crate) publisher: Publisher,
+    pub(crate) woken: Arc<Notify>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) board: Arc<Board>,
+    pub(crate) stop: CancellationToken,
+}
+
+impl Relay {
+    /// Runs until it is stopped.
+    pub(crate) async fn run(self) {
+        let holder = Uuid::now_v7();
+        let mut attempt = 0;
+        let mut said = String::new();
+        while !self.stop.is_cancelled() {
+            let began = Instant::now();
+            let Err(error) = self.lead(holder).await else { continue };
+            self.metrics.relay_retries.inc();
+            attempt = if began.elapsed() > LEASE { 0 } else { attempt + 1 };
+            let stopped = is_stop(&error);
+            let state = if stopped { "stopped" } else { "waiting" };
+            let pause = if stopped { STOPPED_RETRY } else { RETRY.jittered(attempt) };
+            self.board.relay(|relay| {
+                relay.leading = false;
+                relay.state = format!("{state}: {error}");
+            });
+            if said != error.to_string() {
+                said = error.to_string();
+                tracing::warn!(service = %self.publisher.service, "the relay {state}: {error}");
+            }
+            if error.kind() == Kind::Restored {
+                // Each try would raise the epoch in this copy, until it passed that of the original.
+                return self.stop.cancelled().await;
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => {}
+                () = sleep(pause) => {}
+            }
+        }
+    }
+
+    /// Takes the lead, if it is free, and drains until something is refused.
+    async fn lead(&self, holder: Uuid) -> Result<()> {
+        let Some(mut leader) = self.outbox.lead(holder, LEASE).await? else { return self.follow().await };
+        let topic = self.take_over(&mut *leader).await?;
+        self.board.relay(|relay| {
+            relay.leading = true;
+            relay.epoch = leader.epoch();
+            relay.state = "idle".into();
+        });
+        tracing::info!(service = %self.publisher.service, epoch = leader.epoch(), "leads its outbox");
+        let mut signals = self.bus.listen(&wake_subject(self.publisher.service.as_str()), None).await?;
+        let drained = tokio::select! {
+            drained = self.drain(&mut *leader, &topic) => drained,
+            () = async { while signals.next().await.is_some() { self.woken.notify_one(); } std::future::pending().await } => Ok(Vec::new()),
+        };
+        let done = drained?;
+        leader.resign(&done).await?;
+        Ok(())
+    }
+
+    /// Somebody else leads: pass wake-ups on, and look again when its lease may have ended.
+    async fn follow(&self) -> Result<()> {
+        self.board.relay(|relay| {
+            relay.leading = false;
+            relay.state = "idle: another replica leads".into();
+        });
+        let again = Instant::now() + LEASE / 4;
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return Ok(()),
+                () = sleep_until(again) => return Ok(()),
+                () = self.woken.notified() => {
+                    let wake = Signal { reply_to: None, payload: bytes::Bytes::new() };
+                    self.bus.signal(&wake_subject(self.publisher.service.as_str()), wake).await?;
+                }
+            }
+        }
+    }
+
+    /// Checks the topic against the database, and fences every older leader at the bus.
+    async fn take_over(&self, leader: &mut dyn Leader) -> Result<Topic> {
+        let spec = TopicSpec { name: self.publisher.service.clone(), partitions: self.publisher.partitions };
+        let topic = self.bus.ensure_topic(&spec).await?;
+        leader.pin(topic.incarnation).await?;
+        let tails = match self.bus.raise_epoch(&topic.name, topic.incarnation, leader.epoch()).await {
+            Err(error) if error.kind() == tombolo_bus::Kind::OlderEpoch => {
+                return Err(self.outdone(leader, error).await);
+            }
+            raised => raised?,
+        };
+        for (mark, tail) in leader.marks().iter().zip(&tails) {
+            compare(&topic, mark, tail)?;
+        }
+        Ok(topic)
+    }
+
+    /// The bus knows a higher epoch: either this leader was replaced meanwhile, or the database is not the one whose
+    /// relay raised it.
+    async fn outdone(&self, leader: &mut dyn Leader, refused: tombolo_bus::Error) -> Error {
+        match leader.renew().await {
+            Err(replaced) => replaced.into(),
+            Ok(()) => Error::new(
+                Kind::Restored,
+                format!(
+                    "the bus knows a later relay of topic {} than this database does ({refused}): the database was restored from an older copy, or is a copy of the one in use; stop the other service, or tell `tombolo recover` which one counts, and start again",
+                    self.publisher.service
+                ),
+            ),
+        }
+    }
+
+    /// Rounds, pipelined: while appends are on their way the next rows are taken. Returns what is done but not yet reported.
+    async fn drain(&self, leader: &mut dyn Leader, topic: &Topic) -> Result<Vec<Mark>> {
+        let mut lanes = Lanes::new(Arc::clone(&self.bus), topic.clone(), leader.epoch());
+        let mut renew = Instant::now() + RENEW_EVERY;
+        let mut idle = 0;
+        let mut look = true;
+        loop {
+            if self.stop.is_cancelled() {
+                return self.finish(lanes).await;
+            }
+            if Instant::now() >= renew {
+                leader.renew().await?;
+                self.measure().await?;
+                renew = Instant::now() + RENEW_EVERY;
+            }
+            if (look || lanes.is_all_done()) && lanes.rows() < IN_FLIGHT_ROWS_MAX {
+                let limit = RoundLimit::default();
+                let rows = leader.round(&lanes.take_done_if_worth(), limit).await?;
+                // A short round was the last for now; a full one may have more behind it.
+                look = rows.len() >= limit.rows
+                    || rows.iter().map(|row| row.bytes.len()).sum::<usize>() >= limit.bytes;
+                if !rows.is_empty() {
+                    idle = 0;
+                    self.metrics.round_rows.observe(rows.len() as f64);
+                    barrier::reach("relay.before-append");
+                    lanes.send(rows);
+                }
+            }
+            let can_look = look && lanes.rows() < IN_FLIGHT_ROWS_MAX;
+            tokio::select! {
+                biased;
+                acknowledged = lanes.next(), if lanes.rows() > 0 => {
+                    barrier::reach("relay.after-append");
+                    let (events, took) = acknowledged?;
+                    self.metrics.relayed.inc_by(events as u64);
+                    self.metrics.append_seconds.observe(took.as_secs_f64());
+                }
+                () = std::future::ready(()), if can_look => {}
+                () = self.woken.notified() => look = true,
+                () = self.stop.cancelled() => {}
+                () = sleep_until(renew) => {}
+                () = sleep(POLL.delay(idle, 1.0)), if lanes.rows() == 0 => {
+                    idle += 1;
+                    look = true;
+                }
+            }
+        }
+    }
+
+    /// Waits for what is on its way, so that a successor need not send it again.
+    async fn finish(&self, mut lanes: Lanes) -> Result<Vec<Mark>> {
+        while lanes.rows() > 0 {
+            lanes.next().await?;
+        }
+        Ok(lanes.take_done())
+    }
+
+    async fn measure(&self) -> Result<()> {
+        let depth = self.outbox.depth().await?;
+        let age = depth
+            .oldest
+            .map_or(0.0, |oldest| jiff::Timestamp::now().duration_since(oldest).as_secs_f64().max(0.0));
+        self.metrics.outbox_rows.set(depth.rows as i64);
+        self.metrics.outbox_bytes.set(depth.bytes as i64);
+        self.metrics.outbox_age.set(age);
+        self.board.relay(|relay| {
+            relay.outbox_rows = depth.rows;
+            relay.outbox_bytes = depth.bytes;
+            relay.oldest_seconds = age;
+            relay.state = if depth.rows == 0 { "idle".into() } else { "moving".into() };
+        });
+        Ok(())
+    }
+}
+
+/// What the database knows to be published must be on the bus, under the same id.
+fn compare(topic: &Topic, mark: &Mark, tail: &Tail) -> Result<()> {
+    if tail.sequence < mark.sequence {
+        return Err(Error::new(
+            Kind::Bus,
+            format!(
+                "topic {}/{} ends at {} on the bus, but this service published up to {}: the bus lost its tail or is an older copy; restore it, or tell `tombolo recover` what to do",
+                topic.name, mark.partition, tail.sequence, mark.sequence
+            ),
+        ));
+    }
+    if tail.sequence == mark.sequence && tail.id != mark.id {
+        return Err(Error::new(
+            Kind::Bus,
+            format!(
+                "topic {}/{} has another event at {} than the one that this service published: this database or the bus is a copy; tell `tombolo recover` which one counts",
+                topic.name, mark.partition, mark.sequence
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// Whether going on needs an operator. What passes by itself is retried soon, an older epoch included: a leader that
+/// was replaced only has to begin anew.
+fn is_stop(error: &Error) -> bool {
+    matches!(error.kind(), Kind::Bus | Kind::Database) && !is_replaced(error)
+}
+
+fn is_replaced(error: &Error) -> bool {
+    let source = std::error::Error::source(error);
+    let bus = source.and_then(|source| source.downcast_ref::<tombolo_bus::Error>());
+    let database = source.and_then(|source| source.downcast_ref::<tombolo_db::Error>());
+    bus.is_some_and(|error| error.kind() == tombolo_bus::Kind::OlderEpoch)
+        || database.is_some_and(|error| error.kind() == tombolo_db::Kind::Fenced)
+}

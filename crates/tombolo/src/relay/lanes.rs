@@ -1,0 +1,150 @@
+//! The relay's lanes: one append at a time for each partition, all partitions at once.
+//!
+//! Invariant: a partition's rows are sent in the order of their sequences, and a mark is done only when the bus
+//! has acknowledged everything up to it.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{Future, StreamExt};
+use tombolo_bus::{Append, Bus, Record, Topic, port};
+use tombolo_db::{Mark, OutboxRow};
+
+use crate::{Error, Kind, Result};
+
+/// While more is on its way, so many rows are removed in one go.
+const REMOVE_ROWS_MIN: usize = 500;
+
+type Sent = Pin<Box<dyn Future<Output = Result<Acknowledged>> + Send>>;
+
+struct Acknowledged {
+    mark: Mark,
+    events: usize,
+    took: Duration,
+}
+
+/// Rows on their way to the bus.
+pub(super) struct Lanes {
+    bus: Arc<dyn Bus>,
+    topic: Topic,
+    epoch: u64,
+    waiting: Vec<VecDeque<Record>>,
+    busy: Vec<bool>,
+    sent: FuturesUnordered<Sent>,
+    done: Vec<Mark>,
+    done_rows: usize,
+    rows: usize,
+}
+
+impl Lanes {
+    pub(super) fn new(bus: Arc<dyn Bus>, topic: Topic, epoch: u64) -> Self {
+        let partitions = topic.partitions as usize;
+        Self {
+            bus,
+            topic,
+            epoch,
+            waiting: vec![VecDeque::new(); partitions],
+            busy: vec![false; partitions],
+            sent: FuturesUnordered::new(),
+            done: Vec::new(),
+            done_rows: 0,
+            rows: 0,
+        }
+    }
+
+    /// Rows that are not acknowledged yet.
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Whether everything that was sent is acknowledged, and not all of it is reported yet.
+    pub(super) fn is_all_done(&self) -> bool {
+        self.rows == 0 && !self.done.is_empty()
+    }
+
+    /// What was acknowledged, if removing it now is worth a write: nothing is on its way, or much is done.
+    pub(super) fn take_done_if_worth(&mut self) -> Vec<Mark> {
+        if self.rows == 0 || self.done_rows >= REMOVE_ROWS_MIN { self.take_done() } else { Vec::new() }
+    }
+
+    /// What was acknowledged since the last time, for the outbox to remove.
+    pub(super) fn take_done(&mut self) -> Vec<Mark> {
+        self.done_rows = 0;
+        std::mem::take(&mut self.done)
+    }
+
+    /// Puts rows on their lanes and sends what can go.
+    pub(super) fn send(&mut self, rows: Vec<OutboxRow>) {
+        self.rows += rows.len();
+        for row in rows {
+            let record = Record {
+                sequence: row.sequence,
+                id: row.id,
+                event_type: Bytes::from(row.event_type),
+                bytes: row.bytes,
+            };
+            self.waiting[row.partition as usize].push_back(record);
+        }
+        (0..self.busy.len()).for_each(|lane| self.start(lane));
+    }
+
+    fn start(&mut self, lane: usize) {
+        if self.busy[lane] || self.waiting[lane].is_empty() {
+            return;
+        }
+        let records = self.next_batch(lane);
+        let Some(last) = records.last() else { return };
+        let mark = Mark { partition: lane as u32, sequence: last.sequence, id: Some(last.id) };
+        let events = records.len();
+        let append = Append {
+            topic: self.topic.name.clone(),
+            incarnation: self.topic.incarnation,
+            epoch: self.epoch,
+            partition: mark.partition,
+            records,
+        };
+        let bus = Arc::clone(&self.bus);
+        self.busy[lane] = true;
+        self.sent.push(Box::pin(async move {
+            let began = Instant::now();
+            bus.append(append).await?;
+            Ok(Acknowledged { mark, events, took: began.elapsed() })
+        }));
+    }
+
+    fn next_batch(&mut self, lane: usize) -> Vec<Record> {
+        let mut bytes = 0;
+        let mut count = 0;
+        for record in self.waiting[lane].iter().take(port::APPEND_RECORDS_MAX) {
+            bytes += record.size();
+            if count > 0 && bytes > port::APPEND_BYTES_MAX {
+                break;
+            }
+            count += 1;
+        }
+        self.waiting[lane].drain(..count).collect()
+    }
+
+    /// Waits for the next acknowledgement: how many events, and how long it took.
+    pub(super) async fn next(&mut self) -> Result<(usize, Duration)> {
+        let Some(acknowledged) = self.sent.next().await else {
+            return Err(Error::new(
+                Kind::Bus,
+                "rows wait for the bus, but none was sent; this is a fault of Tombolo: please report it",
+            ));
+        };
+        let Acknowledged { mark, events, took } = acknowledged?;
+        let lane = mark.partition as usize;
+        self.rows -= events;
+        self.done_rows += events;
+        self.busy[lane] = false;
+        self.done.retain(|earlier| earlier.partition != mark.partition);
+        self.done.push(mark);
+        self.start(lane);
+        Ok((events, took))
+    }
+}

@@ -1,0 +1,313 @@
+//! A service that runs: its tasks, started in the order in which data flows, and joined when it stops.
+//!
+//! Invariant: every task has an owner here that joins it; one token stops them all; a task that panics stops the service.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::time::Duration;
+
+use axum::Router;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tombolo_bus::{Bus, Registration};
+use tombolo_db::{Database, Owner, Publisher};
+use tombolo_event::descriptor::Descriptor;
+
+use crate::app::Shared;
+use crate::directory::Directory;
+use crate::metrics::Metrics;
+use crate::question::answer::{self, Answerers};
+use crate::question::ask::Asker;
+use crate::question::inbox::Inbox;
+use crate::relay::Relay;
+use crate::status::Board;
+use crate::worker::Worker;
+use crate::{App, Error, Kind, Result, Service, Settings, edge};
+
+/// How long a starting service waits for the bus before it serves without.
+const READY_WITHOUT_BUS: Duration = Duration::from_secs(1);
+
+/// A running service. Dropped, its tasks end at once, as in a crash; [`Running::shutdown`] is the clean way.
+pub struct Running<D: Database> {
+    /// The service, as its own code sees it.
+    pub app: App<D>,
+    /// Where it serves.
+    pub url: String,
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
+    grace: Duration,
+}
+
+impl<D: Database> Running<D> {
+    /// Stops taking work, finishes what was begun, and returns.
+    pub async fn shutdown(mut self) {
+        self.stop.cancel();
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        if timeout(self.grace, all).await.is_err() {
+            tracing::warn!(
+                "not everything ended within {:?}; what is left is cut off, and found again at the next start",
+                self.grace
+            );
+        }
+    }
+
+    /// Waits until the service stops by itself, which it only does if one of its tasks failed.
+    ///
+    /// # Errors
+    /// What failed.
+    pub async fn failed(&mut self) -> Result<()> {
+        match self.tasks.join_next().await {
+            Some(Err(error)) => {
+                Err(Error::new(Kind::Failed, format!("a task of the service failed: {error}")))
+            }
+            _ => Err(Error::new(Kind::Failed, "a task of the service ended by itself")),
+        }
+    }
+}
+
+pub(crate) async fn run<D: Database>(service: Service<D>) -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => {}
+        ["--describe"] => return describe(&service),
+        _ => {
+            let found = arguments.join(" ");
+            return Err(Error::new(
+                Kind::Settings,
+                format!(
+                    "found the arguments {found:?}; expected none, or --describe; all settings come from the environment (TOMBOLO_BUS, TOMBOLO_LISTEN, TOMBOLO_DATABASE, …)"
+                ),
+            ));
+        }
+    }
+    log_to_stderr();
+    #[cfg(feature = "barriers")]
+    crate::barriers::install_from_env()?;
+    let mut terminate =
+        signal(SignalKind::terminate()).map_err(|error| Error::new(Kind::Settings, error.to_string()))?;
+    let mut running = start(service, Settings::from_env()?).await?;
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+        failed = running.failed() => return failed,
+    }
+    running.shutdown().await;
+    Ok(())
+}
+
+fn describe<D: Database>(service: &Service<D>) -> Result<()> {
+    let descriptor = serde_json::to_string_pretty(&service.describe()?);
+    println!("{}", descriptor.map_err(|error| Error::new(Kind::Wiring, error.to_string()))?);
+    Ok(())
+}
+
+/// A subscriber of our own, unless the user has set one.
+fn log_to_stderr() {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .try_init()
+        .ok();
+}
+
+pub(crate) async fn start<D: Database>(mut service: Service<D>, settings: Settings) -> Result<Running<D>> {
+    let descriptor = service.describe()?;
+    let owner = Owner { service: descriptor.service.clone(), partitions: descriptor.partitions };
+    service.database.prepare(&owner, settings.schema).await?;
+    if let Some(setup) = service.setup.take() {
+        setup(service.database.clone()).await?;
+    }
+    let bus = match service.bus.take() {
+        Some(bus) => bus,
+        None => tombolo_bus_temp::connect(&settings.bus, &descriptor.service).await?,
+    };
+    let (listener, url) = bind(&settings).await?;
+    let starting = Starting::new(&descriptor, &settings, bus, &url)?;
+    Ok(starting.spawn(service, descriptor, listener, url, settings.grace).await)
+}
+
+async fn bind(settings: &Settings) -> Result<(TcpListener, String)> {
+    let listen = &settings.listen;
+    let listener = TcpListener::bind(listen).await.map_err(|error| {
+        let message = format!("cannot serve on {listen}: {error}; free the port, or set TOMBOLO_LISTEN to another (port 0 takes a free one)");
+        Error::new(Kind::Listen, message).because(error)
+    })?;
+    let address: SocketAddr =
+        listener.local_addr().map_err(|error| Error::new(Kind::Listen, error.to_string()))?;
+    let url = settings.url.clone().unwrap_or_else(|| format!("http://{address}"));
+    Ok((listener, url))
+}
+
+/// What the tasks share.
+struct Starting {
+    bus: Arc<dyn Bus>,
+    publisher: Publisher,
+    woken: Arc<Notify>,
+    directory: Arc<Directory>,
+    inbox: Arc<Inbox>,
+    metrics: Arc<Metrics>,
+    board: Arc<Board>,
+    replica: u32,
+    stop: CancellationToken,
+}
+
+impl Starting {
+    fn new(descriptor: &Descriptor, settings: &Settings, bus: Arc<dyn Bus>, url: &str) -> Result<Self> {
+        let metrics = Arc::new(Metrics::new(descriptor.service.as_str()));
+        let woken = Arc::new(Notify::new());
+        let wake = Arc::clone(&woken);
+        let declared: BTreeSet<String> =
+            descriptor.publishes.iter().map(|published| published.event_type.clone()).collect();
+        let publisher = Publisher {
+            service: descriptor.service.clone(),
+            partitions: descriptor.partitions,
+            declared: Arc::new(declared),
+            full: Arc::new(AtomicBool::new(false)),
+            wake: Arc::new(move || wake.notify_one()),
+        };
+        let json =
+            serde_json::to_string(descriptor).map_err(|error| Error::new(Kind::Wiring, error.to_string()))?;
+        let own = Registration {
+            service: descriptor.service.clone(),
+            replica: settings.replica,
+            url: url.to_owned(),
+            descriptor: json,
+        };
+        let directory = Arc::new(Directory::new(Arc::clone(&bus), own, needed(descriptor)));
+        let inbox = Arc::new(Inbox::new(Arc::clone(&metrics)));
+        let (board, stop) = (Arc::default(), CancellationToken::new());
+        Ok(Self { bus, publisher, woken, directory, inbox, metrics, board, replica: settings.replica, stop })
+    }
+
+    async fn spawn<D: Database>(
+        self,
+        mut service: Service<D>,
+        descriptor: Descriptor,
+        listener: TcpListener,
+        url: String,
+        grace: Duration,
+    ) -> Running<D> {
+        let mut tasks = JoinSet::new();
+        let app = self.app(&mut service);
+        if !descriptor.publishes.is_empty() {
+            tasks.spawn(self.relay(&service.database).run());
+        }
+        let states = Arc::new(service.take_states());
+        for subscription in std::mem::take(&mut service.subscriptions) {
+            tasks.spawn(self.worker(subscription, &service.database, &states).run());
+        }
+        for question in app.answerers().keys() {
+            tasks.spawn(answer::listen(
+                app.clone(),
+                Arc::clone(&self.bus),
+                question.clone(),
+                self.stop.clone(),
+            ));
+        }
+        tasks.spawn(Arc::clone(&self.inbox).run(Arc::clone(&self.bus), self.stop.clone()));
+        let (registered, mut is_registered) = watch::channel(false);
+        tasks.spawn(Arc::clone(&self.directory).run(registered, self.stop.clone()));
+        let (ready, is_ready) = watch::channel(false);
+        tasks.spawn(serve(
+            listener,
+            edge::router(app.clone(), service.routes, descriptor, is_ready),
+            self.stop.clone(),
+        ));
+        // Without the bus the service serves all the same; it only waits a moment for it.
+        timeout(READY_WITHOUT_BUS, is_registered.wait_for(|&registered| registered)).await.ok();
+        ready.send_replace(true);
+        tracing::info!(service = %app.service(), url, "ready");
+        Running { app, url, stop: self.stop, tasks, grace }
+    }
+
+    fn app<D: Database>(&self, service: &mut Service<D>) -> App<D> {
+        let answerers: Answerers<D> = std::mem::take(&mut service.answerers)
+            .into_iter()
+            .map(|answerer| (answerer.describe.question.clone(), answerer))
+            .collect();
+        let asker = Asker {
+            service: self.publisher.service.to_string(),
+            bus: Arc::clone(&self.bus),
+            directory: Arc::clone(&self.directory),
+            inbox: Arc::clone(&self.inbox),
+            http: reqwest::Client::new(),
+            metrics: Arc::clone(&self.metrics),
+            next: AtomicUsize::new(0),
+        };
+        App::new(Shared {
+            database: service.database.clone(),
+            publisher: self.publisher.clone(),
+            replica: self.replica,
+            asker,
+            answerers,
+            metrics: Arc::clone(&self.metrics),
+            board: Arc::clone(&self.board),
+        })
+    }
+
+    fn relay<D: Database>(&self, database: &D) -> Relay {
+        Relay {
+            outbox: Arc::new(database.clone()),
+            bus: Arc::clone(&self.bus),
+            publisher: self.publisher.clone(),
+            woken: Arc::clone(&self.woken),
+            metrics: Arc::clone(&self.metrics),
+            board: Arc::clone(&self.board),
+            stop: self.stop.clone(),
+        }
+    }
+
+    fn worker<D: Database>(
+        &self,
+        subscription: crate::subscription::Subscription<D>,
+        database: &D,
+        states: &Arc<http::Extensions>,
+    ) -> Worker<D> {
+        Worker {
+            subscription,
+            database: database.clone(),
+            bus: Arc::clone(&self.bus),
+            publisher: self.publisher.clone(),
+            states: Arc::clone(states),
+            metrics: Arc::clone(&self.metrics),
+            board: Arc::clone(&self.board),
+            registered: self.directory.changes(),
+            stop: self.stop.clone(),
+        }
+    }
+}
+
+/// The (topic, type) pairs that somebody else has to publish.
+fn needed(descriptor: &Descriptor) -> Vec<(String, String)> {
+    let handled = descriptor.subscriptions.iter().flat_map(|subscription| &subscription.handles);
+    handled.filter_map(|handled| Some((handled.topic.to_string(), handled.types.last()?.clone()))).collect()
+}
+
+async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
+    let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await;
+    if let Err(error) = served {
+        tracing::error!("stopped serving: {error}");
+    }
+}
+/// Until `tombolo_bus::connect` exists, a service is given its bus.
+mod tombolo_bus_temp {
+    use super::{Arc, Bus};
+    pub(super) async fn connect(
+        url: &str,
+        _: &tombolo_event::ServiceName,
+    ) -> tombolo_bus::Result<Arc<dyn Bus>> {
+        Err(tombolo_bus::Error::new(
+            tombolo_bus::Kind::Configuration,
+            format!("no engine for {url:?} is built in yet"),
+        ))
+    }
+}

@@ -1,0 +1,219 @@
+//! Putting a service together: its name, its database, its routes, and what crosses its border.
+//!
+//! Invariant: everything that crosses the border is declared here, so the descriptor is complete, and what is wired
+//! wrongly is said by name before anything starts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use axum::Router;
+use http::Extensions;
+use tombolo_bus::Bus;
+use tombolo_db::Database;
+use tombolo_event::descriptor::{Descriptor, Published};
+use tombolo_event::event::schema_of;
+use tombolo_event::{Event, Question, ServiceName, TypeName, key, name};
+
+use crate::problem::Problem;
+use crate::question::answer::Answerer;
+use crate::running::{self, Running};
+use crate::subscription::Subscription;
+use crate::{App, Error, Kind, Reactor, Result, Settings, View};
+
+type Setup<D> = Box<dyn FnOnce(D) -> Pin<Box<dyn Future<Output = Result<()>> + Send>> + Send>;
+
+/// A service that is being put together.
+pub struct Service<D: Database> {
+    name: String,
+    partitions: u32,
+    states: Extensions,
+    state_types: BTreeSet<std::any::TypeId>,
+    publishes: Vec<Published>,
+    asks: Vec<String>,
+    pub(crate) database: D,
+    pub(crate) bus: Option<Arc<dyn Bus>>,
+    pub(crate) routes: Router<App<D>>,
+    pub(crate) setup: Option<Setup<D>>,
+    pub(crate) subscriptions: Vec<Subscription<D>>,
+    pub(crate) answerers: Vec<Answerer<D>>,
+}
+
+impl<D: Database> Service<D> {
+    /// A service with its name, which is also its topic's, and its own database.
+    #[must_use]
+    pub fn new(name: &str, database: D) -> Self {
+        Self {
+            name: name.to_owned(),
+            partitions: key::PARTITIONS_DEFAULT,
+            states: Extensions::new(),
+            state_types: BTreeSet::new(),
+            publishes: Vec::new(),
+            asks: Vec::new(),
+            database,
+            bus: None,
+            routes: Router::new(),
+            setup: None,
+            subscriptions: Vec::new(),
+            answerers: Vec::new(),
+        }
+    }
+
+    /// The number of partitions of the service's topic; fixed when the topic is made.
+    #[must_use]
+    pub fn partitions(mut self, partitions: u32) -> Self {
+        self.partitions = partitions;
+        self
+    }
+
+    /// The service's routes, plain axum, with `App<D>` as their state. Merged with what was given before.
+    #[must_use]
+    pub fn routes(mut self, routes: Router<App<D>>) -> Self {
+        self.routes = self.routes.merge(routes);
+        self
+    }
+
+    /// What to do in the service's own database before it serves: its tables, its migrations.
+    #[must_use]
+    pub fn setup<F, Fut>(mut self, setup: F) -> Self
+    where
+        F: FnOnce(D) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<()>> + Send + 'static,
+    {
+        self.setup = Some(Box::new(move |database| Box::pin(setup(database))));
+        self
+    }
+
+    /// A value that handlers take as [`crate::State`].
+    #[must_use]
+    pub fn state<S: Clone + Send + Sync + 'static>(mut self, state: S) -> Self {
+        self.state_types.insert(std::any::TypeId::of::<S>());
+        self.states.insert(state);
+        self
+    }
+
+    /// Declares that the service publishes `E`.
+    #[must_use]
+    pub fn publishes<E: Event>(mut self) -> Self {
+        self.publishes.push(Published { event_type: E::TYPE.to_owned(), schema: schema_of::<E>() });
+        self
+    }
+
+    /// A read model.
+    #[must_use]
+    pub fn view(mut self, view: View<D>) -> Self {
+        self.subscriptions.push(view.0);
+        self
+    }
+
+    /// A reaction to events.
+    #[must_use]
+    pub fn react(mut self, reactor: Reactor<D>) -> Self {
+        self.subscriptions.push(reactor.0);
+        self
+    }
+
+    /// Answers a question, for `call` and `gather` both. `handler` is an `async fn(Question, App<D>) -> Result<Answer, Problem>`.
+    #[must_use]
+    pub fn answer<Q, F, Fut>(mut self, handler: F) -> Self
+    where
+        Q: Question,
+        F: Fn(Q, App<D>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Q::Answer, Problem>> + Send + 'static,
+    {
+        self.answerers.push(Answerer::new(handler));
+        self
+    }
+
+    /// Declares that the service asks `Q`.
+    #[must_use]
+    pub fn asks<Q: Question>(mut self) -> Self {
+        self.asks.push(Q::NAME.to_owned());
+        self
+    }
+
+    /// A bus that is at hand already, instead of the one that the settings name: for tests, and for several services in
+    /// one process.
+    #[must_use]
+    pub fn bus(mut self, bus: Arc<dyn Bus>) -> Self {
+        self.bus = Some(bus);
+        self
+    }
+
+    /// What the service says of itself. Nothing is started, and the database is not touched.
+    ///
+    /// # Errors
+    /// `Wiring` for whatever is put together wrongly.
+    pub fn describe(&self) -> Result<Descriptor> {
+        self.check()?;
+        Ok(Descriptor {
+            service: ServiceName::new(&self.name)?,
+            partitions: self.partitions,
+            database: self.database.kind().to_owned(),
+            publishes: self.publishes.clone(),
+            subscriptions: self.subscriptions.iter().map(Subscription::describe).collect::<Result<_>>()?,
+            answers: self.answerers.iter().map(|answerer| answerer.describe.clone()).collect(),
+            asks: self.asks.clone(),
+        })
+    }
+
+    fn check(&self) -> Result<()> {
+        if !(1..=key::PARTITIONS_MAX).contains(&self.partitions) {
+            let message = format!(
+                "service {:?} has {} partitions; expected 1 to {}",
+                self.name,
+                self.partitions,
+                key::PARTITIONS_MAX
+            );
+            return Err(Error::new(Kind::Wiring, message));
+        }
+        for published in &self.publishes {
+            TypeName::new(&published.event_type)?;
+        }
+        for question in
+            self.asks.iter().chain(self.answerers.iter().map(|answerer| &answerer.describe.question))
+        {
+            name::check_question(question)?;
+        }
+        self.check_twice("subscription", self.subscriptions.iter().map(|subscription| &subscription.name))?;
+        self.check_twice("published type", self.publishes.iter().map(|published| &published.event_type))?;
+        self.check_twice("answer to", self.answerers.iter().map(|answerer| &answerer.describe.question))?;
+        self.subscriptions
+            .iter()
+            .try_for_each(|subscription| subscription.check(|state| self.state_types.contains(&state)))
+    }
+
+    fn check_twice<'a>(&self, what: &str, names: impl Iterator<Item = &'a String>) -> Result<()> {
+        let mut counts = BTreeMap::new();
+        names.for_each(|name| *counts.entry(name).or_insert(0) += 1);
+        match counts.into_iter().find(|&(_, count)| count > 1) {
+            Some((name, _)) => Err(Error::new(
+                Kind::Wiring,
+                format!("service {:?} has {what} {name:?} twice; remove one", self.name),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn take_states(&mut self) -> Extensions {
+        std::mem::take(&mut self.states)
+    }
+
+    /// Starts the service, and returns once it serves. `main`, runtime, tracing and shutdown stay the user's.
+    ///
+    /// # Errors
+    /// `Wiring`, `Settings`, `Database`, `DatabaseAway`, `Listen`. A bus that is away is not an error: the service starts without it.
+    pub async fn start(self, settings: Settings) -> Result<Running<D>> {
+        running::start(self, settings).await
+    }
+
+    /// What most `main`s want: `--describe` prints the descriptor; else the service starts as the environment says, and
+    /// runs until Ctrl-C or SIGTERM.
+    ///
+    /// # Errors
+    /// As [`Service::start`].
+    pub async fn run(self) -> Result<()> {
+        running::run(self).await
+    }
+}

@@ -1,0 +1,76 @@
+//! Where a service finds its bus, and where it is found: from the environment, or given by the user.
+
+use std::env;
+use std::time::Duration;
+
+use crate::{Error, Kind, Result};
+
+/// Where the bus is: `tombolo://host:port`, `tombolo+unix:///path`, `nats://…`, `memory:`.
+pub const BUS: &str = "TOMBOLO_BUS";
+/// The address to serve on, such as `127.0.0.1:7101`; port 0 takes a free one.
+pub const LISTEN: &str = "TOMBOLO_LISTEN";
+/// Where other services call this one; by default what [`LISTEN`] says.
+pub const URL: &str = "TOMBOLO_URL";
+/// The service's own database.
+pub const DATABASE: &str = "TOMBOLO_DATABASE";
+/// Which of the service's replicas this is, from 1.
+pub const REPLICA: &str = "TOMBOLO_REPLICA";
+
+/// How a service is run. Everything has a default that works beside `tombolo bus` on one machine.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where the bus is.
+    pub bus: String,
+    /// The address to serve on.
+    pub listen: String,
+    /// Where other services call this one.
+    pub url: Option<String>,
+    /// Which replica this is.
+    pub replica: u32,
+    /// Whether Tombolo's own tables are made at the start, or only checked.
+    pub schema: tombolo_db::Schema,
+    /// How long a stopping service waits for what it has begun.
+    pub grace: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            bus: "tombolo://127.0.0.1:7400".into(),
+            listen: "127.0.0.1:0".into(),
+            url: None,
+            replica: 1,
+            schema: tombolo_db::Schema::Apply,
+            grace: Duration::from_secs(5),
+        }
+    }
+}
+
+impl Settings {
+    /// The settings that the environment says.
+    ///
+    /// # Errors
+    /// `Settings` for a value that cannot be meant.
+    pub fn from_env() -> Result<Self> {
+        let mut settings = Self::default();
+        if let Ok(bus) = env::var(BUS) {
+            settings.bus = bus;
+        }
+        if let Ok(listen) = env::var(LISTEN) {
+            settings.listen = listen;
+        }
+        settings.url = env::var(URL).ok();
+        if let Ok(replica) = env::var(REPLICA) {
+            settings.replica = replica.parse().ok().filter(|&number| number > 0).ok_or_else(|| {
+                Error::new(Kind::Settings, format!("{REPLICA} is {replica:?}; expected a number from 1"))
+            })?;
+        }
+        Ok(settings)
+    }
+}
+
+/// The database that the environment names for a service, or `default`.
+#[must_use]
+pub fn database_or(default: &str) -> String {
+    env::var(DATABASE).unwrap_or_else(|_| default.to_owned())
+}

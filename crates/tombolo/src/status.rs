@@ -1,0 +1,125 @@
+//! What a running service says of itself at `GET /tombolo/status`: where it stands, in words that tell "behind but
+//! moving" from "stuck". The same figures, as numbers over time, are its metrics.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+/// A service's own status.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// The service.
+    pub service: String,
+    /// Which of its replicas.
+    pub replica: u32,
+    /// Its subscriptions.
+    pub subscriptions: Vec<SubscriptionStatus>,
+    /// Its relay; none for a service that publishes nothing.
+    pub relay: Option<RelayStatus>,
+}
+
+/// Where a subscription stands.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SubscriptionStatus {
+    /// Its name.
+    pub name: String,
+    /// `view` or `reactor`.
+    pub kind: String,
+    /// Its partitions.
+    pub partitions: Vec<PartitionStatus>,
+    /// How many events are on the bus that it has not handled.
+    pub lag_events: u64,
+    /// How old the last handled event was when it was handled, while it is behind; 0 when it is not.
+    pub lag_seconds: f64,
+    /// The worst of its partitions' states.
+    pub state: State,
+    /// What an operator should know.
+    pub detail: Option<String>,
+}
+
+/// Where a subscription stands in one partition.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PartitionStatus {
+    /// The topic.
+    pub topic: String,
+    /// Its partition.
+    pub partition: u32,
+    /// The last sequence handled.
+    pub sequence: u64,
+    /// The last sequence known to be on the bus.
+    pub tail: u64,
+    /// What is between them.
+    pub lag_events: u64,
+    /// Whether this process handles it.
+    pub held: bool,
+    /// The attempts at the next event.
+    pub attempts: u32,
+    /// What the last of them failed with.
+    pub error: Option<String>,
+    /// How it is.
+    pub state: State,
+}
+
+/// How a subscription or partition is; the later, the worse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// At the tail.
+    Live,
+    /// Behind, and moving.
+    Behind,
+    /// Waiting: for the bus, for a topic that does not exist yet, for a lease that another replica holds, or for the next try of a failing event.
+    Waiting,
+    /// A failing event has been tried many times.
+    Stuck,
+    /// Stopped by name: going on would step over something that was lost or changed. Needs an operator.
+    Stopped,
+}
+
+/// How the relay is.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct RelayStatus {
+    /// Whether this process leads.
+    pub leading: bool,
+    /// Its epoch, while it leads.
+    pub epoch: u64,
+    /// `idle`, `moving`, `waiting: …` or `stopped: …`, with the reason.
+    pub state: String,
+    /// Rows that wait in the outbox.
+    pub outbox_rows: u64,
+    /// Their bytes.
+    pub outbox_bytes: u64,
+    /// The age of the oldest of them.
+    pub oldest_seconds: f64,
+}
+
+/// The places where the service's tasks write how they are.
+#[derive(Debug, Default)]
+pub(crate) struct Board {
+    relay: Mutex<Option<RelayStatus>>,
+    subscriptions: Mutex<BTreeMap<String, SubscriptionStatus>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Board {
+    pub(crate) fn relay(&self, change: impl FnOnce(&mut RelayStatus)) {
+        change(lock(&self.relay).get_or_insert_default());
+    }
+
+    pub(crate) fn subscription(&self, status: SubscriptionStatus) {
+        lock(&self.subscriptions).insert(status.name.clone(), status);
+    }
+
+    pub(crate) fn read(self: &Arc<Self>, service: &str, replica: u32) -> ServiceStatus {
+        ServiceStatus {
+            service: service.to_owned(),
+            replica,
+            subscriptions: lock(&self.subscriptions).values().cloned().collect(),
+            relay: lock(&self.relay).clone(),
+        }
+    }
+}

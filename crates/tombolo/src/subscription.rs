@@ -1,0 +1,170 @@
+//! Subscriptions: named readers of topics. A [`View`] folds events into its tables; a [`Reactor`] works in its
+//! service's database and may publish.
+//!
+//! Invariant: a subscription's name is its durable identity, and where it starts is said, never assumed.
+
+use tombolo_db::{Database, Origin};
+use tombolo_event::descriptor::Subscribed;
+use tombolo_event::{EventId, ServiceName, name};
+
+use crate::handler::{FromDelivery, Handler, Registered};
+use crate::{Error, Kind, Result};
+
+/// Where a new subscription begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Start {
+    FromStart,
+    FromNow,
+}
+
+/// What a subscription may do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Role {
+    View,
+    Reactor,
+}
+
+/// A read model: tables that are nothing but the fold of events, and so can be rebuilt.
+///
+/// It always starts from the first event, and may not publish.
+pub struct View<D: Database>(pub(crate) Subscription<D>);
+
+impl<D: Database> View<D> {
+    /// A view with its durable name (lowercase letters, digits, `-`) and version. Another version is another read
+    /// model with tables of its own, built from the first event.
+    #[must_use]
+    pub fn new(name: &str, version: u32) -> Self {
+        Self(Subscription::new(format!("{name}-v{version}"), Role::View, Start::FromStart))
+    }
+
+    /// Folds one type of event. `fold` is an `async fn(Event, &mut Tx) -> Handled`.
+    #[must_use]
+    pub fn on<E, M, H>(mut self, fold: H) -> Self
+    where
+        E: FromDelivery,
+        H: for<'a> Handler<'a, E, D::Tx, M>,
+    {
+        self.0.handlers.push(Registered::new(fold));
+        self
+    }
+}
+
+/// A reaction: work in the service's own database that follows from events, and may publish what follows from it.
+///
+/// It never runs in a rebuild. Calling out (mail, payment) is not for a reactor.
+pub struct Reactor<D: Database>(pub(crate) Subscription<D>);
+
+impl<D: Database> Reactor<D> {
+    /// A reactor that starts with the first event of each topic.
+    #[must_use]
+    pub fn from_start(name: &str) -> Self {
+        Self(Subscription::new(name.to_owned(), Role::Reactor, Start::FromStart))
+    }
+
+    /// A reactor that starts with what comes after its first start.
+    #[must_use]
+    pub fn from_now(name: &str) -> Self {
+        Self(Subscription::new(name.to_owned(), Role::Reactor, Start::FromNow))
+    }
+
+    /// Reacts to one type of event. `react` is an `async fn(Event, &mut Tx) -> Handled`.
+    #[must_use]
+    pub fn on<E, M, H>(mut self, react: H) -> Self
+    where
+        E: FromDelivery,
+        H: for<'a> Handler<'a, E, D::Tx, M>,
+    {
+        self.0.handlers.push(Registered::new(react));
+        self
+    }
+}
+
+/// What both are to the worker.
+pub(crate) struct Subscription<D: Database> {
+    pub(crate) name: String,
+    pub(crate) role: Role,
+    pub(crate) start: Start,
+    pub(crate) handlers: Vec<Registered<D::Tx>>,
+}
+
+impl<D: Database> Subscription<D> {
+    fn new(name: String, role: Role, start: Start) -> Self {
+        Self { name, role, start, handlers: Vec::new() }
+    }
+
+    /// The topics that it reads, without repeats.
+    pub(crate) fn topics(&self) -> Vec<&'static str> {
+        let mut topics: Vec<_> = self.handlers.iter().map(|handler| handler.topic).collect();
+        topics.sort_unstable();
+        topics.dedup();
+        topics
+    }
+
+    /// Every type that it reads.
+    pub(crate) fn types(&self) -> Vec<String> {
+        let mut types: Vec<_> =
+            self.handlers.iter().flat_map(|handler| &handler.types).map(|&name| name.to_owned()).collect();
+        types.sort_unstable();
+        types
+    }
+
+    /// The handler of a stored type; `None` if this subscription does not handle its family.
+    ///
+    /// An unknown version of a handled family finds the family's handler, which then refuses it by name.
+    pub(crate) fn handler(&self, stored: &str) -> Option<&Registered<D::Tx>> {
+        let exact = self.handlers.iter().find(|handler| handler.types.contains(&stored));
+        let family = |handler: &&Registered<D::Tx>| {
+            handler.types.iter().any(|handled| tombolo_event::event::same_family(handled, stored))
+        };
+        exact.or_else(|| self.handlers.iter().find(family))
+    }
+
+    /// What a transaction that handles `cause` may publish.
+    pub(crate) fn origin(&self, cause: EventId) -> Origin {
+        match self.role {
+            Role::View => Origin::View { view: self.name.clone() },
+            Role::Reactor => Origin::Reaction { subscription: self.name.clone(), cause },
+        }
+    }
+
+    /// Checks what the compiler cannot.
+    pub(crate) fn check(&self, states: impl Fn(std::any::TypeId) -> bool + Copy) -> Result<()> {
+        name::check_subscription(&self.name)?;
+        if self.handlers.is_empty() {
+            let message = format!(
+                "subscription {:?} handles nothing; add `.on(…)` with an async fn(Event, &mut Tx)",
+                self.name
+            );
+            return Err(Error::new(Kind::Wiring, message));
+        }
+        let mut types = self.types();
+        types.dedup_by(|a, b| {
+            let twice = a == b;
+            if twice {
+                b.push('!');
+            }
+            twice
+        });
+        if let Some(twice) = types.iter().find(|name| name.ends_with('!')) {
+            let name = twice.trim_end_matches('!');
+            return Err(Error::new(
+                Kind::Wiring,
+                format!("subscription {:?} handles {name} twice; remove one handler", self.name),
+            ));
+        }
+        self.handlers.iter().try_for_each(|handler| handler.check(&self.name, states))
+    }
+
+    pub(crate) fn describe(&self) -> Result<Subscribed> {
+        let kind = match self.role {
+            Role::View => "view",
+            Role::Reactor => "reactor",
+        };
+        let handles = self.handlers.iter().map(Registered::describe).collect::<Result<_>>()?;
+        Ok(Subscribed { name: self.name.clone(), kind: kind.to_owned(), handles })
+    }
+
+    pub(crate) fn topic_names(&self) -> Result<Vec<ServiceName>> {
+        self.topics().into_iter().map(|topic| Ok(ServiceName::new(topic)?)).collect()
+    }
+}

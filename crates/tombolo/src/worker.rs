@@ -1,0 +1,347 @@
+//! A subscription's worker: reads batches from its cursors and has them handled.
+//!
+//! takes: batches of the partitions that it holds · writes: effects, outbox rows and cursors, in the consumer's database ·
+//! commits when: all events of a batch are handled, in one transaction · if we crash here: nothing of the batch
+//! happened, and its cursor says so · if it repeats: the cursor has moved, so the repeat is refused.
+//!
+//! Invariant: a cursor moves only by compare-and-set from where the worker began, together with the effects of exactly
+//! the events in between. Leases are for liveness; the compare-and-set is what keeps the promise.
+
+mod apply;
+mod lane;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{FutureExt, StreamExt};
+use http::Extensions;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_stream::StreamMap;
+use tokio_util::sync::CancellationToken;
+use tombolo_bus::{Batch, Bus, Read, RecordStream, Topic};
+use tombolo_db::{Database, Publisher, StartAt};
+use tombolo_event::barrier;
+use tombolo_event::{Backoff, Cursor, ServiceName};
+use uuid::Uuid;
+
+use crate::metrics::{Metrics, OfSubscription};
+use crate::status::{Board, State, SubscriptionStatus};
+use crate::subscription::{Role, Start, Subscription};
+use crate::{Error, Kind, Result};
+use lane::Lane;
+
+/// How long a worker that says nothing keeps its partitions.
+const LEASE: Duration = Duration::from_secs(10);
+const RENEW_EVERY: Duration = Duration::from_secs(3);
+const RETRY: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(5));
+/// How often a topic that does not exist yet, or a partition that somebody else holds, is looked at.
+const LOOK_AGAIN: Duration = Duration::from_secs(3);
+/// Events of one transaction, at most.
+const BATCH_EVENTS_MAX: usize = 1_000;
+
+/// What a worker needs.
+pub(crate) struct Worker<D: Database> {
+    pub(crate) subscription: Subscription<D>,
+    pub(crate) database: D,
+    pub(crate) bus: Arc<dyn Bus>,
+    pub(crate) publisher: Publisher,
+    pub(crate) states: Arc<Extensions>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) board: Arc<Board>,
+    /// Changes whenever a service registers: a topic that did not exist may exist now.
+    pub(crate) registered: watch::Receiver<u64>,
+    pub(crate) stop: CancellationToken,
+}
+
+/// One life of a worker: from claiming its partitions to losing them.
+struct Session {
+    lanes: Vec<Lane>,
+    streams: StreamMap<usize, RecordStream>,
+    /// Topics that do not exist yet.
+    absent: BTreeSet<ServiceName>,
+    /// Partitions that exist, claimed or not.
+    partitions: usize,
+    /// How many events the next transaction takes; grows while they are quick.
+    batch_events: usize,
+}
+
+/// Why a session ended without a failure.
+enum Ended {
+    Stopped,
+    /// There may be more to claim.
+    Again,
+}
+
+impl<D: Database> Worker<D> {
+    /// Runs until it is stopped.
+    pub(crate) async fn run(mut self) {
+        let holder = Uuid::now_v7();
+        let mut attempt = 0;
+        let mut said = String::new();
+        while !self.stop.is_cancelled() {
+            let began = Instant::now();
+            match self.session(holder).await {
+                Ok(Ended::Stopped) => break,
+                Ok(Ended::Again) => attempt = 0,
+                Err(error) => {
+                    attempt = if began.elapsed() > RENEW_EVERY { 0 } else { attempt + 1 };
+                    if said != error.to_string() {
+                        said = error.to_string();
+                        tracing::warn!(subscription = self.subscription.name, "waits: {error}");
+                    }
+                    self.report_waiting(&error);
+                    self.pause(RETRY.jittered(attempt)).await;
+                }
+            }
+        }
+        // A lease that cannot be given up ends by itself.
+        self.database.release(&self.subscription.name, holder).await.ok();
+    }
+
+    async fn pause(&self, pause: Duration) {
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            () = sleep(pause) => {}
+        }
+    }
+
+    async fn session(&mut self, holder: Uuid) -> Result<Ended> {
+        self.registered.borrow_and_update();
+        let (topics, absent) = self.find_topics().await?;
+        let partitions = self.open(&topics).await?;
+        let claims = self.database.claim(&self.subscription.name, holder, LEASE, usize::MAX).await?;
+        let mut session = Session {
+            lanes: claims.into_iter().map(Lane::new).collect(),
+            streams: StreamMap::new(),
+            absent,
+            partitions,
+            batch_events: 1,
+        };
+        for index in 0..session.lanes.len() {
+            self.read(&mut session, index).await?;
+        }
+        self.report(&session);
+        let held = session.lanes.len();
+        tokio::select! {
+            ended = self.work(&mut session) => ended,
+            lost = self.renew(holder, held) => Err(lost),
+        }
+    }
+
+    /// Keeps the leases, and returns when they cannot be kept.
+    async fn renew(&self, holder: Uuid, held: usize) -> Error {
+        loop {
+            sleep(RENEW_EVERY).await;
+            match self.database.renew(&self.subscription.name, holder, LEASE).await {
+                Ok(renewed) if renewed >= held => {}
+                Ok(_) => return lost_lease(&self.subscription.name),
+                Err(error) => return error.into(),
+            }
+        }
+    }
+
+    /// The topics that exist, and those that nobody has made yet, which are said by name.
+    async fn find_topics(&self) -> Result<(Vec<Topic>, BTreeSet<ServiceName>)> {
+        let mut topics = Vec::new();
+        let mut absent = BTreeSet::new();
+        for name in self.subscription.topic_names()? {
+            match self.bus.topic(&name).await {
+                Ok(topic) => topics.push(topic),
+                Err(error) if error.kind() == tombolo_bus::Kind::UnknownTopic => {
+                    tracing::info!(
+                        subscription = self.subscription.name,
+                        "waits for topic {name:?}, which no service has made yet"
+                    );
+                    absent.insert(name);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok((topics, absent))
+    }
+
+    /// Makes the cursors that are not there yet; returns how many partitions there are.
+    async fn open(&self, topics: &[Topic]) -> Result<usize> {
+        let mut starts = Vec::new();
+        for topic in topics {
+            let tails = match self.subscription.start {
+                Start::FromStart => Vec::new(),
+                Start::FromNow => self.bus.tails(&topic.name).await?,
+            };
+            for partition in 0..topic.partitions {
+                let tail = tails.iter().find(|tail| tail.partition == partition);
+                let cursor = match tail.and_then(|tail| Some((tail.sequence, tail.id?))) {
+                    Some((sequence, id)) => Cursor::at(topic.incarnation, sequence, id),
+                    None => Cursor::start(topic.incarnation),
+                };
+                starts.push(StartAt { topic: topic.name.clone(), partition, cursor });
+            }
+        }
+        let accept = self.subscription.role == Role::Reactor;
+        let added =
+            self.database.open(&self.subscription.name, &self.subscription.types(), &starts, accept).await?;
+        self.check_added(&added)?;
+        Ok(starts.len())
+    }
+
+    /// A type that is new to an old subscription: its earlier events have been passed over already.
+    fn check_added(&self, added: &[String]) -> Result<()> {
+        let name = &self.subscription.name;
+        if added.is_empty() {
+            return Ok(());
+        }
+        let types = added.join(", ");
+        if self.subscription.role == Role::View {
+            return Err(Error::new(
+                Kind::Wiring,
+                format!(
+                    "view {name:?} now folds {types}, whose earlier events it has passed over; give the view its next version, so that it is built from the first event"
+                ),
+            ));
+        }
+        tracing::warn!(
+            subscription = name,
+            "now handles {types}, from here on: earlier events of it have been passed over"
+        );
+        Ok(())
+    }
+
+    /// Begins to read a lane after its cursor, or stops it by name if the log is not the one that the cursor was in.
+    async fn read(&self, session: &mut Session, index: usize) -> Result<()> {
+        let lane = &mut session.lanes[index];
+        let claim = &lane.claim;
+        match self.bus.read(Read::following(&claim.topic, claim.partition, claim.cursor)).await {
+            Ok(stream) => {
+                lane.resume();
+                session.streams.insert(index, stream);
+                Ok(())
+            }
+            Err(error) => self.read_failed(session, index, error),
+        }
+    }
+
+    fn read_failed(&self, session: &mut Session, index: usize, error: tombolo_bus::Error) -> Result<()> {
+        if error.is_transient() || error.kind() == tombolo_bus::Kind::Closed {
+            return Err(error.into());
+        }
+        let lane = &mut session.lanes[index];
+        tracing::error!(subscription = self.subscription.name, topic = %lane.claim.topic, partition = lane.claim.partition, "stops: {error}");
+        lane.stop(error.to_string());
+        session.streams.remove(&index);
+        Ok(())
+    }
+
+    async fn work(&self, session: &mut Session) -> Result<Ended> {
+        let mut registered = self.registered.clone();
+        let look_again = Instant::now() + LOOK_AGAIN;
+        loop {
+            let incomplete = !session.absent.is_empty() || session.lanes.len() < session.partitions;
+            let retry_at = session.lanes.iter().filter_map(Lane::retry_at).min();
+            tokio::select! {
+                () = self.stop.cancelled() => return Ok(Ended::Stopped),
+                Some((index, batch)) = session.streams.next(), if !session.streams.is_empty() => {
+                    self.take(session, index, batch).await?;
+                    self.report(session);
+                }
+                () = at(retry_at) => self.read_again(session).await?,
+                Ok(()) = registered.changed(), if incomplete => return Ok(Ended::Again),
+                () = sleep_until(look_again), if incomplete => return Ok(Ended::Again),
+            }
+        }
+    }
+
+    /// Takes what is there now, up to a transaction's worth, and has it handled.
+    async fn take(
+        &self,
+        session: &mut Session,
+        index: usize,
+        batch: tombolo_bus::Result<Batch>,
+    ) -> Result<()> {
+        let mut next = Some((index, batch));
+        let mut steps = Vec::new();
+        while let Some((index, batch)) = next {
+            match batch {
+                Ok(batch) => session.lanes[index].steps(index, batch, &mut steps)?,
+                Err(error) => self.read_failed(session, index, error)?,
+            }
+            let more = steps.len() < session.batch_events;
+            next = if more { session.streams.next().now_or_never().flatten() } else { None };
+        }
+        barrier::reach("subscription.after-read");
+        self.apply(session, steps).await
+    }
+
+    async fn read_again(&self, session: &mut Session) -> Result<()> {
+        let now = Instant::now();
+        let due: Vec<usize> = (0..session.lanes.len())
+            .filter(|&index| session.lanes[index].retry_at().is_some_and(|at| at <= now))
+            .collect();
+        for index in due {
+            self.read(session, index).await?;
+        }
+        Ok(())
+    }
+
+    fn report(&self, session: &Session) {
+        let partitions: Vec<_> = session.lanes.iter().map(Lane::status).collect();
+        let lag_events = partitions.iter().map(|partition| partition.lag_events).sum();
+        let lag_seconds = session.lanes.iter().map(Lane::lag_seconds).fold(0.0, f64::max);
+        let waiting = !session.absent.is_empty() || partitions.is_empty();
+        let worst = partitions.iter().map(|partition| partition.state).max().unwrap_or(State::Waiting);
+        let absent: Vec<&str> = session.absent.iter().map(ServiceName::as_str).collect();
+        let of = OfSubscription { subscription: self.subscription.name.clone() };
+        self.metrics.lag_events.get_or_create(&of).set(lag_events as i64);
+        self.metrics.lag_seconds.get_or_create(&of).set(lag_seconds);
+        self.board.subscription(SubscriptionStatus {
+            partitions,
+            lag_events,
+            lag_seconds,
+            state: if waiting { worst.max(State::Waiting) } else { worst },
+            detail: (!absent.is_empty())
+                .then(|| format!("no service has made topic {} yet", absent.join(", "))),
+            ..self.blank_status()
+        });
+    }
+
+    fn report_waiting(&self, error: &Error) {
+        let state = if matches!(error.kind(), Kind::Wiring) { State::Stopped } else { State::Waiting };
+        self.board.subscription(SubscriptionStatus {
+            state,
+            detail: Some(error.to_string()),
+            ..self.blank_status()
+        });
+    }
+
+    fn blank_status(&self) -> SubscriptionStatus {
+        let kind = match self.subscription.role {
+            Role::View => "view",
+            Role::Reactor => "reactor",
+        };
+        SubscriptionStatus {
+            name: self.subscription.name.clone(),
+            kind: kind.to_owned(),
+            partitions: Vec::new(),
+            lag_events: 0,
+            lag_seconds: 0.0,
+            state: State::Waiting,
+            detail: None,
+        }
+    }
+}
+
+fn lost_lease(subscription: &str) -> Error {
+    Error::new(
+        Kind::DatabaseAway,
+        format!("subscription {subscription:?} lost the lease of a partition to another replica"),
+    )
+}
+
+/// Waits until `instant`, or for ever.
+async fn at(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,134 @@
+//! `users`: who there is. Owns names and addresses, says when somebody registered, and answers who somebody is.
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tombolo::sqlite::Sqlite;
+use tombolo::{Event, Problem, Question, Service};
+use uuid::Uuid;
+
+type App = tombolo::App<Sqlite>;
+
+#[derive(Serialize, Deserialize, JsonSchema)]
+struct UserRegistered {
+    user_id: String,
+    name: String,
+    email: String,
+}
+
+impl Event for UserRegistered {
+    const TYPE: &'static str = "users.registered.v1";
+    fn key(&self) -> String {
+        self.user_id.clone()
+    }
+}
+
+/// Who is this? Asked by a service that has no copy yet.
+#[derive(Serialize, Deserialize, JsonSchema)]
+struct UserById {
+    user_id: String,
+}
+
+impl Question for UserById {
+    const NAME: &'static str = "users.by-id.v1";
+    type Answer = Option<User>;
+}
+
+/// What do you know about this user? Asked of everybody at once.
+#[derive(Serialize, Deserialize, JsonSchema)]
+struct AboutUser {
+    user_id: String,
+}
+
+impl Question for AboutUser {
+    const NAME: &'static str = "shop.about-user.v1";
+    type Answer = AboutUserAnswer;
+}
+
+#[derive(Serialize, Deserialize, JsonSchema)]
+struct AboutUserAnswer {
+    user: Option<User>,
+}
+
+#[derive(Serialize, Deserialize, JsonSchema, sqlx::FromRow)]
+struct User {
+    id: String,
+    name: String,
+    email: String,
+}
+
+#[derive(Deserialize)]
+struct Register {
+    name: String,
+    email: String,
+}
+
+async fn register(
+    State(app): State<App>,
+    Json(body): Json<Register>,
+) -> Result<(StatusCode, Json<User>), Problem> {
+    if body.name.trim().is_empty() || !body.email.contains('@') {
+        let detail = format!(
+            "found name {:?} and email {:?}; expected a name, and an address with an @",
+            body.name, body.email
+        );
+        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
+    }
+    let user = User { id: Uuid::now_v7().to_string(), name: body.name, email: body.email };
+    let mut tx = app.begin().await?;
+    sqlx::query("INSERT INTO users (id, name, email) VALUES (?, ?, ?)")
+        .bind(&user.id)
+        .bind(&user.name)
+        .bind(&user.email)
+        .execute(&mut *tx)
+        .await?;
+    tx.publish(&UserRegistered {
+        user_id: user.id.clone(),
+        name: user.name.clone(),
+        email: user.email.clone(),
+    })?;
+    tx.commit().await?;
+    Ok((StatusCode::CREATED, Json(user)))
+}
+
+async fn find(app: &App, id: &str) -> Result<Option<User>, Problem> {
+    let user = sqlx::query_as("SELECT id, name, email FROM users WHERE id = ?").bind(id);
+    Ok(user.fetch_optional(app.database().pool()).await?)
+}
+
+async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Json<User>, Problem> {
+    let found = find(&app, &id).await?;
+    found.map(Json).ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, format!("there is no user {id:?}")))
+}
+
+async fn list(State(app): State<App>) -> Result<Json<Vec<User>>, Problem> {
+    let users = sqlx::query_as("SELECT id, name, email FROM users ORDER BY id LIMIT 1000");
+    Ok(Json(users.fetch_all(app.database().pool()).await?))
+}
+
+async fn user_by_id(question: UserById, app: App) -> Result<Option<User>, Problem> {
+    find(&app, &question.user_id).await
+}
+
+async fn about_user(question: AboutUser, app: App) -> Result<AboutUserAnswer, Problem> {
+    Ok(AboutUserAnswer { user: find(&app, &question.user_id).await? })
+}
+
+#[tokio::main]
+async fn main() -> tombolo::Result<()> {
+    let database = Sqlite::open(&tombolo::settings::database_or("sqlite:users.db"))?;
+    Service::new("users", database)
+        .setup(async |database: Sqlite| {
+            sqlx::raw_sql(include_str!("schema.sql")).execute(database.pool()).await?;
+            Ok(())
+        })
+        .routes(Router::new().route("/users", post(register).get(list)).route("/users/{id}", get(show)))
+        .publishes::<UserRegistered>()
+        .answer(user_by_id)
+        .answer(about_user)
+        .run()
+        .await
+}
