@@ -1,0 +1,55 @@
+//! Commands run on behalf of the person at the terminal: shown before they run, their failure named.
+//! Invariant: what is shown can be pasted into a shell.
+
+use crate::error::{Context, Error};
+use std::process::{Command, Stdio};
+
+/// Runs a command with the terminal as its output.
+pub(crate) fn run(command: &mut Command) -> Result<(), Error> {
+    let shown = shown(command);
+    eprintln!("xtask: {shown}");
+    let status = command.status().context(|| format!("run `{shown}`"))?;
+    if status.success() { Ok(()) } else { Err(Error::new(format!("`{shown}` ended with {status}"))) }
+}
+
+/// Whether a command can be run at all and succeeds, silently.
+pub(crate) fn succeeds(command: &mut Command) -> bool {
+    let command = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+/// A command as one would type it.
+pub(crate) fn shown(command: &Command) -> String {
+    let program = std::path::Path::new(command.get_program());
+    let program = if program.file_name().is_some_and(|name| name == "cargo") {
+        "cargo".into()
+    } else {
+        program.to_string_lossy()
+    };
+    let variables = command.get_envs().filter_map(|(name, value)| {
+        Some(format!("{}={} ", name.to_string_lossy(), quoted(&value?.to_string_lossy())))
+    });
+    let arguments = command.get_args().map(|argument| format!(" {}", quoted(&argument.to_string_lossy())));
+    variables.chain([program.into_owned()]).chain(arguments).collect()
+}
+
+fn quoted(word: &str) -> String {
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_=/.,:+@".contains(letter);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.into()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shown_command_can_be_pasted_into_a_shell() {
+        let mut command = Command::new("/toolchain/bin/cargo");
+        command.args(["doc", "it's", ""]).env("RUSTDOCFLAGS", "-D warnings");
+        assert_eq!(shown(&command), r"RUSTDOCFLAGS='-D warnings' cargo doc 'it'\''s' ''");
+    }
+}

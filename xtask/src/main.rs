@@ -1,0 +1,75 @@
+//! The one way in to this repository's chores. Reads the command line and hands over; each command
+//! is a module of its own. Invariant: no command touches a process or a server that it didn't start.
+
+mod chore;
+mod ci;
+mod error;
+mod interrupt;
+mod proto;
+mod services;
+mod shop;
+mod test;
+mod tidy;
+mod workspace;
+
+use clap::{Parser, Subcommand};
+use error::Error;
+use std::process::ExitCode;
+use workspace::Workspace;
+
+/// The chores of this repository. `.ci/run` is `ci` and then `test --install`.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the tests, with real servers started privately for them.
+    ///
+    /// A full run starts PostgreSQL and NATS on free ports, runs every test with every feature,
+    /// the slow ones and the doc tests included, and stops the servers again. It fails if a test
+    /// was skipped because a server was missing. A server named in TOMBOLO_TEST_POSTGRES or
+    /// TOMBOLO_TEST_NATS is used as it is, and never stopped.
+    Test(test::Options),
+    /// Run every static check: format, clippy, tidy, docs, each feature alone, the protocol's code.
+    Ci,
+    /// Check the habits of this code: floors, headers, sizes, words, dead files, manifests.
+    ///
+    /// Exceptions for sizes and sleeps stand in xtask/tidy-exceptions.txt, each with its reason.
+    /// The list may only shrink: an entry that allows more than is needed fails too.
+    Tidy(tidy::Options),
+    /// Start, stop or show private PostgreSQL and NATS servers for tests run by hand.
+    ///
+    /// They listen on free ports of 127.0.0.1 and keep their files in a scratch folder. After
+    /// `start`, `set -a; . target/services/env` gives their addresses to a shell.
+    Services(services::Options),
+    /// Build the shop and run it: `tombolo dev examples/shop`.
+    Shop(shop::Options),
+    /// Generate the code of the server protocol from its .proto files.
+    Proto(proto::Options),
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), Error> {
+    let workspace = Workspace::find()?;
+    match command {
+        Command::Test(options) => test::run(&workspace, &options),
+        Command::Ci => ci::run(&workspace),
+        Command::Tidy(options) => tidy::run(&workspace, &options),
+        Command::Services(options) => services::run(&workspace, &options),
+        Command::Shop(options) => shop::run(&workspace, &options),
+        Command::Proto(options) => proto::run(&workspace, &options),
+    }
+}
