@@ -14,9 +14,11 @@ pub mod embedded;
 pub mod server;
 #[cfg(feature = "nats")]
 pub mod nats;
+mod connect;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 
+pub use connect::{Identity, connect};
 pub use error::{Error, Kind};
 pub use port::{Append, Appended, Bus, Guarantee, Read, RecordStream, Registration, Tail, Topic, TopicSpec};
 pub use record::{Batch, Record};

@@ -1,0 +1,127 @@
+//! From a URL to a bus: the one place that knows which engine stands behind which scheme.
+//!
+//! Invariant: a URL that cannot be used is refused here with what was found and what could have been written;
+//! nothing is guessed.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use tombolo_event::ServiceName;
+
+use crate::{Bus, Error, Kind, Result};
+
+/// The URLs of buses, for people.
+const FORMS: &str = "memory: (this process only), file:///folder (the log of one process), \
+    tombolo://host:port or tombolo+unix:///path/to/socket (a `tombolo bus`), nats://host:port (NATS JetStream)";
+
+/// Who uses a bus.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Identity {
+    /// A service: changes its own topic, reads all.
+    Service(ServiceName),
+    /// An operator's tool: reads all.
+    Operator,
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Service(name) => write!(f, "service/{name}"),
+            Self::Operator => f.write_str("operator"),
+        }
+    }
+}
+
+impl FromStr for Identity {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = || {
+            let message = format!("identity {text:?} is none; expected \"service/<name>\" or \"operator\"");
+            Error::new(Kind::Configuration, message)
+        };
+        match text.split_once('/') {
+            Some(("service", name)) => ServiceName::new(name)
+                .map(Self::Service)
+                .map_err(|error| Error::new(Kind::InvalidName, error.to_string())),
+            None if text == "operator" => Ok(Self::Operator),
+            _ => Err(wrong()),
+        }
+    }
+}
+
+/// The bus at `url`, used as `identity`.
+///
+/// An engine in this process is opened now; a server that is away is no error, and the calls answer
+/// `Unavailable` until it is there. Each call makes a bus of its own: share the result within a process.
+///
+/// # Errors
+/// `Configuration` if the URL names no bus that this build has, and what the engine says when it cannot be opened.
+pub async fn connect(url: &str, identity: &Identity) -> Result<Arc<dyn Bus>> {
+    let Some((scheme, rest)) = url.split_once(':') else {
+        return Err(unusable(url, "has no scheme"));
+    };
+    match scheme {
+        "memory" if rest.is_empty() => in_memory().await,
+        "memory" => Err(unusable(url, "has something after the colon")),
+        "file" => match rest.strip_prefix("//") {
+            Some(folder) if folder.starts_with('/') => in_folder(folder).await,
+            _ => Err(unusable(url, "has no absolute path (file:// and then /folder)")),
+        },
+        "tombolo" | "tombolo+unix" => to_server(url, identity).await,
+        "nats" => to_nats(url, identity).await,
+        other => Err(unusable(url, &format!("has the unknown scheme {other:?}"))),
+    }
+}
+
+fn unusable(url: &str, found: &str) -> Error {
+    Error::new(Kind::Configuration, format!("bus URL {url:?} {found}; expected one of: {FORMS}"))
+}
+
+#[cfg(feature = "embedded")]
+async fn in_memory() -> Result<Arc<dyn Bus>> {
+    Err(absent("memory:", "embedded"))
+}
+
+#[cfg(feature = "embedded")]
+async fn in_folder(folder: &str) -> Result<Arc<dyn Bus>> {
+    Err(absent(folder, "embedded"))
+}
+
+#[cfg(not(feature = "embedded"))]
+async fn in_memory() -> Result<Arc<dyn Bus>> {
+    Err(absent("memory:", "embedded"))
+}
+
+#[cfg(not(feature = "embedded"))]
+async fn in_folder(folder: &str) -> Result<Arc<dyn Bus>> {
+    Err(absent(&format!("file://{folder}"), "embedded"))
+}
+
+#[cfg(feature = "server")]
+async fn to_server(url: &str, identity: &Identity) -> Result<Arc<dyn Bus>> {
+    let client = crate::server::Client::new(&url.parse()?, identity)?;
+    match client.ping().await {
+        Ok(_) => {}
+        Err(error) if error.is_transient() => tracing::info!(%error, "going on without the bus for now"),
+        Err(error) => return Err(error),
+    }
+    Ok(Arc::new(client))
+}
+
+#[cfg(not(feature = "server"))]
+async fn to_server(url: &str, _identity: &Identity) -> Result<Arc<dyn Bus>> {
+    Err(absent(url, "server"))
+}
+
+async fn to_nats(url: &str, _identity: &Identity) -> Result<Arc<dyn Bus>> {
+    Err(absent(url, "nats"))
+}
+
+fn absent(url: &str, feature: &str) -> Error {
+    let message = format!(
+        "bus URL {url:?} needs the feature {feature:?} of tombolo-bus, which this program was built without; build it in, or use another URL"
+    );
+    Error::new(Kind::Configuration, message)
+}

@@ -1,0 +1,145 @@
+//! The client: the port, answered by a server elsewhere.
+//!
+//! Connects when it is first used and again whenever the connection broke; while the server is away every call
+//! answers `Unavailable`, and the log says so once. Invariant: no call is repeated behind the caller's back, so
+//! `Unavailable` always means "outcome unknown, repeat".
+
+mod appending;
+mod connection;
+mod hearing;
+
+use std::sync::{Mutex, PoisonError};
+
+use async_trait::async_trait;
+use futures_util::{StreamExt, TryStreamExt};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tombolo_event::{Incarnation, ServiceName};
+
+use super::{Listen, appends, convert, generated as wire, streams};
+use crate::{
+    Append, Appended, Batch, Bus, Guarantee, Identity, Reach, Read, RecordStream, Registration, Result,
+    Signal, SignalStream, Tail, Topic, TopicSpec, port,
+};
+use appending::Waiting;
+use connection::Connection;
+
+/// A bus that is served by another process.
+///
+/// Dropping it lets streams that were handed out go on; [`Bus::close`] ends them.
+#[derive(Debug)]
+pub struct Client {
+    connection: Connection,
+    appends: mpsc::Sender<Waiting>,
+    appending: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Client {
+    /// A client of the bus at `address`, which calls as `identity`. Connects when it is first used.
+    /// Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// `Configuration` if the address cannot be one.
+    pub fn new(address: &Listen, identity: &Identity) -> Result<Self> {
+        let connection = Connection::new(address, identity)?;
+        let (appends, waiting) = mpsc::channel(appends::UNDER_WAY_MAX);
+        let appending = tokio::spawn(appending::run(connection.clone(), waiting));
+        Ok(Self { connection, appends, appending: Mutex::new(Some(appending)) })
+    }
+
+    /// Asks the server whether it is there and what it guarantees.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn ping(&self) -> Result<Guarantee> {
+        self.connection.ask_guarantee().await
+    }
+}
+
+#[async_trait]
+impl Bus for Client {
+    fn guarantee(&self) -> Guarantee {
+        self.connection.guarantee()
+    }
+
+    async fn ensure_topic(&self, spec: &TopicSpec) -> Result<Topic> {
+        let request = wire::EnsureTopicRequest { name: spec.name.to_string(), partitions: spec.partitions };
+        self.connection.call(async |bus| bus.ensure_topic(request).await).await?.try_into()
+    }
+
+    async fn topic(&self, name: &ServiceName) -> Result<Topic> {
+        let request = wire::TopicRequest { name: name.to_string() };
+        self.connection.call(async |bus| bus.topic(request).await).await?.try_into()
+    }
+
+    async fn topics(&self) -> Result<Vec<Topic>> {
+        let reply = self.connection.call(async |bus| bus.topics(wire::TopicsRequest {}).await).await?;
+        reply.topics.into_iter().map(TryInto::try_into).collect()
+    }
+
+    async fn raise_epoch(
+        &self,
+        topic: &ServiceName,
+        incarnation: Incarnation,
+        epoch: u64,
+    ) -> Result<Vec<Tail>> {
+        let request = convert::raise_request(topic, incarnation, epoch);
+        convert::tails(self.connection.call(async |bus| bus.raise_epoch(request).await).await?)
+    }
+
+    async fn append(&self, append: Append) -> Result<Appended> {
+        port::check_append(&append)?;
+        let (answer, answered) = oneshot::channel();
+        let waiting = Waiting { request: convert::append_request(0, &append), answer };
+        let closed = || self.connection.closed_error();
+        self.appends.send(waiting).await.map_err(|_| closed())?;
+        answered.await.unwrap_or_else(|_| Err(closed()))
+    }
+
+    async fn tails(&self, topic: &ServiceName) -> Result<Vec<Tail>> {
+        let request = wire::TailsRequest { topic: topic.to_string() };
+        convert::tails(self.connection.call(async |bus| bus.tails(request).await).await?)
+    }
+
+    async fn read(&self, read: Read) -> Result<RecordStream> {
+        let request = wire::ReadRequest::from(read);
+        let batches = self.connection.bulk(async |bus| bus.read(request).await).await?;
+        let connection = self.connection.clone();
+        let batches = batches
+            .map(move |batch| batch.map_err(|status| connection.lost(&status)).and_then(Batch::try_from));
+        Ok(Box::pin(streams::until(batches, self.connection.closed().clone(), || None)))
+    }
+
+    async fn signal(&self, subject: &str, signal: Signal) -> Result<Reach> {
+        let request = wire::SignalRequest { subject: subject.to_owned(), signal: Some(signal.into()) };
+        let reply = self.connection.prompt(async |bus| bus.signal(request).await).await?;
+        Ok(reply.reach().into())
+    }
+
+    async fn listen(&self, subject: &str, group: Option<&str>) -> Result<SignalStream> {
+        hearing::listen(self.connection.clone(), subject, group).await
+    }
+
+    async fn register(&self, registration: &Registration) -> Result<()> {
+        let request = wire::Registration::from(registration.clone());
+        self.connection.call(async |bus| bus.register(request).await).await?;
+        Ok(())
+    }
+
+    async fn registrations(&self) -> Result<Vec<Registration>> {
+        let request = wire::RegistrationsRequest {};
+        let registrations = self.connection.bulk(async |bus| bus.registrations(request).await).await?;
+        let registrations = registrations.map_err(|status| self.connection.lost(&status));
+        registrations.and_then(async |registration| Registration::try_from(registration)).try_collect().await
+    }
+
+    async fn close(&self) {
+        self.connection.closed().cancel();
+        let appending = self.appending.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(appending) = appending
+            && let Err(error) = appending.await
+        {
+            tracing::error!(%error, "the task that appends ended with a panic");
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Who calls: what the client says in the metadata, and what the server makes of it.
+//!
+//! Invariant: a topic is changed only by the service of its name. The identity is taken at its word for now;
+//! credentials that prove it will be checked in [`of`], the one place where a caller is recognised.
+
+use tombolo_event::ServiceName;
+use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::{Request, Status};
+
+use crate::{Error, Identity, Kind, Result};
+
+/// The metadata in which a client says who it is.
+const HEADER: &str = "tombolo-identity";
+
+/// Who sent a request with this metadata.
+///
+/// # Errors
+/// `Configuration` if it does not say so.
+pub(super) fn of(metadata: &MetadataMap) -> Result<Identity> {
+    let said = metadata.get(HEADER).and_then(|value| value.to_str().ok()).ok_or_else(|| {
+        let message = format!(
+            "the call does not say who makes it; expected {HEADER:?} with \"service/<name>\" or \"operator\""
+        );
+        Error::new(Kind::Configuration, message)
+    })?;
+    said.parse()
+}
+
+/// Refuses unless `caller` is the service that owns `topic`.
+///
+/// # Errors
+/// `NotOwner`.
+pub(super) fn must_own(caller: &Identity, topic: &ServiceName, act: &str) -> Result<()> {
+    match caller {
+        Identity::Service(service) if service == topic => Ok(()),
+        _ => Err(Error::new(
+            Kind::NotOwner,
+            format!(
+                "topic {topic} belongs to the service {topic}, so {caller} may not {act}; only its owner may"
+            ),
+        )),
+    }
+}
+
+/// Puts the client's identity on each of its calls.
+#[derive(Debug, Clone)]
+pub(super) struct Identified(MetadataValue<Ascii>);
+
+impl Identified {
+    /// # Errors
+    /// `Configuration`, which no checked name causes.
+    pub(super) fn new(identity: &Identity) -> Result<Self> {
+        let value =
+            identity.to_string().parse().map_err(|error| {
+                Error::new(Kind::Configuration, format!("{identity} cannot be sent as metadata"))
+                    .because(Box::<dyn std::error::Error + Send + Sync>::from(format!("{error}")))
+            })?;
+        Ok(Self(value))
+    }
+}
+
+impl Interceptor for Identified {
+    fn call(&mut self, mut request: Request<()>) -> std::result::Result<Request<()>, Status> {
+        request.metadata_mut().insert(HEADER, self.0.clone());
+        Ok(request)
+    }
+}

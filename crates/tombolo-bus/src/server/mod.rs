@@ -1,0 +1,133 @@
+//! The bus as a server, and its client: the port over gRPC, by TCP or a Unix socket.
+//!
+//! Stands between a service and the log of another process. Invariant: what the port promises holds over the
+//! wire too, with one addition: whatever was under way when a connection broke is answered `Unavailable`, its
+//! outcome unknown, and repeating it is harmless.
+//!
+//! ```text
+//! relay ─ append ─┐  one connection, pipelined     ┌─ hands over in order, replies when on disk
+//! reader ─ read ──┤  another: HTTP/2 flow control  ├─ reads on only while the reader takes
+//! asker ─ signal ─┘  a third: never behind bulk    └─ Bus
+//! ```
+
+mod client;
+mod appends;
+mod convert;
+mod failure;
+#[expect(
+    unreachable_pub,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code, which its generator does not write for this crate's lints"
+)]
+#[rustfmt::skip]
+mod generated;
+mod identity;
+mod listener;
+mod records;
+mod service;
+mod streams;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+pub use client::Client;
+pub use listener::Listen;
+
+use crate::{Bus, Error, Kind, Result};
+use generated::bus_server::BusServer;
+use listener::Listener;
+
+/// The largest message: the largest append or batch, and what is around it.
+const MESSAGE_BYTES_MAX: usize = 8 << 20;
+/// The largest frame that is taken. Larger ones cost fewer calls; smaller ones let others in between.
+const FRAME_BYTES_MAX: u32 = 256 << 10;
+/// How much of one stream is under way before the receiver has taken any: the memory that a slow one holds.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+/// How much of one connection. So large that streams which stand still never hold up the others.
+const CONNECTION_WINDOW_BYTES: u32 = 1 << 30;
+/// How many calls of one connection run at once, streams included.
+const CALLS_PER_CONNECTION_MAX: u32 = 65_536;
+/// How long a peer that says nothing is thought alive: then it is asked, and given as long again.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// How long connections may take to end by themselves when the server stops, before they are cut.
+const STOP_GRACE: Duration = Duration::from_secs(2);
+
+/// A bus that listens.
+#[derive(Debug)]
+pub struct Server {
+    listeners: Vec<Listener>,
+    bus: Bound,
+}
+
+struct Bound(Arc<dyn Bus>);
+
+impl std::fmt::Debug for Bound {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0.guarantee().engine)
+    }
+}
+
+impl Server {
+    /// Takes the addresses. Clients can connect from now on and are answered once [`Server::serve`] runs.
+    ///
+    /// # Errors
+    /// `Configuration` if an address cannot be had: somebody else listens there, or it is not this machine's.
+    pub async fn bind(listen: &[Listen], bus: Arc<dyn Bus>) -> Result<Self> {
+        if listen.is_empty() {
+            let message = "the bus has no address to listen on; expected at least one";
+            return Err(Error::new(Kind::Configuration, message));
+        }
+        let mut listeners = Vec::with_capacity(listen.len());
+        for address in listen {
+            listeners.push(Listener::bind(address).await?);
+        }
+        Ok(Self { listeners, bus: Bound(bus) })
+    }
+
+    /// The addresses as they were taken: with the port that was chosen where 0 was asked for.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<Listen> {
+        self.listeners.iter().map(|listener| listener.address().clone()).collect()
+    }
+
+    /// Serves until `shutdown`: then takes no more, ends every stream with `Unavailable`, answers the appends
+    /// that are under way, and cuts whoever has not gone after a few seconds. Leaves the bus open.
+    ///
+    /// # Errors
+    /// `Unavailable` if the sockets fail.
+    pub async fn serve(self, shutdown: CancellationToken) -> Result<()> {
+        let cut = CancellationToken::new();
+        let _cut_when_dropped = cut.clone().drop_guard();
+        let service = service::Service { bus: self.bus.0, ending: shutdown.clone() };
+        let service = BusServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let incoming = listener::accept(self.listeners, cut.clone());
+        let serving = transport().serve_with_incoming_shutdown(service, incoming, shutdown.cancelled());
+        tokio::pin!(serving);
+        let served = tokio::select! {
+            served = &mut serving => served,
+            () = after_grace(&shutdown) => {
+                cut.cancel();
+                serving.await
+            }
+        };
+        served.map_err(|error| Error::new(Kind::Unavailable, "the bus's sockets failed").because(error))
+    }
+}
+
+async fn after_grace(shutdown: &CancellationToken) {
+    shutdown.cancelled().await;
+    tokio::time::sleep(STOP_GRACE).await;
+}
+
+fn transport() -> tonic::transport::Server {
+    tonic::transport::Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
+        .max_frame_size(FRAME_BYTES_MAX)
+        .http2_keepalive_interval(Some(SILENCE_MAX))
+        .http2_keepalive_timeout(Some(SILENCE_MAX))
+}
