@@ -176,17 +176,9 @@ impl Relay {
                 renew = Instant::now() + RENEW_EVERY;
             }
             if (look || lanes.is_all_done()) && lanes.rows() < IN_FLIGHT_ROWS_MAX {
-                let limit = RoundLimit::default();
-                let rows = leader.round(&lanes.take_done_if_worth(), limit).await?;
-                // A short round was the last for now; a full one may have more behind it.
-                look = rows.len() >= limit.rows
-                    || rows.iter().map(|row| row.bytes.len()).sum::<usize>() >= limit.bytes;
-                if !rows.is_empty() {
-                    idle = 0;
-                    self.metrics.round_rows.observe(rows.len() as f64);
-                    barrier::reach("relay.before-append");
-                    lanes.send(rows);
-                }
+                let taken = self.round(leader, &mut lanes).await?;
+                look = taken.may_have_more;
+                idle = if taken.rows > 0 { 0 } else { idle };
             }
             let can_look = look && lanes.rows() < IN_FLIGHT_ROWS_MAX;
             tokio::select! {
@@ -207,6 +199,22 @@ impl Relay {
                 }
             }
         }
+    }
+
+    /// One round: what is done is removed, what comes next is sent.
+    async fn round(&self, leader: &mut dyn Leader, lanes: &mut Lanes) -> Result<Taken> {
+        let limit = RoundLimit::default();
+        let rows = leader.round(&lanes.take_done_if_worth(), limit).await?;
+        let bytes: usize = rows.iter().map(|row| row.bytes.len()).sum();
+        // A short round was the last for now; a full one may have more behind it.
+        let taken =
+            Taken { rows: rows.len(), may_have_more: rows.len() >= limit.rows || bytes >= limit.bytes };
+        if !rows.is_empty() {
+            self.metrics.round_rows.observe(rows.len() as f64);
+            barrier::reach("relay.before-append");
+            lanes.send(rows);
+        }
+        Ok(taken)
     }
 
     /// Waits for what is on its way, so that a successor need not send it again.
@@ -233,6 +241,12 @@ impl Relay {
         });
         Ok(())
     }
+}
+
+/// What a round took.
+struct Taken {
+    rows: usize,
+    may_have_more: bool,
 }
 
 /// What the database knows to be published must be on the bus, under the same id.

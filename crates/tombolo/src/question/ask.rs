@@ -137,47 +137,36 @@ impl<'a, Q: Question> Call<'a, Q> {
 
     async fn post(&self, url: &str, current: &Current, left: Duration) -> Result<Q::Answer> {
         let service = self.service;
-        let mut request = self
-            .asker
-            .http
-            .post(format!("{url}/tombolo/questions/{}", Q::NAME))
-            .json(self.question)
-            .timeout(left);
+        let place = format!("{url}/tombolo/questions/{}", Q::NAME);
+        let mut request = self.asker.http.post(place).json(self.question).timeout(left);
         for (name, value) in current.headers(left) {
             request = request.header(name, value);
         }
-        let failed = |error: reqwest::Error| {
-            let cause = root_cause(&error);
-            if error.is_timeout() {
-                Error::new(
-                    Kind::Deadline,
-                    format!("service {service} did not answer {} within {} ms", Q::NAME, left.as_millis()),
-                )
-            } else if error.is_connect() {
-                Error::new(
-                    Kind::Unreachable,
-                    format!("service {service} cannot be reached at {url}: {cause}; is it running?"),
-                )
-            } else {
-                Error::new(
-                    Kind::Failed,
-                    format!("service {service} broke off while it answered {}: {cause}", Q::NAME),
-                )
-            }
-        };
-        let response = request.send().await.map_err(failed)?;
+        let response = request.send().await.map_err(|error| self.not_answered(url, left, &error))?;
         let status = response.status();
-        let body = response.text().await.map_err(failed)?;
+        let body = response.text().await.map_err(|error| self.not_answered(url, left, &error))?;
         if !status.is_success() {
             return Err(refused(service, status, &Problem::detail_of(&body)));
         }
         serde_json::from_str(&body).map_err(|error| {
-            Error::new(
-                Kind::Failed,
-                format!("service {service} answered {} with something else: {error}", Q::NAME),
-            )
-            .because(error)
+            let message = format!("service {service} answered {} with something else: {error}", Q::NAME);
+            Error::new(Kind::Failed, message).because(error)
         })
+    }
+
+    /// What a broken exchange means.
+    fn not_answered(&self, url: &str, left: Duration, error: &reqwest::Error) -> Error {
+        let service = self.service;
+        let (name, cause) = (Q::NAME, root_cause(error));
+        if error.is_timeout() {
+            let within = left.as_millis();
+            Error::new(Kind::Deadline, format!("service {service} did not answer {name} within {within} ms"))
+        } else if error.is_connect() {
+            let message = format!("service {service} cannot be reached at {url}: {cause}; is it running?");
+            Error::new(Kind::Unreachable, message)
+        } else {
+            Error::new(Kind::Failed, format!("service {service} broke off while it answered {name}: {cause}"))
+        }
     }
 }
 

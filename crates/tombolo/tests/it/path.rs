@@ -27,7 +27,8 @@ async fn events_of_one_key_are_applied_in_order_and_once() {
     let copies = until_copied(&history.app, 200).await;
     assert_eq!(copies.len(), 200);
     for key in ["a", "b", "c"] {
-        let applied: Vec<i64> = copies.iter().filter(|(order, _)| order == key).map(|(_, cents)| *cents).collect();
+        let applied: Vec<i64> =
+            copies.iter().filter(|(order, _)| order == key).map(|(_, cents)| *cents).collect();
         assert!(applied.is_sorted(), "{key}: {applied:?}");
     }
 }
@@ -46,7 +47,8 @@ async fn a_service_that_was_down_or_is_new_catches_up() {
         place(&orders.app, &format!("o{n}"), n).await;
     }
     let history = ground.history().await;
-    let mut seen: Vec<i64> = until_copied(&history.app, 80).await.into_iter().map(|(_, cents)| cents).collect();
+    let mut seen: Vec<i64> =
+        until_copied(&history.app, 80).await.into_iter().map(|(_, cents)| cents).collect();
     seen.sort_unstable();
     assert_eq!(seen, (0..80).collect::<Vec<_>>());
 }
@@ -62,7 +64,10 @@ async fn a_transaction_that_is_dropped_leaves_neither_state_nor_event() {
     }
     place(&orders.app, "kept", 2).await;
     assert_eq!(until_copied(&history.app, 1).await, [("kept".to_owned(), 2)]);
-    let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM orders").fetch_one(orders.app.database().pool()).await.unwrap();
+    let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM orders")
+        .fetch_one(orders.app.database().pool())
+        .await
+        .unwrap();
     assert_eq!(rows, 1);
 }
 
@@ -75,7 +80,10 @@ async fn the_outbox_is_empty_once_all_is_published() {
     }
     until_copied(&history.app, 20).await;
     eventually("an empty outbox", || async {
-        let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM tombolo_outbox").fetch_one(orders.app.database().pool()).await.unwrap();
+        let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM tombolo_outbox")
+            .fetch_one(orders.app.database().pool())
+            .await
+            .unwrap();
         rows == 0
     })
     .await;
@@ -117,7 +125,8 @@ async fn a_reactor_publishes_what_follows() {
         .publishes::<Confirmed>()
         .react(Reactor::from_start("confirm").on(confirm));
     let mail = ground.start(mail).await;
-    let reader = with_copies(Service::new("reader", ground.database("reader"))).view(View::new("confirmed", 1).on(copy_confirmed));
+    let reader = with_copies(Service::new("reader", ground.database("reader")))
+        .view(View::new("confirmed", 1).on(copy_confirmed));
     let reader = ground.start(reader).await;
     place(&orders.app, "o1", 5).await;
     assert_eq!(until_copied(&reader.app, 1).await, [("o1 by robot from mail".to_owned(), 1)]);
@@ -130,7 +139,8 @@ async fn a_reactor_from_now_does_not_see_what_was_before() {
     let (orders, history) = (ground.orders().await, ground.history().await);
     place(&orders.app, "before", 1).await;
     until_copied(&history.app, 1).await;
-    let late = with_copies(Service::new("late", ground.database("late"))).react(Reactor::from_now("late").on(copy));
+    let late =
+        with_copies(Service::new("late", ground.database("late"))).react(Reactor::from_now("late").on(copy));
     let late = ground.start(late).await;
     eventually("a cursor for each partition", || async {
         late.app.status().subscriptions.first().is_some_and(|late| late.partitions.len() == 8)
@@ -161,7 +171,8 @@ async fn many_writers_at_once_lose_nothing() {
     let all = until_copied(&history.app, 500).await;
     assert_eq!(all.len(), 500);
     for writer in 0..20 {
-        let applied: Vec<i64> = all.iter().filter(|(order, _)| *order == format!("w{writer}")).map(|(_, cents)| *cents).collect();
+        let applied: Vec<i64> =
+            all.iter().filter(|(order, _)| *order == format!("w{writer}")).map(|(_, cents)| *cents).collect();
         assert_eq!(applied, (0..25).collect::<Vec<_>>());
     }
     assert_eq!(copies(&history.app).await.len(), 500);

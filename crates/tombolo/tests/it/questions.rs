@@ -74,7 +74,12 @@ async fn answers_run_through_map_and_reduce() {
     let one = ground.start(Service::new("one", ground.database("one")).answer(seven)).await;
     let two = ground.start(Service::new("two", ground.database("two")).answer(seven)).await;
     let asker = service(&ground, "asker").await;
-    let sum = asker.app.gather(&question()).map_reduce(|_, count| count * 10, 0, |sum, count| sum + count).await.unwrap();
+    let sum = asker
+        .app
+        .gather(&question())
+        .map_reduce(|_, count| count * 10, 0, |sum, count| sum + count)
+        .await
+        .unwrap();
     assert_eq!((sum.value, sum.answered), (140, vec!["one".to_owned(), "two".to_owned()]));
     drop((one, two));
 }
@@ -90,7 +95,8 @@ async fn who_does_not_answer_is_named_with_the_reason() {
     let asker = service(&ground, "asker").await;
     let gathered = asker.app.gather(&question()).within(Duration::from_millis(200)).await.unwrap();
     assert_eq!(gathered.value, [("good".to_owned(), 7)]);
-    let missing: Vec<_> = gathered.missing.iter().map(|missing| (missing.service.as_str(), missing.reason)).collect();
+    let missing: Vec<_> =
+        gathered.missing.iter().map(|missing| (missing.service.as_str(), missing.reason)).collect();
     assert_eq!(missing, [("bad", Why::Failed), ("gone", Why::NotRunning), ("slow", Why::TimedOut)]);
     assert!(gathered.missing[0].detail.contains("counting is broken"), "{:?}", gathered.missing);
     drop((good, slow, bad));
@@ -127,7 +133,8 @@ async fn a_loop_of_calls_is_refused_by_name() {
 async fn a_call_within_a_call_has_what_is_left_of_the_time() {
     let ground = Ground::new();
     let slow = ground.start(Service::new("slow", ground.database("slow")).answer(never)).await;
-    let middle = ground.start(Service::new("middle", ground.database("middle")).answer(pass_on_to_slow)).await;
+    let middle =
+        ground.start(Service::new("middle", ground.database("middle")).answer(pass_on_to_slow)).await;
     let asker = service(&ground, "asker").await;
     knows(&middle.app, "slow").await;
     let began = std::time::Instant::now();
@@ -151,7 +158,8 @@ async fn ask_in_a_transaction(question: HowMany, app: App) -> Result<u64, Proble
 async fn a_question_within_a_used_transaction_is_refused() {
     let ground = Ground::new();
     let counter = ground.start(Service::new("counter", ground.database("counter")).answer(seven)).await;
-    let holder = ground.start(Service::new("holder", ground.database("holder")).answer(ask_in_a_transaction)).await;
+    let holder =
+        ground.start(Service::new("holder", ground.database("holder")).answer(ask_in_a_transaction)).await;
     let asker = service(&ground, "asker").await;
     knows(&holder.app, "counter").await;
     let error = asker.app.call("holder", &question()).await.unwrap_err();

@@ -14,8 +14,8 @@ use tombolo::sqlite::{Sqlite, Tx};
 use tombolo::{Event, Handled, Running, Service, Settings, View};
 use tombolo_bus::embedded::{Log, Options};
 use tombolo_bus::{
-    Append, Appended, Bus, Error, Guarantee, Kind, Reach, Read, RecordStream, Registration, Result, Signal, SignalStream, Tail, Topic,
-    TopicSpec,
+    Append, Appended, Bus, Error, Guarantee, Kind, Reach, Read, RecordStream, Registration, Result, Signal,
+    SignalStream, Tail, Topic, TopicSpec,
 };
 use tombolo_event::{Incarnation, ServiceName};
 
@@ -75,9 +75,11 @@ impl Ground {
     pub(crate) fn orders_service(&self) -> Service<Sqlite> {
         Service::new("orders", self.database("orders"))
             .setup(async |database: Sqlite| {
-                sqlx::raw_sql("CREATE TABLE IF NOT EXISTS orders (id TEXT PRIMARY KEY, cents INTEGER NOT NULL) STRICT")
-                    .execute(database.pool())
-                    .await?;
+                sqlx::raw_sql(
+                    "CREATE TABLE IF NOT EXISTS orders (id TEXT PRIMARY KEY, cents INTEGER NOT NULL) STRICT",
+                )
+                .execute(database.pool())
+                .await?;
                 Ok(())
             })
             .publishes::<Placed>()
@@ -94,7 +96,8 @@ impl Ground {
 
     /// The same under the same version, with one more type.
     pub(crate) fn history_service_with_more(&self) -> Service<Sqlite> {
-        with_copies(Service::new("history", self.database("history"))).view(View::new("copies", 1).on(copy).on(forget))
+        with_copies(Service::new("history", self.database("history")))
+            .view(View::new("copies", 1).on(copy).on(forget))
     }
 }
 
@@ -127,18 +130,24 @@ pub(crate) fn with_copies(service: Service<Sqlite>) -> Service<Sqlite> {
 }
 
 pub(crate) async fn copy(event: Placed, tx: &mut Tx) -> Handled {
-    sqlx::query("INSERT INTO copies (id, cents) VALUES (?, ?)").bind(event.order).bind(event.cents).execute(&mut **tx).await?;
+    sqlx::query("INSERT INTO copies (id, cents) VALUES (?, ?)")
+        .bind(event.order)
+        .bind(event.cents)
+        .execute(&mut **tx)
+        .await?;
     Ok(())
 }
 
 pub(crate) async fn place(app: &App, order: &str, cents: i64) {
     let mut tx = app.begin().await.unwrap();
-    sqlx::query("INSERT INTO orders (id, cents) VALUES (?, ?) ON CONFLICT DO UPDATE SET cents = excluded.cents")
-        .bind(order)
-        .bind(cents)
-        .execute(&mut *tx)
-        .await
-        .unwrap();
+    sqlx::query(
+        "INSERT INTO orders (id, cents) VALUES (?, ?) ON CONFLICT DO UPDATE SET cents = excluded.cents",
+    )
+    .bind(order)
+    .bind(cents)
+    .execute(&mut *tx)
+    .await
+    .unwrap();
     tx.publish(&Placed { order: order.into(), cents }).unwrap();
     tx.commit().await.unwrap();
 }
@@ -168,7 +177,11 @@ pub(crate) struct Unruly {
 
 impl Unruly {
     fn new() -> Self {
-        Self { log: std::sync::Mutex::new(fresh_log()), away: AtomicBool::new(false), lose_acknowledgements: AtomicU32::new(0) }
+        Self {
+            log: std::sync::Mutex::new(fresh_log()),
+            away: AtomicBool::new(false),
+            lose_acknowledgements: AtomicU32::new(0),
+        }
     }
 
     /// From now on the bus is an empty one, as after a disaster.
@@ -206,7 +219,12 @@ impl Bus for Unruly {
     async fn topics(&self) -> Result<Vec<Topic>> {
         self.reach()?.topics().await
     }
-    async fn raise_epoch(&self, topic: &ServiceName, incarnation: Incarnation, epoch: u64) -> Result<Vec<Tail>> {
+    async fn raise_epoch(
+        &self,
+        topic: &ServiceName,
+        incarnation: Incarnation,
+        epoch: u64,
+    ) -> Result<Vec<Tail>> {
         self.reach()?.raise_epoch(topic, incarnation, epoch).await
     }
     async fn append(&self, append: Append) -> Result<Appended> {

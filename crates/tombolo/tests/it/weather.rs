@@ -29,9 +29,13 @@ async fn a_lost_acknowledgement_is_repeated_without_a_double() {
         place(&orders.app, &format!("o{n}"), n).await;
     }
     until_copied(&history.app, 30).await;
-    eventually("every acknowledgement lost", || async { ground.bus.lose_acknowledgements.load(Ordering::SeqCst) == 0 }).await;
+    eventually("every acknowledgement lost", || async {
+        ground.bus.lose_acknowledgements.load(Ordering::SeqCst) == 0
+    })
+    .await;
     place(&orders.app, "last", 31).await;
-    eventually("the last", || async { copies(&history.app).await.iter().any(|(order, _)| order == "last") }).await;
+    eventually("the last", || async { copies(&history.app).await.iter().any(|(order, _)| order == "last") })
+        .await;
     assert_eq!(copies(&history.app).await.len(), 31);
 }
 
@@ -49,7 +53,8 @@ async fn crashed_services_go_on_where_they_were() {
         drop((orders, history));
     }
     let (orders, history) = (ground.orders().await, ground.history().await);
-    let mut seen: Vec<i64> = until_copied(&history.app, placed as usize).await.into_iter().map(|(_, cents)| cents).collect();
+    let mut seen: Vec<i64> =
+        until_copied(&history.app, placed as usize).await.into_iter().map(|(_, cents)| cents).collect();
     seen.sort_unstable();
     assert_eq!(seen, (0..placed).collect::<Vec<_>>());
     drop(orders);
@@ -88,7 +93,10 @@ async fn two_replicas_share_one_outbox_and_one_cursor() {
         place(app, &format!("o{n}"), n).await;
     }
     assert_eq!(until_copied(&history.app, 40).await.len(), 40);
-    let leading = [&first, &second].iter().filter(|replica| replica.app.status().relay.is_some_and(|relay| relay.leading)).count();
+    let leading = [&first, &second]
+        .iter()
+        .filter(|replica| replica.app.status().relay.is_some_and(|relay| relay.leading))
+        .count();
     assert_eq!(leading, 1);
     first.shutdown().await;
     history.shutdown().await;

@@ -22,10 +22,18 @@ async fn mistakes_are_named() {
     assert!(wrong(&service("Odd Name")).contains("\"Odd Name\" contains 'O'"));
     assert!(wrong(&service("a").partitions(0)).contains("0 partitions"));
     assert!(wrong(&service("a").view(View::new("v", 1))).contains("handles nothing"));
-    assert!(wrong(&service("a").view(View::new("v", 1).on(copy).on(copy))).contains("orders.placed.v1 twice"));
-    assert!(wrong(&service("a").view(View::new("v", 1).on(copy)).view(View::new("v", 1).on(copy))).contains("\"v-v1\" twice"));
+    assert!(
+        wrong(&service("a").view(View::new("v", 1).on(copy).on(copy))).contains("orders.placed.v1 twice")
+    );
+    assert!(
+        wrong(&service("a").view(View::new("v", 1).on(copy)).view(View::new("v", 1).on(copy)))
+            .contains("\"v-v1\" twice")
+    );
     assert!(wrong(&service("a").view(View::new("v", 1).on(needs_a_state))).contains("State<u64>"));
-    assert!(wrong(&service("a").publishes::<Placed>().publishes::<Placed>()).contains("\"orders.placed.v1\" twice"));
+    assert!(
+        wrong(&service("a").publishes::<Placed>().publishes::<Placed>())
+            .contains("\"orders.placed.v1\" twice")
+    );
 }
 
 #[tokio::test]
@@ -64,7 +72,9 @@ async fn a_view_that_folds_a_new_type_must_become_a_new_version() {
     let changed = ground.history_service_with_more();
     let changed = ground.start(changed).await;
     crate::support::eventually("a refusal", || async {
-        crate::support::subscription(&changed.app).and_then(|status| status.detail).is_some_and(|detail| detail.contains("next version"))
+        crate::support::subscription(&changed.app)
+            .and_then(|status| status.detail)
+            .is_some_and(|detail| detail.contains("next version"))
     })
     .await;
 }
