@@ -15,7 +15,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tombolo_bus::{Bus, Registration};
+use tombolo_bus::{Bus, Identity, Registration};
 use tombolo_db::{Database, Owner, Publisher};
 use tombolo_event::descriptor::Descriptor;
 
@@ -128,7 +128,10 @@ pub(crate) async fn start<D: Database>(mut service: Service<D>, settings: Settin
     }
     let bus = match service.bus.take() {
         Some(bus) => bus,
-        None => tombolo_bus_temp::connect(&settings.bus, &descriptor.service).await?,
+        None => {
+            let identity = Identity::Service(descriptor.service.clone());
+            tombolo_bus::connect(&settings.bus, &identity).await?
+        }
     };
     let (listener, url) = bind(&settings).await?;
     let starting = Starting::new(&descriptor, &settings, bus, &url)?;
@@ -296,18 +299,5 @@ async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
     let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await;
     if let Err(error) = served {
         tracing::error!("stopped serving: {error}");
-    }
-}
-/// Until `tombolo_bus::connect` exists, a service is given its bus.
-mod tombolo_bus_temp {
-    use super::{Arc, Bus};
-    pub(super) async fn connect(
-        url: &str,
-        _: &tombolo_event::ServiceName,
-    ) -> tombolo_bus::Result<Arc<dyn Bus>> {
-        Err(tombolo_bus::Error::new(
-            tombolo_bus::Kind::Configuration,
-            format!("no engine for {url:?} is built in yet"),
-        ))
     }
 }

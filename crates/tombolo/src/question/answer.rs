@@ -33,10 +33,12 @@ const RETRY: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_se
 
 type Answering = Pin<Box<dyn Future<Output = Result<Box<RawValue>, Problem>> + Send>>;
 
+type Run<D> = dyn Fn(&str, App<D>) -> Answering + Send + Sync;
+
 /// A handler of questions with its types worked out.
 pub(crate) struct Answerer<D: Database> {
     pub(crate) describe: descriptor::Answered,
-    run: Arc<dyn Fn(&str, App<D>) -> Answering + Send + Sync>,
+    run: Arc<Run<D>>,
 }
 
 /// All of a service's, by question.
@@ -54,7 +56,7 @@ impl<D: Database> Answerer<D> {
                 Ok(question) => {
                     let answering = handler(question, app);
                     Box::pin(async move {
-                        Ok(to_raw_value(&answering.await?).map_err(|error| unwritable::<Q>(&error))?)
+                        to_raw_value(&answering.await?).map_err(|error| unwritable::<Q>(&error))
                     })
                 }
                 Err(error) => Box::pin(std::future::ready(Err(not_a::<Q>(&error)))),
