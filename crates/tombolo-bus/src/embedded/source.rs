@@ -1,0 +1,264 @@
+//! Blocks, from the memory of the newest groups or from disk.
+//!
+//! Invariant: a block that comes from disk has passed its checksum and is the one that was looked for; otherwise the
+//! answer is an error that names the file and the place.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use bytes::Bytes;
+use tombolo_event::EventId;
+
+use super::format::{BlockHeader, BlockReader};
+use super::index::{Entry, Extent, SegmentIndex};
+use super::published::{self, TopicView, Where, read, write};
+use super::recovery;
+use super::storage::{Blob, Storage, read_all};
+use crate::{Error, Kind, Result};
+
+/// The bytes of blocks that one step of a reader takes from disk.
+pub(super) const CHUNK_BYTES: usize = 1 << 20;
+/// Two blocks that lie no further apart than this are read as one.
+const GAP_BYTES_MAX: u32 = 16 << 10;
+/// The segment files that are kept open for readers.
+const FILES_OPEN_MAX: usize = 64;
+/// The indexes of sealed segments that are kept in memory.
+const INDEXES_MAX: usize = 16;
+
+/// The name of a segment's file.
+pub(super) fn segment_name(segment: u64) -> String {
+    format!("{segment:08}.segment")
+}
+
+/// The name of a segment's sidecar.
+pub(super) fn sidecar_name(segment: u64) -> String {
+    format!("{segment:08}.index")
+}
+
+/// Where blocks come from.
+pub(super) struct Source {
+    pub(super) storage: Arc<dyn Storage>,
+    lineage: u64,
+    recent: RwLock<Recent>,
+    recent_bytes_max: usize,
+    files: Mutex<VecDeque<(u64, Arc<dyn Blob>)>>,
+    indexes: Mutex<VecDeque<(u64, Arc<SegmentIndex>)>>,
+}
+
+/// The newest groups, in the order of the log.
+#[derive(Default)]
+struct Recent {
+    groups: VecDeque<(u64, u64, Bytes)>,
+    bytes: usize,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Source {
+    pub(super) fn new(storage: Arc<dyn Storage>, lineage: u64, recent_bytes_max: usize) -> Self {
+        Self {
+            storage,
+            lineage,
+            recent: RwLock::default(),
+            recent_bytes_max,
+            files: Mutex::default(),
+            indexes: Mutex::default(),
+        }
+    }
+
+    /// Keeps a group in memory, and lets the oldest go.
+    pub(super) fn remember(&self, segment: u64, offset: u64, group: Bytes) {
+        let mut recent = write(&self.recent);
+        recent.bytes += group.len();
+        recent.groups.push_back((segment, offset, group));
+        while recent.bytes > self.recent_bytes_max {
+            let Some((_, _, oldest)) = recent.groups.pop_front() else { break };
+            recent.bytes -= oldest.len();
+        }
+    }
+
+    /// Keeps the index of a segment that has just been sealed.
+    pub(super) fn remember_index(&self, index: Arc<SegmentIndex>) {
+        let mut indexes = lock(&self.indexes);
+        indexes.push_front((index.segment, index));
+        indexes.truncate(INDEXES_MAX);
+    }
+
+    /// The blocks from the one with `sequence` on, if memory has them.
+    pub(super) fn recent_blocks(
+        &self,
+        topic: &TopicView,
+        partition: u32,
+        sequence: u64,
+    ) -> Option<Vec<BlockReader>> {
+        let own = topic.partition(partition)?;
+        let Where::Active(segment, entries) = own.find(sequence, CHUNK_BYTES) else { return None };
+        let recent = read(&self.recent);
+        let blocks = entries.iter().map_while(|entry| recent.block(segment, *entry));
+        let readers: Vec<_> = blocks
+            .filter_map(|block| Some(BlockReader::new(block.clone(), &BlockHeader::peek(&block)?)))
+            .collect();
+        (!readers.is_empty()).then_some(readers)
+    }
+
+    /// The blocks from the one with `sequence` on, at least one and about [`CHUNK_BYTES`]. Blocks the thread.
+    pub(super) fn blocks(
+        &self,
+        topic: &TopicView,
+        partition: u32,
+        sequence: u64,
+    ) -> Result<Vec<BlockReader>> {
+        if let Some(blocks) = self.recent_blocks(topic, partition, sequence) {
+            return Ok(blocks);
+        }
+        let found = topic.partition(partition).map_or(Where::Absent, |own| own.find(sequence, CHUNK_BYTES));
+        let (segment, entries) = match found {
+            Where::Active(segment, entries) => (segment, entries),
+            Where::Sealed(segment) => {
+                let index = self.index(segment)?;
+                let held = index.partitions.get(&(topic.number, partition));
+                let entries = held.map(|held| published::from(&held.entries, sequence, CHUNK_BYTES));
+                (segment, entries.unwrap_or_default())
+            }
+            Where::Absent => (0, Vec::new()),
+        };
+        if entries.is_empty() {
+            let message = format!("{}/{partition} has no event {sequence} where its index says", topic.name);
+            return Err(Error::new(Kind::Corrupt, message));
+        }
+        self.load(segment, &entries, (topic.number, partition))
+    }
+
+    /// The ids of `first..=last`, which are stored. Blocks the thread.
+    pub(super) fn ids(
+        &self,
+        topic: &TopicView,
+        partition: u32,
+        first: u64,
+        last: u64,
+    ) -> Result<Vec<EventId>> {
+        let mut ids = Vec::new();
+        let mut next = first;
+        while next <= last {
+            for mut block in self.blocks(topic, partition, next)? {
+                while let Some(sequence) = block.next_sequence().filter(|sequence| *sequence <= last) {
+                    if sequence == next {
+                        ids.push(block.peek_id().ok_or_else(malformed)?);
+                        next += 1;
+                    }
+                    block.skip().ok_or_else(malformed)?;
+                }
+            }
+        }
+        Ok(ids)
+    }
+
+    fn load(&self, segment: u64, entries: &[Entry], key: (u32, u32)) -> Result<Vec<BlockReader>> {
+        let file = self.file(segment)?;
+        let mut blocks = Vec::with_capacity(entries.len());
+        let mut rest = entries;
+        while let Some(first) = rest.first() {
+            let near =
+                rest.windows(2).take_while(|pair| pair[1].offset - end(pair[0]) <= GAP_BYTES_MAX).count();
+            let (run, after) = rest.split_at(near + 1);
+            let bytes = (end(run[near]) - first.offset) as usize;
+            let buffer = self.read(segment, &*file, first.offset, bytes)?;
+            for entry in run {
+                let from = (entry.offset - first.offset) as usize;
+                let block = buffer.slice(from..from + entry.length as usize);
+                let header = BlockHeader::decode(&block).filter(|found| {
+                    (found.topic, found.partition) == key
+                        && found.first == entry.first
+                        && found.length() == block.len()
+                });
+                let header = header.ok_or_else(|| self.damaged(segment, entry.offset))?;
+                blocks.push(BlockReader::new(block, &header));
+            }
+            rest = after;
+        }
+        Ok(blocks)
+    }
+
+    fn read(&self, segment: u64, file: &dyn Blob, offset: u32, bytes: usize) -> Result<Bytes> {
+        let mut buffer = vec![0; bytes];
+        let mut read = 0;
+        while read < bytes {
+            let n = file.read_at(&mut buffer[read..], u64::from(offset) + read as u64);
+            match n.map_err(|error| self.unreadable(segment, error))? {
+                0 => return Err(self.damaged(segment, offset)),
+                n => read += n,
+            }
+        }
+        Ok(buffer.into())
+    }
+
+    fn file(&self, segment: u64) -> Result<Arc<dyn Blob>> {
+        let mut files = lock(&self.files);
+        if let Some(at) = files.iter().position(|(number, _)| *number == segment) {
+            return Ok(files[at].1.clone());
+        }
+        let file =
+            self.storage.open(&segment_name(segment)).map_err(|error| self.unreadable(segment, error))?;
+        files.push_front((segment, file.clone()));
+        files.truncate(FILES_OPEN_MAX);
+        Ok(file)
+    }
+
+    fn index(&self, segment: u64) -> Result<Arc<SegmentIndex>> {
+        let known =
+            lock(&self.indexes).iter().find(|(number, _)| *number == segment).map(|(_, index)| index.clone());
+        if let Some(index) = known {
+            return Ok(index);
+        }
+        let sidecar = self.storage.open(&sidecar_name(segment)).and_then(|blob| read_all(&*blob)).ok();
+        let whole = sidecar.and_then(|bytes| SegmentIndex::decode(&bytes, Extent::Whole));
+        let index = match whole.filter(|index| (index.lineage, index.segment) == (self.lineage, segment)) {
+            Some(index) => index,
+            None => recovery::index_of(&*self.storage, segment)?,
+        };
+        let index = Arc::new(index);
+        self.remember_index(index.clone());
+        Ok(index)
+    }
+
+    fn damaged(&self, segment: u64, offset: u32) -> Error {
+        let path = self.storage.path(&segment_name(segment));
+        Error::new(
+            Kind::Corrupt,
+            format!(
+                "{path} is damaged at offset {offset}: the block there fails its checksum; restore the file from a copy"
+            ),
+        )
+    }
+
+    fn unreadable(&self, segment: u64, error: io::Error) -> Error {
+        let path = self.storage.path(&segment_name(segment));
+        Error::new(Kind::Unavailable, format!("{path} cannot be read: {error}")).because(error)
+    }
+}
+
+/// A block that passed its checksum and does not consist of its records.
+pub(super) fn malformed() -> Error {
+    Error::new(
+        Kind::Corrupt,
+        "a block passes its checksum and does not consist of its records; report this as a bug",
+    )
+}
+
+fn end(entry: Entry) -> u32 {
+    entry.offset + entry.length
+}
+
+impl Recent {
+    fn block(&self, segment: u64, entry: Entry) -> Option<Bytes> {
+        let offset = u64::from(entry.offset);
+        let after = self.groups.partition_point(|(s, o, _)| (*s, *o) <= (segment, offset));
+        let (found, start, group) = self.groups.get(after.checked_sub(1)?)?;
+        let from = usize::try_from(offset - if *found == segment { *start } else { return None }).ok()?;
+        let to = from + entry.length as usize;
+        (to <= group.len()).then(|| group.slice(from..to))
+    }
+}
