@@ -1,0 +1,215 @@
+//! The command line. Invariant: what is written here is all that there is; every command is in `tombolo --help`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use tombolo_event::ServiceName;
+
+use crate::output::Format;
+
+const EXIT_CODES: &str = "Exit codes:
+  0  it worked
+  1  it was understood and did not work
+  2  the command line or the manifest is wrong
+  3  there is no such service, topic or partition
+  4  what was asked does not run or cannot be reached";
+
+/// Runs a system of services on this machine, and answers an operator's questions about it.
+#[derive(Debug, Parser)]
+#[command(name = "tombolo", version, after_help = EXIT_CODES, arg_required_else_help = true)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start the bus and every service of a manifest, and keep them running
+    Dev(Dev),
+    /// Show what runs, where, and whether it is ready
+    Status(Shown),
+    /// End a service (or `bus`) and leave it ended
+    Stop(Named),
+    /// Start a service (or `bus`) that was stopped, and wait until it is ready
+    Start(Named),
+    /// Kill a service (or `bus`) with SIGKILL; the runner starts it again, as after a crash
+    Kill(Named),
+    /// End everything that `dev` started
+    Down(Found),
+    /// Show what a service (or `bus`) wrote
+    Logs(Logs),
+    /// Serve a bus over the log in a folder of this machine
+    Bus(Bus),
+    /// Look into the topics of a bus
+    #[command(subcommand)]
+    Topics(Topics),
+    /// See where subscriptions stand
+    #[command(subcommand)]
+    Subscriptions(Subscriptions),
+    /// See what services say of themselves
+    #[command(subcommand)]
+    Services(Services),
+}
+
+/// Options of `bus`.
+#[derive(Debug, Args)]
+pub(crate) struct Bus {
+    /// The folder of the log
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: PathBuf,
+    /// The address to listen on; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7400")]
+    pub(crate) listen: SocketAddr,
+    /// A Unix socket to listen on as well
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+}
+
+/// What can be seen of topics.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Topics {
+    /// List the topics
+    List(OfBus),
+    /// Print events as CloudEvents, one JSON object a line, up to the present end
+    Read(Read),
+    /// The same from now on, as events come
+    Tail(Read),
+    /// Read everything, and check that no event is missing or damaged
+    Verify(Verify),
+}
+
+/// What can be seen of subscriptions.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Subscriptions {
+    /// List every subscription of every running replica
+    List(OfBus),
+}
+
+/// What can be seen of services.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Services {
+    /// List every replica that registered at the bus, with what it publishes, handles and answers
+    List(OfBus),
+}
+
+/// Which bus is meant.
+#[derive(Debug, Args)]
+pub(crate) struct Reached {
+    /// The bus's URL [default: the bus of the system that runs]
+    #[arg(long, value_name = "URL", conflicts_with = "data")]
+    pub(crate) bus: Option<String>,
+    #[command(flatten)]
+    pub(crate) found: Found,
+}
+
+/// A list of what a bus knows.
+#[derive(Debug, Args)]
+pub(crate) struct OfBus {
+    #[command(flatten)]
+    pub(crate) reached: Reached,
+    /// How to show it
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub(crate) format: Format,
+}
+
+/// Which events are meant.
+#[derive(Debug, Args)]
+pub(crate) struct Read {
+    /// The topic: the name of the service that owns it
+    pub(crate) topic: ServiceName,
+    #[command(flatten)]
+    pub(crate) reached: Reached,
+    /// Only this partition
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) partition: Option<u32>,
+    /// Only from this sequence on, in each partition [default: read: 1; tail: what comes next]
+    #[arg(long, value_name = "SEQUENCE")]
+    pub(crate) from: Option<u64>,
+    /// At most so many events
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) limit: Option<u64>,
+    /// Only this type; may be given several times
+    #[arg(long = "type", value_name = "TYPE")]
+    pub(crate) types: Vec<String>,
+}
+
+/// What to verify.
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    /// The bus's URL [default: the bus of the system that runs]
+    #[arg(long, value_name = "URL", conflicts_with = "data")]
+    pub(crate) bus: Option<String>,
+    /// The log's folder, or the data folder of a system, while no bus runs over it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// How to show it
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub(crate) format: Format,
+}
+
+/// Options of `dev`.
+#[derive(Debug, Args)]
+pub(crate) struct Dev {
+    /// The folder that holds tombolo.toml, or the file itself
+    #[arg(value_name = "DIR", default_value = ".")]
+    pub(crate) place: PathBuf,
+    /// Where databases, the bus and logs are kept [default: DIR/.tombolo]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// Return when everything is ready, and leave it running
+    #[arg(long)]
+    pub(crate) detach: bool,
+    /// Use a bus that somebody else runs
+    #[arg(long, value_name = "URL")]
+    pub(crate) bus: Option<String>,
+    /// With --detach: how many seconds everything may take to be ready
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub(crate) ready_within: u64,
+    /// Be the detached runner: report once on the standard output
+    #[arg(long, hide = true)]
+    pub(crate) report: bool,
+}
+
+/// Which running system is meant.
+#[derive(Debug, Args)]
+pub(crate) struct Found {
+    /// The data folder of the system [default: that of the current folder, or the only one that runs]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+}
+
+/// A list.
+#[derive(Debug, Args)]
+pub(crate) struct Shown {
+    #[command(flatten)]
+    pub(crate) found: Found,
+    /// How to show it
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub(crate) format: Format,
+}
+
+/// A service of a system.
+#[derive(Debug, Args)]
+pub(crate) struct Named {
+    /// The service, or `bus`
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) found: Found,
+}
+
+/// Options of `logs`.
+#[derive(Debug, Args)]
+pub(crate) struct Logs {
+    /// The service, or `bus`
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) found: Found,
+    /// Go on with what is written from now on
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    /// How many last lines to begin with
+    #[arg(long, short = 'n', default_value_t = 100)]
+    pub(crate) lines: usize,
+}

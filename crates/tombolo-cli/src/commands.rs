@@ -1,0 +1,53 @@
+//! What each command does, one file for each group.
+
+pub(crate) mod dev;
+pub(crate) mod orders;
+pub(crate) mod logs;
+pub(crate) mod bus;
+pub(crate) mod topics;
+pub(crate) mod verify;
+pub(crate) mod subscriptions;
+pub(crate) mod services;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use tombolo_bus::{Bus, Identity};
+
+use crate::arguments::Reached;
+use crate::error::{Context, Error, Result};
+use crate::folder::find;
+use crate::output;
+
+/// How long a bus may take to answer the first question.
+const BUS_ANSWER_BOUND: Duration = Duration::from_secs(10);
+
+/// The bus that a command is about, as an operator's tool sees it.
+async fn reach(reached: &Reached) -> Result<Arc<dyn Bus>> {
+    let url = match &reached.bus {
+        Some(url) => url.clone(),
+        None => find(reached.found.data.as_deref())?.bus,
+    };
+    let silent = |_| Error::not_running(format!("the bus at {url} does not answer"));
+    let connected = tombolo_bus::connect(&url, &Identity::Operator);
+    Ok(tokio::time::timeout(BUS_ANSWER_BOUND, connected).await.map_err(silent)??)
+}
+
+/// Prints a line, for people or scripts.
+fn say(text: &str) -> Result<()> {
+    output::print(text).context(|| "cannot write".into())
+}
+
+/// Prints a list.
+fn show<const N: usize>(
+    format: output::Format,
+    header: [&str; N],
+    rows: Vec<[String; N]>,
+    json: &Value,
+) -> Result<()> {
+    match format {
+        output::Format::Table => say(&output::table(header, rows)),
+        output::Format::Json => say(&json.to_string()),
+    }
+}

@@ -1,0 +1,67 @@
+//! The binary `tombolo`: runs a system on a laptop, serves the bus, and answers the operator's questions.
+//!
+//! Floor 4. Modules stand in the order in which `tombolo dev` meets them: the manifest, the plan, the runner.
+//! What is deliberately not in here: anything that a service needs to run. The runner knows services only by
+//! their environment, their `GET /ready` and their end, in whatever language they are written.
+
+mod arguments;
+mod manifest;
+mod mistake;
+mod folder;
+mod plan;
+mod process;
+mod runner;
+mod commands;
+mod output;
+mod error;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::arguments::{Arguments, Command, Services, Subscriptions, Topics};
+use crate::commands::{bus, dev, logs, orders, services, subscriptions, topics, verify};
+use crate::error::{Context, Result};
+use crate::runner::control::Request;
+
+fn main() -> ExitCode {
+    match act(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // If the standard error is closed, the exit code still says it.
+            writeln!(std::io::stderr(), "tombolo: {error}").ok();
+            ExitCode::from(error.kind.exit_code())
+        }
+    }
+}
+
+/// Carries out a command, on one thread: the runner's processes are tied to the thread that started them. Only a
+/// bus has work for more.
+fn act(command: Command) -> Result<()> {
+    let mut runtime = match command {
+        Command::Bus(_) => tokio::runtime::Builder::new_multi_thread(),
+        _ => tokio::runtime::Builder::new_current_thread(),
+    };
+    let runtime = runtime.enable_all().build().context(|| "cannot start the runtime".into())?;
+    runtime.block_on(async {
+        match command {
+            Command::Dev(arguments) => dev::dev(arguments).await,
+            Command::Status(arguments) => orders::status(arguments).await,
+            Command::Stop(arguments) => orders::order(arguments, Request::Stop, "is stopped").await,
+            Command::Start(arguments) => orders::order(arguments, Request::Start, "is ready").await,
+            Command::Kill(arguments) => {
+                orders::order(arguments, Request::Kill, "was killed; the runner starts it again").await
+            }
+            Command::Down(arguments) => orders::down(arguments).await,
+            Command::Logs(arguments) => logs::logs(arguments).await,
+            Command::Bus(arguments) => bus::bus(arguments).await,
+            Command::Topics(Topics::List(arguments)) => topics::list(arguments).await,
+            Command::Topics(Topics::Read(arguments)) => topics::read(arguments).await,
+            Command::Topics(Topics::Tail(arguments)) => topics::tail(arguments).await,
+            Command::Topics(Topics::Verify(arguments)) => verify::verify(arguments).await,
+            Command::Subscriptions(Subscriptions::List(arguments)) => subscriptions::list(arguments).await,
+            Command::Services(Services::List(arguments)) => services::list(arguments).await,
+        }
+    })
+}

@@ -1,0 +1,198 @@
+//! The running system as orders see it: units by name, where each stands, and what may be asked of it.
+//!
+//! Invariant: an order that was answered was carried out; one that cannot be is answered with the reason and the
+//! last lines of what failed.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::{join_all, try_join_all};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{Error, Result};
+use crate::plan::Probe;
+use crate::runner::control::{BusStatus, ReplicaStatus, ServiceStatus, Status};
+use crate::runner::log::Log;
+use crate::runner::ready::is_ready;
+use crate::runner::replica::{Acknowledge, Order, Ordered, Phase, Standing};
+
+/// How often a process may die before it was ready until starting it counts as failed.
+const START_TRIES_MAX: u32 = 3;
+/// How long `tombolo start` waits for a service to be ready.
+const START_BOUND: Duration = Duration::from_secs(60);
+
+/// Everything that runs.
+pub(crate) struct System {
+    bus: String,
+    has_own_bus: bool,
+    units: Vec<UnitHandle>,
+    client: reqwest::Client,
+    /// Cancelled when the run is to end.
+    pub(crate) down: CancellationToken,
+    /// Cancelled when every process has ended.
+    pub(crate) ended: CancellationToken,
+}
+
+/// The bus, or a service.
+pub(crate) struct UnitHandle {
+    pub(crate) name: String,
+    pub(crate) database: Option<String>,
+    pub(crate) replicas: Vec<ReplicaHandle>,
+    pub(crate) log: Arc<Log>,
+}
+
+/// One process.
+pub(crate) struct ReplicaHandle {
+    pub(crate) name: String,
+    pub(crate) url: String,
+    pub(crate) listen: SocketAddr,
+    pub(crate) probe: Probe,
+    pub(crate) orders: mpsc::Sender<Ordered>,
+    pub(crate) standing: watch::Receiver<Standing>,
+}
+
+impl System {
+    pub(crate) fn new(
+        bus: String,
+        has_own_bus: bool,
+        units: Vec<UnitHandle>,
+        client: reqwest::Client,
+    ) -> Self {
+        let (down, ended) = (CancellationToken::new(), CancellationToken::new());
+        Self { bus, has_own_bus, units, client, down, ended }
+    }
+
+    /// Waits until everything is ready. With a bound, a failure to start is an error; without, it is tried for ever.
+    pub(crate) async fn ready(&self, bound: Option<Duration>) -> Result<()> {
+        let tries = bound.map(|_| START_TRIES_MAX);
+        let bound = bound.unwrap_or(Duration::MAX);
+        try_join_all(self.units.iter().map(|unit| unit.ready(tries, bound))).await.map(drop)
+    }
+
+    /// Where everything stands now; each process is asked whether it is ready.
+    pub(crate) async fn status(&self) -> Status {
+        let (bus, services) = self.units.split_at(usize::from(self.has_own_bus));
+        let standing = bus.first().map(|bus| bus.replicas[0].standing.borrow().clone());
+        let services = join_all(services.iter().map(|service| service.status(&self.client))).await;
+        Status {
+            bus: BusStatus {
+                url: self.bus.clone(),
+                pid: standing.as_ref().and_then(|standing| standing.pid),
+                state: standing.map_or("elsewhere", |standing| word(standing.phase)).into(),
+            },
+            services,
+        }
+    }
+
+    /// Ends a unit and leaves it ended.
+    pub(crate) async fn stop(&self, name: &str) -> Result<()> {
+        self.unit(name)?.order(Order::Stop).await
+    }
+
+    /// Starts a unit and waits until it is ready.
+    pub(crate) async fn start(&self, name: &str) -> Result<()> {
+        let unit = self.unit(name)?;
+        unit.order(Order::Start).await?;
+        unit.ready(Some(START_TRIES_MAX), START_BOUND).await
+    }
+
+    /// Kills a unit's processes as if they died by themselves.
+    pub(crate) async fn kill(&self, name: &str) -> Result<()> {
+        let unit = self.unit(name)?;
+        if unit.replicas.iter().all(|replica| replica.standing.borrow().pid.is_none()) {
+            return Err(Error::failed(format!("{name} does not run, so there is nothing to kill")));
+        }
+        unit.order(Order::Kill).await
+    }
+
+    fn unit(&self, name: &str) -> Result<&UnitHandle> {
+        let names: Vec<_> = self.units.iter().map(|unit| unit.name.as_str()).collect();
+        let found = self.units.iter().find(|unit| unit.name == name);
+        found.ok_or_else(|| unknown(name, &names, self.has_own_bus))
+    }
+}
+
+fn unknown(name: &str, names: &[&str], has_own_bus: bool) -> Error {
+    if name == crate::manifest::BUS && !has_own_bus {
+        return Error::not_found("the bus is not run by this runner: it was given with --bus");
+    }
+    Error::not_found(format!("there is no service {name:?}; there are: {}", names.join(", ")))
+}
+
+impl UnitHandle {
+    async fn order(&self, order: Order) -> Result<()> {
+        try_join_all(self.replicas.iter().map(|replica| replica.order(order))).await.map(drop)
+    }
+
+    async fn ready(&self, tries: Option<u32>, bound: Duration) -> Result<()> {
+        let all = try_join_all(self.replicas.iter().map(|replica| replica.ready(tries)));
+        match tokio::time::timeout(bound, all).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(why)) => Err(Error::failed(format!("{why}; its last lines:\n{}", self.log.tail()))),
+            Err(_) => Err(Error::failed(format!(
+                "{} is not ready after {} s (GET /ready must answer 200); its last lines:\n{}",
+                self.name,
+                bound.as_secs(),
+                self.log.tail()
+            ))),
+        }
+    }
+
+    async fn status(&self, client: &reqwest::Client) -> ServiceStatus {
+        ServiceStatus {
+            name: self.name.clone(),
+            database: self.database.clone(),
+            replicas: join_all(self.replicas.iter().map(|replica| replica.status(client))).await,
+        }
+    }
+}
+
+impl ReplicaHandle {
+    async fn order(&self, order: Order) -> Result<()> {
+        let ending = || Error::not_running("the runner is ending");
+        let (done, answer) = oneshot::channel();
+        self.orders.send((order, Acknowledge(done))).await.map_err(|_| ending())?;
+        answer.await.map_err(|_| ending())
+    }
+
+    /// Waits until it is ready; the error says why it will not be.
+    async fn ready(&self, tries: Option<u32>) -> std::result::Result<(), String> {
+        let failed = |standing: &Standing| tries.is_some_and(|tries| standing.early_exits >= tries);
+        let settled = |standing: &Standing| standing.phase == Phase::Ready || failed(standing);
+        let mut watched = self.standing.clone();
+        let Ok(standing) = watched.wait_for(settled).await else {
+            return Err(format!("{} was ended", self.name));
+        };
+        if !failed(&standing) {
+            return Ok(());
+        }
+        let how = standing.last_exit.as_deref().unwrap_or("ended");
+        Err(format!(
+            "{} does not start: {how}, {} times before it was ready",
+            self.name, standing.early_exits
+        ))
+    }
+
+    async fn status(&self, client: &reqwest::Client) -> ReplicaStatus {
+        let standing = self.standing.borrow().clone();
+        let ready = standing.pid.is_some() && is_ready(client, self.probe, self.listen).await;
+        ReplicaStatus {
+            pid: standing.pid,
+            url: self.url.clone(),
+            ready,
+            state: word(standing.phase).into(),
+            last_exit: standing.last_exit,
+        }
+    }
+}
+
+fn word(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Starting => "starting",
+        Phase::Ready => "running",
+        Phase::Waiting => "waiting to be started again",
+        Phase::Stopped => "stopped",
+    }
+}
