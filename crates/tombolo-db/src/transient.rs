@@ -4,11 +4,18 @@
 
 use std::error::Error as StdError;
 
-/// PostgreSQL conditions that pass: connection lost (08), too many connections (53300), shutdown and start-up
-/// (57P01 to 57P03), serialization failure, deadlock, lock timeout, idle-in-transaction time-out.
-const POSTGRES: &[&str] = &["53300", "57P01", "57P02", "57P03", "40001", "40P01", "55P03", "25P03"];
-/// SQLite's primary result codes SQLITE_BUSY and SQLITE_LOCKED; extended codes carry them in the low byte.
-const SQLITE: &[i64] = &[5, 6];
+/// PostgreSQL's classes of conditions that pass: connection lost, resources (disk, memory, connections) exhausted, input or output of the server failing.
+const POSTGRES_CLASSES: &[&str] = &["08", "53", "58"];
+/// Single conditions of other classes: shutdown and start-up, a cancelled or timed-out statement, serialization
+/// failure, deadlock, lock timeout, time-outs of idle or long transactions, a server that became a standby.
+const POSTGRES: &[&str] =
+    &["57P01", "57P02", "57P03", "57P05", "57014", "40001", "40P01", "55P03", "25P03", "25P04", "25006"];
+/// SQLite's primary result codes BUSY, LOCKED, IOERR, FULL and PROTOCOL (a lock race of the log of writes); extended
+/// codes carry them in the low byte.
+const SQLITE: &[i64] = &[5, 6, 10, 13, 15];
+
+/// The length of PostgreSQL's codes; those of SQLite are shorter.
+const SQLSTATE_BYTES: usize = 5;
 
 /// Whether `error`, or anything that caused it, is a transient failure of the service's own database.
 #[must_use]
@@ -30,13 +37,14 @@ fn sqlx_is_transient(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_)
         | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed
         | sqlx::Error::Protocol(_) => true,
         sqlx::Error::Database(error) => error.code().is_some_and(|code| {
             let sqlite = || code.parse::<i64>().is_ok_and(|number| SQLITE.contains(&(number & 0xff)));
-            code.starts_with("08") && code.len() == 5
-                || POSTGRES.contains(&&*code)
-                || code.len() < 5 && sqlite()
+            let postgres =
+                || POSTGRES.contains(&&*code) || POSTGRES_CLASSES.iter().any(|class| code.starts_with(class));
+            if code.len() == SQLSTATE_BYTES { postgres() } else { sqlite() }
         }),
         _ => false,
     }

@@ -1,0 +1,231 @@
+//! The subscriptions' half of PostgreSQL.
+//!
+//! takes: claims · writes: leases, attempts, cursors · commits: a cursor with the effect, in the transaction of
+//! both; leases and attempts in short ones of their own · if we crash here: the cursor is where the last effect
+//! left it · if it repeats: the compare-and-set refuses it.
+//!
+//! Invariant: a cursor moves only from the claim's place and under the claim's lease epoch. Leases are for
+//! liveness, by the server's clock; a holder that stops inside a transaction is cut off by the server.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use sqlx::Row;
+use sqlx::postgres::{PgConnection, PgRow};
+use tombolo_event::{Cursor, EventId, Incarnation, ServiceName};
+use uuid::Uuid;
+
+use super::{Postgres, millis, signed, unsigned};
+use crate::mutant::Mutant;
+use crate::{Claim, CursorState, Cursors, Error, Result, StartAt, fencing};
+
+/// The most bytes of an error's text that are kept.
+const ERROR_BYTES_MAX: usize = 2_000;
+
+#[async_trait]
+impl Cursors for Postgres {
+    async fn open(
+        &self,
+        subscription: &str,
+        types: &[String],
+        starts: &[StartAt],
+        accept: bool,
+    ) -> Result<Vec<String>> {
+        let mut transaction = self.pool.begin().await?;
+        self.lock_schema(&mut transaction).await?;
+        let known = sqlx::query_scalar(
+            self.sql("SELECT event_type FROM tombolo.subscription WHERE subscription = $1"),
+        );
+        let known: Vec<String> = known.bind(subscription).fetch_all(&mut *transaction).await?;
+        let added: Vec<String> = types.iter().filter(|name| !known.contains(name)).cloned().collect();
+        let is_new = known.is_empty();
+        if accept || is_new || added.is_empty() {
+            self.remember_types(&mut transaction, subscription, &added).await?;
+            self.insert_cursors(&mut transaction, subscription, starts).await?;
+        }
+        transaction.commit().await?;
+        Ok(if is_new { Vec::new() } else { added })
+    }
+
+    async fn claim(
+        &self,
+        subscription: &str,
+        holder: Uuid,
+        lease: Duration,
+        most: usize,
+    ) -> Result<Vec<Claim>> {
+        let claimed = sqlx::query(self.sql(
+            "UPDATE tombolo.cursor AS c
+             SET holder = $1, until = clock_timestamp() + $2 * interval '1 millisecond', lease_epoch = lease_epoch + 1
+             FROM (SELECT topic, partition FROM tombolo.cursor
+                   WHERE subscription = $3 AND (until <= clock_timestamp() OR holder = $1)
+                   ORDER BY topic, partition LIMIT $4 FOR UPDATE SKIP LOCKED) AS free
+             WHERE c.subscription = $3 AND c.topic = free.topic AND c.partition = free.partition
+             RETURNING c.topic, c.partition, incarnation, sequence, id, lease_epoch, attempts",
+        ));
+        let claimed = claimed.bind(holder).bind(millis(lease)).bind(subscription).bind(most as i64);
+        claimed.fetch_all(&self.pool).await?.iter().map(|row| claim(subscription, row)).collect()
+    }
+
+    async fn renew(&self, subscription: &str, holder: Uuid, lease: Duration) -> Result<usize> {
+        let renewed = sqlx::query(self.sql(
+            "UPDATE tombolo.cursor SET until = clock_timestamp() + $1 * interval '1 millisecond'
+             WHERE subscription = $2 AND holder = $3",
+        ));
+        let renewed = renewed.bind(millis(lease)).bind(subscription).bind(holder).execute(&self.pool).await?;
+        Ok(renewed.rows_affected() as usize)
+    }
+
+    async fn release(&self, subscription: &str, holder: Uuid) -> Result<()> {
+        let released = sqlx::query(self.sql(
+            "UPDATE tombolo.cursor SET holder = NULL, until = '-infinity'
+             WHERE subscription = $1 AND holder = $2",
+        ));
+        released.bind(subscription).bind(holder).execute(&self.pool).await?;
+        Ok(())
+    }
+
+    async fn record_attempt(&self, claim: &Claim, event: EventId, error: &str) -> Result<u32> {
+        let text = error[..error.floor_char_boundary(ERROR_BYTES_MAX)].replace('\0', "");
+        let counted = sqlx::query(self.sql(
+            "UPDATE tombolo.cursor
+             SET attempts = CASE WHEN attempt_id = $1 THEN attempts + 1 ELSE 1 END, attempt_id = $1, error = $2
+             WHERE subscription = $3 AND topic = $4 AND partition = $5 AND lease_epoch = coalesce($6, lease_epoch)
+             RETURNING attempts",
+        ));
+        let counted = counted.bind(event.0).bind(text).bind(&claim.subscription);
+        let counted = counted.bind(claim.topic.as_str()).bind(signed(claim.partition));
+        let mut connection = self.pool.acquire().await?;
+        match counted.bind(self.expected_epoch(claim)).fetch_optional(&mut *connection).await? {
+            Some(row) => Ok(row.try_get::<i32, _>(0)?.unsigned_abs()),
+            None => Err(self.why_refused(&mut connection, claim).await?),
+        }
+    }
+
+    async fn cursors(&self) -> Result<Vec<CursorState>> {
+        let rows = sqlx::query(self.sql(
+            "SELECT topic, partition, incarnation, sequence, id, lease_epoch, attempts, subscription,
+                    until > clock_timestamp(), error, (extract(epoch FROM moved) * 1000)::bigint
+             FROM tombolo.cursor ORDER BY subscription, topic, partition",
+        ));
+        rows.fetch_all(&self.pool).await?.iter().map(state).collect()
+    }
+}
+
+impl Postgres {
+    /// Moves the cursor in the transaction of the effect.
+    pub(super) async fn advance(
+        &self,
+        connection: &mut PgConnection,
+        claim: &Claim,
+        to: &Cursor,
+    ) -> Result<()> {
+        let is_checked = !self.mutation.is(Mutant::NoCursorCheck);
+        let moved = sqlx::query(self.sql(
+            "UPDATE tombolo.cursor
+             SET incarnation = $1, sequence = $2, id = $3, attempts = 0, attempt_id = NULL, error = NULL,
+                 moved = clock_timestamp()
+             WHERE subscription = $4 AND topic = $5 AND partition = $6
+               AND lease_epoch = coalesce($7, lease_epoch) AND sequence = coalesce($8, sequence)",
+        ));
+        let moved = moved.bind(to.incarnation.0).bind(to.sequence as i64).bind(to.id.map(|id| id.0));
+        let moved = moved.bind(&claim.subscription).bind(claim.topic.as_str()).bind(signed(claim.partition));
+        let moved = moved.bind(self.expected_epoch(claim));
+        let moved = moved.bind(is_checked.then_some(claim.cursor.sequence as i64));
+        match moved.execute(&mut *connection).await?.rows_affected() {
+            0 => Err(self.why_refused(connection, claim).await?),
+            _ => Ok(()),
+        }
+    }
+
+    fn expected_epoch(&self, claim: &Claim) -> Option<i64> {
+        let unchecked = self.mutation.is(Mutant::NoFencing) || self.mutation.is(Mutant::NoCursorCheck);
+        if unchecked { None } else { Some(claim.lease_epoch as i64) }
+    }
+
+    /// What kept a guarded update from happening.
+    async fn why_refused(&self, connection: &mut PgConnection, claim: &Claim) -> Result<Error> {
+        let found = sqlx::query(self.sql(
+            "SELECT topic, partition, incarnation, sequence, id, lease_epoch, attempts FROM tombolo.cursor
+             WHERE subscription = $1 AND topic = $2 AND partition = $3",
+        ));
+        let found = found.bind(&claim.subscription).bind(claim.topic.as_str()).bind(signed(claim.partition));
+        let Some(row) = found.fetch_optional(connection).await? else { return Ok(fencing::no_cursor(claim)) };
+        let epoch = unsigned(row.try_get(5)?);
+        Ok(match epoch == claim.lease_epoch {
+            true => fencing::moved(claim, &cursor(&row)?),
+            false => fencing::lease_lost(claim, epoch),
+        })
+    }
+
+    async fn remember_types(
+        &self,
+        connection: &mut PgConnection,
+        subscription: &str,
+        types: &[String],
+    ) -> Result<()> {
+        let insert = sqlx::query(self.sql(
+            "INSERT INTO tombolo.subscription (subscription, event_type)
+             SELECT $1, * FROM unnest($2::text[]) ON CONFLICT DO NOTHING",
+        ));
+        insert.bind(subscription).bind(types).execute(connection).await?;
+        Ok(())
+    }
+
+    async fn insert_cursors(
+        &self,
+        connection: &mut PgConnection,
+        subscription: &str,
+        starts: &[StartAt],
+    ) -> Result<()> {
+        for start in starts {
+            sqlx::query(self.sql(
+                "INSERT INTO tombolo.cursor (subscription, topic, partition, incarnation, sequence, id)
+                 VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING",
+            ))
+            .bind(subscription)
+            .bind(start.topic.as_str())
+            .bind(signed(start.partition))
+            .bind(start.cursor.incarnation.0)
+            .bind(start.cursor.sequence as i64)
+            .bind(start.cursor.id.map(|id| id.0))
+            .execute(&mut *connection)
+            .await?;
+        }
+        Ok(())
+    }
+}
+
+fn cursor(row: &PgRow) -> Result<Cursor> {
+    let id: Option<Uuid> = row.try_get(4)?;
+    let incarnation = Incarnation(row.try_get(2)?);
+    Ok(Cursor { incarnation, sequence: unsigned(row.try_get(3)?), id: id.map(EventId) })
+}
+
+fn claim(subscription: &str, row: &PgRow) -> Result<Claim> {
+    let topic: String = row.try_get(0)?;
+    Ok(Claim {
+        subscription: subscription.to_owned(),
+        topic: ServiceName::new(topic)?,
+        partition: row.try_get::<i32, _>(1)?.unsigned_abs(),
+        lease_epoch: unsigned(row.try_get(5)?),
+        cursor: cursor(row)?,
+        attempts: row.try_get::<i32, _>(6)?.unsigned_abs(),
+    })
+}
+
+fn state(row: &PgRow) -> Result<CursorState> {
+    let topic: String = row.try_get(0)?;
+    let moved_ms: Option<i64> = row.try_get(10)?;
+    Ok(CursorState {
+        subscription: row.try_get(7)?,
+        topic: ServiceName::new(topic)?,
+        partition: row.try_get::<i32, _>(1)?.unsigned_abs(),
+        cursor: cursor(row)?,
+        held: row.try_get(8)?,
+        attempts: row.try_get::<i32, _>(6)?.unsigned_abs(),
+        error: row.try_get(9)?,
+        moved_at: moved_ms.and_then(|ms| Timestamp::from_millisecond(ms).ok()),
+    })
+}

@@ -1,0 +1,380 @@
+//! The relay's half of PostgreSQL.
+//!
+//! takes: rows that have no number · writes: their numbers, marks, removals · commits: all of a round in one synced
+//! transaction under the lock of the leader's row, before anybody sees the rows · if we crash here: the next leader
+//! hands out the same rows with the same numbers first · if it repeats: the bus finds the same bytes under them.
+//!
+//! Invariant: a number is given once, by whoever holds the leader's row under the present epoch, to a row that is
+//! there and has none; a row that commits late is there when it is there.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use sqlx::Row;
+use sqlx::postgres::{PgConnection, PgRow};
+use tombolo_event::{EventId, Incarnation, barrier};
+use uuid::Uuid;
+
+use super::{Postgres, millis, signed, unsigned};
+use crate::mutant::Mutant;
+use crate::{Depth, Leader, Mark, Outbox, OutboxRow, Owner, Result, RoundLimit, Schema, fencing};
+
+/// The rows that [`Outbox::depth`] counts one by one; beyond them it estimates from the positions.
+const DEPTH_EXACT_ROWS: i64 = 50_000;
+
+#[async_trait]
+impl Outbox for Postgres {
+    fn kind(&self) -> &'static str {
+        "postgres"
+    }
+
+    async fn prepare(&self, owner: &Owner, schema: Schema) -> Result<()> {
+        self.prepare_schema(owner, schema).await
+    }
+
+    async fn lead(&self, holder: Uuid, lease: Duration) -> Result<Option<Box<dyn Leader>>> {
+        let free = self.sql("SELECT 1 FROM tombolo.leader WHERE until <= clock_timestamp() OR holder = $1");
+        if sqlx::query(free).bind(holder).fetch_optional(&self.pool).await?.is_none() {
+            return Ok(None);
+        }
+        let mut transaction = self.begin_marked(lease / 2).await?;
+        sync_commit(&mut transaction).await?;
+        let won = self.win(&mut transaction, holder, lease).await?;
+        transaction.commit().await?;
+        Ok(won.map(|(epoch, marks)| {
+            let taken = marks.iter().map(|mark| (mark.partition, mark.sequence)).collect();
+            Box::new(PostgresLeader {
+                database: self.clone(),
+                epoch,
+                lease,
+                removed: marks.clone(),
+                marks,
+                taken,
+                is_backlog: true,
+                highest: 0,
+            }) as Box<dyn Leader>
+        }))
+    }
+
+    async fn depth(&self) -> Result<Depth> {
+        let row = sqlx::query(self.sql(
+            "SELECT count(*), coalesce(sum(size), 0)::bigint, (extract(epoch FROM min(written)) * 1000)::bigint,
+                    coalesce(max(position) - min(position) + 1, 1),
+                    coalesce((SELECT max(position) FROM tombolo.outbox) - min(position) + 1, 1)
+             FROM (SELECT position, size, written FROM tombolo.outbox ORDER BY position LIMIT $1) AS oldest",
+        ));
+        let row = row.bind(DEPTH_EXACT_ROWS).fetch_one(&self.pool).await?;
+        let (rows, bytes): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
+        let oldest: Option<i64> = row.try_get(2)?;
+        let (seen, whole): (i64, i64) = (row.try_get(3)?, row.try_get(4)?);
+        let scale = if rows < DEPTH_EXACT_ROWS { 1.0 } else { whole as f64 / seen as f64 };
+        Ok(Depth {
+            rows: (rows as f64 * scale) as u64,
+            bytes: (bytes as f64 * scale) as u64,
+            oldest: oldest.and_then(|ms| Timestamp::from_millisecond(ms).ok()),
+        })
+    }
+}
+
+impl Postgres {
+    /// Raises the epoch, if the lease is free, and reads the marks.
+    async fn win(
+        &self,
+        connection: &mut PgConnection,
+        holder: Uuid,
+        lease: Duration,
+    ) -> Result<Option<(u64, Vec<Mark>)>> {
+        let raised = sqlx::query(self.sql(
+            "UPDATE tombolo.leader
+             SET epoch = epoch + 1, holder = $1, until = clock_timestamp() + $2 * interval '1 millisecond'
+             WHERE until <= clock_timestamp() OR holder = $1
+             RETURNING epoch",
+        ));
+        let raised = raised.bind(holder).bind(millis(lease)).fetch_optional(&mut *connection).await?;
+        let Some(raised) = raised else { return Ok(None) };
+        if self.mutation.is(Mutant::NumberingNotDurable) {
+            forget_numbers(self, connection).await?;
+        }
+        let rows =
+            sqlx::query(self.sql(
+                "SELECT partition, removed_sequence, removed_id FROM tombolo.partition ORDER BY partition",
+            ));
+        let marks = rows.fetch_all(connection).await?.iter().map(mark).collect::<Result<_>>()?;
+        Ok(Some((unsigned(raised.try_get(0)?), marks)))
+    }
+}
+
+/// What it would be if numbers lived in the relay's memory: a new leader knows none of them.
+async fn forget_numbers(database: &Postgres, connection: &mut PgConnection) -> Result<()> {
+    let forget = database.sql(
+        "UPDATE tombolo.outbox SET sequence = NULL; UPDATE tombolo.partition SET numbered = removed_sequence",
+    );
+    sqlx::raw_sql(forget).execute(connection).await?;
+    Ok(())
+}
+
+/// Makes the commit of this transaction a synced one, whatever the server's or the user's default is.
+async fn sync_commit(connection: &mut PgConnection) -> Result<()> {
+    let set = sqlx::query(
+        "SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit')
+             WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true)",
+    );
+    set.execute(connection).await?;
+    Ok(())
+}
+
+struct PostgresLeader {
+    database: Postgres,
+    epoch: u64,
+    lease: Duration,
+    marks: Vec<Mark>,
+    removed: Vec<Mark>,
+    /// The last sequence that was handed out, by partition.
+    taken: BTreeMap<u32, u64>,
+    /// Whether rows may have numbers that were not handed out: at the start, and after any failure.
+    is_backlog: bool,
+    /// The highest position seen; used by nothing but a mutant.
+    highest: i64,
+}
+
+impl PostgresLeader {
+    /// The marks of `done` that lie above what was removed before.
+    fn news(&self, done: &[Mark]) -> Vec<Mark> {
+        let is_news = |mark: &&Mark| {
+            let known = self.removed.iter().find(|known| known.partition == mark.partition);
+            mark.sequence > known.map_or(0, |known| known.sequence)
+        };
+        done.iter().filter(is_news).copied().collect()
+    }
+
+    fn compare(&self, found: u64) -> Result<()> {
+        if found == self.epoch || self.database.mutation.is(Mutant::NoFencing) {
+            return Ok(());
+        }
+        Err(fencing::replaced(self.epoch, found))
+    }
+
+    /// Whether there are rows without a number; fails if somebody else leads.
+    async fn is_waiting(&self) -> Result<bool> {
+        let row = sqlx::query(self.database.sql(
+            "SELECT epoch, EXISTS (SELECT 1 FROM tombolo.outbox WHERE sequence IS NULL) FROM tombolo.leader",
+        ));
+        let row = row.fetch_one(&self.database.pool).await?;
+        self.compare(unsigned(row.try_get(0)?))?;
+        Ok(row.try_get(1)?)
+    }
+
+    /// Begins a transaction that holds the leader's row, synced when it commits and cut off before the lease ends.
+    async fn begin(&self) -> Result<sqlx::Transaction<'static, sqlx::Postgres>> {
+        let mut transaction = self.database.begin_marked(self.lease / 2).await?;
+        let lock = sqlx::query(self.database.sql(
+            "SELECT epoch, set_config('synchronous_commit', CASE current_setting('synchronous_commit')
+                 WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true)
+             FROM tombolo.leader FOR UPDATE",
+        ));
+        let row = lock.fetch_one(&mut *transaction).await?;
+        self.compare(unsigned(row.try_get(0)?))?;
+        Ok(transaction)
+    }
+
+    /// Rows that an earlier leader numbered, or this one before a failure, above what was handed out.
+    async fn backlog(&self, connection: &mut PgConnection, limit: RoundLimit) -> Result<Vec<OutboxRow>> {
+        let (partitions, sequences): (Vec<i32>, Vec<i64>) =
+            self.taken.iter().map(|(partition, sequence)| (signed(*partition), *sequence as i64)).unzip();
+        let found = sqlx::query(self.database.sql(
+            "WITH waiting AS (
+                 SELECT o.position, o.size, row_number() OVER w AS nth, sum(o.size) OVER w AS total
+                 FROM unnest($1::integer[], $2::bigint[]) AS t (partition, sequence)
+                 JOIN tombolo.outbox AS o ON o.partition = t.partition AND o.sequence > t.sequence
+                 WINDOW w AS (ORDER BY o.partition, o.sequence))
+             SELECT position, partition, sequence, id, event_type, bytes
+             FROM tombolo.outbox JOIN waiting USING (position)
+             WHERE nth = 1 OR (nth <= $3 AND total <= $4)
+             ORDER BY partition, sequence",
+        ));
+        let found = found.bind(partitions).bind(sequences);
+        let found = found.bind(limit.rows.max(1) as i64).bind(limit.bytes as i64);
+        found.fetch_all(connection).await?.iter().map(outbox_row).collect()
+    }
+
+    /// Gives numbers to the next rows that have none, in the order of their positions.
+    async fn number(&mut self, connection: &mut PgConnection, limit: RoundLimit) -> Result<Vec<OutboxRow>> {
+        let above =
+            if self.database.mutation.is(Mutant::NaiveOutboxCursor) { self.highest } else { i64::MIN };
+        let numbered = sqlx::query(self.database.sql(
+            "WITH waiting AS (
+                 SELECT position, partition, size FROM tombolo.outbox
+                 WHERE sequence IS NULL AND position > $1 ORDER BY position LIMIT $2
+             ), fitting AS (
+                 SELECT position, partition, row_number() OVER w AS nth, sum(size) OVER w AS total
+                 FROM waiting WINDOW w AS (ORDER BY position)
+             ), next AS (
+                 SELECT position, partition, row_number() OVER (PARTITION BY partition ORDER BY position) AS nth
+                 FROM fitting WHERE nth = 1 OR total <= $3
+             ), moved AS (
+                 UPDATE tombolo.partition AS p SET numbered = p.numbered + c.rows
+                 FROM (SELECT partition, count(*) AS rows FROM next GROUP BY partition) AS c
+                 WHERE p.partition = c.partition
+                 RETURNING p.partition, p.numbered - c.rows AS before
+             )
+             UPDATE tombolo.outbox AS o SET sequence = moved.before + next.nth
+             FROM next JOIN moved USING (partition) WHERE o.position = next.position
+             RETURNING o.position, o.partition, o.sequence, o.id, o.event_type, o.bytes",
+        ));
+        let numbered = numbered.bind(above).bind(limit.rows.max(1) as i64).bind(limit.bytes as i64);
+        let found = numbered.fetch_all(connection).await?;
+        for row in &found {
+            self.highest = self.highest.max(row.try_get(0)?);
+        }
+        let mut rows: Vec<OutboxRow> = found.iter().map(outbox_row).collect::<Result<_>>()?;
+        rows.sort_by_key(|row| (row.partition, row.sequence));
+        Ok(rows)
+    }
+
+    /// One transaction: removes, then numbers; or hands out what has numbers already.
+    /// The second is whether there may be more of the latter.
+    async fn work(
+        &mut self,
+        news: &[Mark],
+        limit: RoundLimit,
+        from_backlog: bool,
+    ) -> Result<(Vec<OutboxRow>, bool)> {
+        let mut transaction = self.begin().await?;
+        if !news.is_empty() {
+            self.database.remove(&mut transaction, news).await?;
+        }
+        let mut rows = Vec::new();
+        if from_backlog {
+            rows = self.backlog(&mut transaction, limit).await?;
+        }
+        let is_backlog = !rows.is_empty();
+        if !is_backlog {
+            rows = self.number(&mut transaction, limit).await?;
+        }
+        transaction.commit().await?;
+        Ok((rows, is_backlog))
+    }
+
+    fn remember(&mut self, news: &[Mark], rows: &[OutboxRow]) {
+        for mark in news {
+            self.removed.retain(|known| known.partition != mark.partition);
+            self.removed.push(*mark);
+            let taken = self.taken.entry(mark.partition).or_default();
+            *taken = mark.sequence.max(*taken);
+        }
+        for row in rows {
+            let taken = self.taken.entry(row.partition).or_default();
+            *taken = row.sequence.max(*taken);
+        }
+    }
+
+    async fn set_lease(&self, lease: Option<Duration>) -> Result<()> {
+        let mut transaction = self.begin().await?;
+        let set = sqlx::query(self.database.sql(
+            "UPDATE tombolo.leader SET
+                 until = CASE WHEN $1::float8 IS NULL THEN '-infinity' ELSE clock_timestamp() + $1 * interval '1 millisecond' END,
+                 holder = CASE WHEN $1 IS NULL THEN NULL ELSE holder END",
+        ));
+        set.bind(lease.map(millis)).execute(&mut *transaction).await?;
+        Ok(transaction.commit().await?)
+    }
+}
+
+#[async_trait]
+impl Leader for PostgresLeader {
+    fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    fn marks(&self) -> &[Mark] {
+        &self.marks
+    }
+
+    async fn pin(&mut self, found: Incarnation) -> Result<()> {
+        let mut transaction = self.begin().await?;
+        let row = sqlx::query(self.database.sql(
+            "UPDATE tombolo.service SET incarnation = coalesce(incarnation, $1) RETURNING incarnation, service",
+        ));
+        let row = row.bind(found.0).fetch_one(&mut *transaction).await?;
+        let service: String = row.try_get(1)?;
+        fencing::compare_incarnation(&service, Incarnation(row.try_get(0)?), found)?;
+        Ok(transaction.commit().await?)
+    }
+
+    async fn round(&mut self, done: &[Mark], limit: RoundLimit) -> Result<Vec<OutboxRow>> {
+        let news = self.news(done);
+        if news.is_empty() && !self.is_backlog && !self.is_waiting().await? {
+            return Ok(Vec::new());
+        }
+        // A commit whose answer is lost may have given numbers all the same: they would be found there.
+        let from_backlog = std::mem::replace(&mut self.is_backlog, true);
+        let (rows, is_backlog) = self.work(&news, limit, from_backlog).await?;
+        self.is_backlog = is_backlog;
+        self.remember(&news, &rows);
+        if !rows.is_empty() {
+            barrier::reach("relay.after-numbering");
+        }
+        if !news.is_empty() {
+            barrier::reach("relay.after-remove");
+        }
+        Ok(rows)
+    }
+
+    async fn renew(&mut self) -> Result<()> {
+        self.set_lease(Some(self.lease)).await
+    }
+
+    async fn resign(mut self: Box<Self>, done: &[Mark]) -> Result<()> {
+        let news = self.news(done);
+        if !news.is_empty() {
+            let mut transaction = self.begin().await?;
+            self.database.remove(&mut transaction, &news).await?;
+            transaction.commit().await?;
+            barrier::reach("relay.after-remove");
+        }
+        self.set_lease(None).await
+    }
+}
+
+impl Postgres {
+    /// Moves the marks and removes the rows below them.
+    async fn remove(&self, connection: &mut PgConnection, news: &[Mark]) -> Result<()> {
+        let partitions: Vec<i32> = news.iter().map(|mark| signed(mark.partition)).collect();
+        let sequences: Vec<i64> = news.iter().map(|mark| mark.sequence as i64).collect();
+        let ids: Vec<Option<Uuid>> = news.iter().map(|mark| mark.id.map(|id| id.0)).collect();
+        let moved = sqlx::query(self.sql(
+            "WITH done AS (
+                 SELECT * FROM unnest($1::integer[], $2::bigint[], $3::uuid[]) AS d (partition, sequence, id)
+             ), gone AS (
+                 DELETE FROM tombolo.outbox AS o USING done AS d
+                 WHERE o.partition = d.partition AND o.sequence <= d.sequence
+             )
+             UPDATE tombolo.partition AS p SET removed_sequence = d.sequence, removed_id = d.id
+             FROM done AS d WHERE p.partition = d.partition AND p.numbered >= d.sequence",
+        ));
+        let moved = moved.bind(partitions).bind(sequences).bind(ids).execute(connection).await?;
+        if moved.rows_affected() < news.len() as u64 {
+            return Err(fencing::beyond_numbers(news));
+        }
+        Ok(())
+    }
+}
+
+fn mark(row: &PgRow) -> Result<Mark> {
+    let (partition, sequence): (i32, i64) = (row.try_get(0)?, row.try_get(1)?);
+    let id: Option<Uuid> = row.try_get(2)?;
+    Ok(Mark { partition: partition.unsigned_abs(), sequence: unsigned(sequence), id: id.map(EventId) })
+}
+
+fn outbox_row(row: &PgRow) -> Result<OutboxRow> {
+    let (partition, bytes): (i32, Vec<u8>) = (row.try_get(1)?, row.try_get(5)?);
+    Ok(OutboxRow {
+        partition: partition.unsigned_abs(),
+        sequence: unsigned(row.try_get(2)?),
+        id: EventId(row.try_get(3)?),
+        event_type: row.try_get(4)?,
+        bytes: bytes.into(),
+    })
+}

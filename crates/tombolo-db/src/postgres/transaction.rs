@@ -1,0 +1,237 @@
+//! The transaction of a service's PostgreSQL database.
+//!
+//! takes: the user's statements and events · writes: outbox rows with positions, the cursor · commits: all of it,
+//! synced if it publishes, in [`Tx::commit`] · if we crash here: nothing happened, or all of it if the server had
+//! the commit · if it repeats: a new transaction.
+//!
+//! Invariant: state, events and cursor commit together or not at all. The server answers the COMMIT of an aborted
+//! transaction with ROLLBACK and no error, so the statement before it proves that the transaction is alive.
+
+use std::ops::{Deref, DerefMut};
+
+use async_trait::async_trait;
+use sqlx::Row;
+use sqlx::postgres::PgConnection;
+use tombolo_event::{Cursor, Event, EventId, Position, barrier};
+
+use super::{Postgres, signed};
+use crate::mutant::Mutant;
+use crate::outgoing::Row as Outbound;
+use crate::port::STRIPES;
+use crate::{Claim, Committed, Error, Kind, Outgoing, Result, Transaction};
+
+/// The most rows of one insert.
+const INSERT_ROWS_MAX: usize = 1_000;
+/// The most bytes of events of one insert; one larger event is an insert of its own.
+const INSERT_BYTES_MAX: usize = 16 << 20;
+
+/// A transaction: dereferences to sqlx's connection for the user's own statements. Dropped, it is rolled back.
+pub struct Tx {
+    inner: sqlx::Transaction<'static, sqlx::Postgres>,
+    database: Postgres,
+    outgoing: Outgoing,
+}
+
+impl Tx {
+    pub(super) fn new(
+        inner: sqlx::Transaction<'static, sqlx::Postgres>,
+        database: Postgres,
+        outgoing: Outgoing,
+    ) -> Self {
+        Self { inner, database, outgoing }
+    }
+
+    /// Publishes `event` when the transaction commits.
+    ///
+    /// # Errors
+    /// `Refused` or `Full`; either makes a commit impossible.
+    pub fn publish<E: Event>(&mut self, event: &E) -> Result<EventId> {
+        self.outgoing.publish(event)
+    }
+
+    /// Commits state and events together, and wakes the relay.
+    ///
+    /// # Errors
+    /// `Poisoned` if anything makes a commit impossible, `Unavailable` (the outcome is unknown if the connection broke
+    /// in the commit itself), `Database`.
+    pub async fn commit(mut self) -> Result<Committed> {
+        let rows = match self.outgoing.take() {
+            Ok(rows) => rows,
+            Err(error) => {
+                // Dropped without an answer it would be rolled back all the same.
+                self.rollback().await.ok();
+                return Err(error);
+            }
+        };
+        if rows.is_empty() {
+            self.check_alive().await.map_err(name_aborted)?;
+            self.inner.commit().await?;
+            return Ok(Committed::default());
+        }
+        self.lock_stripes(&rows).await.map_err(name_aborted)?;
+        self.insert(&rows).await?;
+        barrier::reach("outbox.before-commit");
+        self.inner.commit().await?;
+        barrier::reach("outbox.after-commit");
+        let publisher = self.outgoing.publisher();
+        (publisher.wake)();
+        let topic = publisher.service.as_str();
+        Ok(Committed { positions: rows.iter().map(|row| position(topic, row)).collect() })
+    }
+
+    /// Undoes everything.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Database`; everything is undone all the same.
+    pub async fn rollback(self) -> Result<()> {
+        Ok(self.inner.rollback().await?)
+    }
+
+    /// Proves that this is still the transaction that was begun, and that the server did not abort it.
+    async fn check_alive(&mut self) -> Result<()> {
+        let mark = sqlx::query("SELECT current_setting('tombolo.transaction', true)");
+        let mark: Option<String> = mark.fetch_one(&mut *self.inner).await?.try_get(0)?;
+        if mark.as_deref() == Some("open") { Ok(()) } else { Err(lost()) }
+    }
+
+    /// Locks the stripes in order until the commit, and makes the commit a synced one, in one statement that proves
+    /// the same as [`Tx::check_alive`].
+    async fn lock_stripes(&mut self, rows: &[Outbound]) -> Result<()> {
+        let stripes = match self.database.mutation.is(Mutant::NoKeyLock) {
+            true => vec![],
+            false => Outgoing::stripes(rows, STRIPES),
+        };
+        let stripes: Vec<i32> = stripes.into_iter().map(signed).collect();
+        let locked = sqlx::query(
+            "SELECT current_setting('tombolo.transaction', true),
+                    set_config('synchronous_commit', CASE current_setting('synchronous_commit')
+                        WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true),
+                    pg_advisory_xact_lock($1, stripe)
+             FROM unnest($2::integer[]) AS stripe",
+        );
+        let locked = locked.bind(self.database.lock_class).bind(stripes).fetch_all(&mut *self.inner).await?;
+        let is_open = |row: &sqlx::postgres::PgRow| {
+            row.try_get(0).is_ok_and(|mark: Option<String>| mark.as_deref() == Some("open"))
+        };
+        if locked.iter().all(is_open) { Ok(()) } else { Err(lost()) }
+    }
+
+    async fn insert(&mut self, rows: &[Outbound]) -> Result<()> {
+        for some in chunks(rows) {
+            let partitions: Vec<i32> = some.iter().map(|row| signed(row.partition)).collect();
+            let ids: Vec<_> = some.iter().map(|row| row.id.0).collect();
+            let types: Vec<&str> = some.iter().map(|row| row.event_type.as_str()).collect();
+            let bytes: Vec<&[u8]> = some.iter().map(|row| &row.bytes[..]).collect();
+            sqlx::query(self.database.sql(
+                "INSERT INTO tombolo.outbox (position, partition, id, event_type, bytes, size)
+                 SELECT nextval('tombolo.position'), partition, id, event_type, bytes, octet_length(bytes)
+                 FROM (SELECT * FROM unnest($1::integer[], $2::uuid[], $3::text[], $4::bytea[])
+                       WITH ORDINALITY AS e (partition, id, event_type, bytes, nth) ORDER BY nth) AS e",
+            ))
+            .bind(partitions)
+            .bind(ids)
+            .bind(types)
+            .bind(bytes)
+            .execute(&mut *self.inner)
+            .await?;
+        }
+        Ok(())
+    }
+}
+
+/// Cuts `rows` where an insert would be too large.
+fn chunks(rows: &[Outbound]) -> Vec<&[Outbound]> {
+    let (mut cut, mut from, mut bytes) = (Vec::new(), 0, 0);
+    for (at, row) in rows.iter().enumerate() {
+        let is_full = at - from == INSERT_ROWS_MAX || bytes + row.bytes.len() > INSERT_BYTES_MAX;
+        if at > from && is_full {
+            cut.push(&rows[from..at]);
+            (from, bytes) = (at, 0);
+        }
+        bytes += row.bytes.len();
+    }
+    cut.push(&rows[from..]);
+    cut
+}
+
+fn position(topic: &str, row: &Outbound) -> Position {
+    Position {
+        topic: topic.to_owned(),
+        partition: row.partition,
+        key_hash: row.key_hash,
+        id: row.id,
+        sequence: None,
+    }
+}
+
+fn lost() -> Error {
+    Error::new(
+        Kind::Poisoned,
+        "the transaction had ended before its commit, by a statement COMMIT or ROLLBACK; no event was kept: only commit through the transaction itself",
+    )
+}
+
+/// in_failed_sql_transaction: a statement failed earlier.
+const ABORTED: &str = "25P02";
+
+fn name_aborted(error: Error) -> Error {
+    let source = std::error::Error::source(&error).and_then(|source| source.downcast_ref::<sqlx::Error>());
+    let code = source.and_then(|source| source.as_database_error()).and_then(|found| found.code());
+    if code.as_deref() != Some(ABORTED) {
+        return error;
+    }
+    Error::new(
+        Kind::Poisoned,
+        "the transaction was rolled back, because a statement in it failed earlier; use a savepoint around a statement that may fail",
+    )
+    .because(error)
+}
+
+impl Deref for Tx {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.inner
+    }
+}
+
+impl DerefMut for Tx {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        self.outgoing.mark_used();
+        &mut self.inner
+    }
+}
+
+impl std::fmt::Debug for Tx {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tx").field("outgoing", &self.outgoing).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Transaction for Tx {
+    fn outgoing(&mut self) -> &mut Outgoing {
+        &mut self.outgoing
+    }
+
+    fn is_used(&self) -> bool {
+        self.outgoing.is_used()
+    }
+
+    async fn advance(&mut self, claim: &Claim, to: &Cursor) -> Result<()> {
+        self.outgoing.mark_used();
+        let moved = self.database.advance(&mut self.inner, claim, to).await;
+        if let Err(error) = &moved {
+            self.outgoing.poison(&error.to_string());
+        }
+        moved
+    }
+
+    async fn commit(self) -> Result<Committed> {
+        Tx::commit(self).await
+    }
+
+    async fn rollback(self) -> Result<()> {
+        Tx::rollback(self).await
+    }
+}
