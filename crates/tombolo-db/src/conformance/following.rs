@@ -1,0 +1,203 @@
+//! Cases about cursors: they move from where they are, under the lease, with the effect, or not at all.
+
+use tombolo_event::{Cursor, EventId, Incarnation};
+use uuid::Uuid;
+
+use super::stage::{LONG, Noted, Ready, SHORT, Wait, noted, service};
+use super::{Case, Fixture, Stage};
+use crate::{Claim, CursorState, Cursors, Kind, StartAt, Transaction};
+
+pub(super) fn cases<F: Fixture>() -> Vec<Case<F>> {
+    vec![
+        Case::new(a_cursor_moves_with_its_effect),
+        Case::new(a_cursor_that_moved_rolls_the_effect_back),
+        Case::new(a_worker_that_lost_its_lease_is_fenced),
+        Case::new(a_dropped_transaction_moves_no_cursor),
+        Case::new(two_workers_share_the_partitions),
+        Case::new(a_claim_ends_by_itself_and_is_kept_by_renewing),
+        Case::new(attempts_are_counted_until_the_cursor_moves),
+        Case::new(opening_tells_the_types_that_were_added),
+        Case::new(opening_again_keeps_the_cursors),
+    ]
+}
+
+const NAME: &str = "customers";
+
+fn after(claim: &Claim, sequence: u64) -> Cursor {
+    Cursor::at(claim.cursor.incarnation, sequence, EventId::new())
+}
+
+async fn state<F: Fixture>(ready: &Ready<F>, claim: &Claim) -> CursorState {
+    let states = ready.database.cursors().await.expect("cursors can be read");
+    let is_its =
+        |state: &CursorState| state.subscription == claim.subscription && state.partition == claim.partition;
+    states.into_iter().find(is_its).expect("the cursor is there")
+}
+
+async fn a_cursor_moves_with_its_effect<F: Fixture>(stage: Stage<F>) {
+    let ready = stage.prepared(2).await;
+    let incarnation = ready.open(NAME).await;
+    let mut claims = ready.claim(NAME, Uuid::now_v7(), LONG).await;
+    assert_eq!(claims.len(), 2);
+    let claim = &mut claims[0];
+    assert_eq!((claim.cursor, claim.topic.clone()), (Cursor::start(incarnation), service()));
+    for sequence in [3, 4, 9] {
+        let to = after(claim, sequence);
+        let mut tx = ready.publishing(&[noted("a", 1)]).await;
+        ready.fixture().write(&mut tx, &format!("at {sequence}"), 1).await.expect("the effect is written");
+        tx.advance(claim, &to).await.expect("the cursor is where the claim says");
+        tx.commit().await.expect("it commits");
+        claim.cursor = to;
+        let state = state(&ready, claim).await;
+        assert_eq!((state.cursor, state.held), (to, true));
+        assert!(state.moved_at.is_some());
+    }
+    assert_eq!((ready.depth().await.rows, ready.read("at 9").await), (3, Some(1)));
+    assert_eq!(state(&ready, &claims[1]).await.cursor, Cursor::start(incarnation), "another partition moved");
+}
+
+async fn a_cursor_that_moved_rolls_the_effect_back<F: Fixture>(stage: Stage<F>) {
+    let ready = stage.prepared(1).await;
+    ready.open(NAME).await;
+    let claim = ready.claim(NAME, Uuid::now_v7(), LONG).await.remove(0);
+    let to = after(&claim, 5);
+    let mut tx = ready.begin().await;
+    tx.advance(&claim, &to).await.expect("the cursor is where the claim says");
+    tx.commit().await.expect("it commits");
+    let mut tx = ready.publishing(&[noted("a", 1)]).await;
+    ready.fixture().write(&mut tx, "a", 1).await.expect("the effect is written");
+    let error = tx.advance(&claim, &after(&claim, 3)).await.expect_err("it is elsewhere");
+    assert_eq!(error.kind(), Kind::CursorMoved, "{error}");
+    assert_eq!(tx.commit().await.expect_err("it was refused").kind(), Kind::Poisoned);
+    assert_eq!((ready.read("a").await, ready.depth().await.rows), (None, 0), "the effect was kept");
+    assert_eq!(state(&ready, &claim).await.cursor, to);
+}
+
+async fn a_worker_that_lost_its_lease_is_fenced<F: Fixture>(stage: Stage<F>) {
+    let ready = stage.prepared(1).await;
+    ready.open(NAME).await;
+    let (first, second) = (Uuid::now_v7(), Uuid::now_v7());
+    let old = ready.claim(NAME, first, LONG).await.remove(0);
+    ready.database.release(NAME, first).await.expect("it is released");
+    let new = ready.reopened().await.claim(NAME, second, LONG).await.remove(0);
+    assert!(new.lease_epoch > old.lease_epoch, "a lease epoch is higher than any before");
+    let mut tx = ready.begin().await;
+    ready.fixture().write(&mut tx, "a", 1).await.expect("the effect is written");
+    let error = tx.advance(&old, &after(&old, 1)).await.expect_err("it lost the lease");
+    assert_eq!(error.kind(), Kind::Fenced, "{error}");
+    assert_eq!(tx.commit().await.expect_err("it was refused").kind(), Kind::Poisoned);
+    let error =
+        ready.database.record_attempt(&old, EventId::new(), "x").await.expect_err("it lost the lease");
+    assert_eq!(error.kind(), Kind::Fenced, "{error}");
+    let found = state(&ready, &new).await;
+    assert_eq!((ready.read("a").await, found.cursor, found.attempts), (None, new.cursor, 0));
+    let mut tx = ready.begin().await;
+    tx.advance(&new, &after(&new, 1)).await.expect("it holds the lease");
+    tx.commit().await.expect("it commits");
+}
+
+async fn a_dropped_transaction_moves_no_cursor<F: Fixture>(stage: Stage<F>) {
+    let ready = stage.prepared(1).await;
+    ready.open(NAME).await;
+    let claim = ready.claim(NAME, Uuid::now_v7(), LONG).await.remove(0);
+    let mut tx = ready.begin().await;
+    tx.advance(&claim, &after(&claim, 5)).await.expect("the cursor is where the claim says");
+    assert!(tx.is_used());
+    drop(tx);
+    assert_eq!(state(&ready, &claim).await.cursor, claim.cursor);
+}
+
+async fn two_workers_share_the_partitions<F: Fixture>(stage: Stage<F>) {
+    let ready = stage.prepared(4).await;
+    ready.open(NAME).await;
+    ready.open("others").await;
+    let (first, second) = (Uuid::now_v7(), Uuid::now_v7());
+    let held = ready.database.claim(NAME, first, LONG, 2).await.expect("claiming works");
+    let rest = ready.reopened().await.claim(NAME, second, LONG).await;
+    let mut partitions: Vec<u32> = held.iter().chain(&rest).map(|claim| claim.partition).collect();
+    partitions.sort_unstable();
+    assert_eq!((held.len(), partitions), (2, vec![0, 1, 2, 3]), "each partition has one worker");
+    assert!(ready.claim(NAME, Uuid::now_v7(), LONG).await.is_empty());
+    assert_eq!(ready.claim("others", first, LONG).await.len(), 4, "another subscription's are free");
+    assert_eq!(ready.database.renew(NAME, first, LONG).await.expect("renewing works"), 2);
+    let again = ready.claim(NAME, first, LONG).await;
+    assert_eq!(again.len(), 2, "a worker may claim its own again");
+    assert!(again[0].lease_epoch > held[0].lease_epoch);
+    ready.database.release(NAME, second).await.expect("it is released");
+    assert_eq!(ready.claim(NAME, Uuid::now_v7(), LONG).await.len(), 2);
+    assert_eq!(ready.database.renew(NAME, second, LONG).await.expect("renewing works"), 0);
+}
+
+async fn a_claim_ends_by_itself_and_is_kept_by_renewing<F: Fixture>(stage: Stage<F>) {
+    let ready = stage.prepared(1).await;
+    ready.open(NAME).await;
+    let (first, second) = (Uuid::now_v7(), Uuid::now_v7());
+    let old = ready.claim(NAME, first, SHORT).await.remove(0);
+    assert_eq!(ready.database.renew(NAME, first, LONG).await.expect("renewing works"), 1);
+    assert!(ready.claim(NAME, second, LONG).await.is_empty(), "a renewed claim was taken");
+    assert_eq!(ready.database.renew(NAME, first, SHORT).await.expect("renewing works"), 1);
+    let wait = Wait::until("the claim of a dead worker ends");
+    let mut new = ready.claim(NAME, second, LONG).await;
+    while new.is_empty() {
+        wait.again().await;
+        new = ready.claim(NAME, second, LONG).await;
+    }
+    assert!(new[0].lease_epoch > old.lease_epoch);
+    assert_eq!(ready.database.renew(NAME, first, LONG).await.expect("renewing works"), 0);
+}
+
+async fn attempts_are_counted_until_the_cursor_moves<F: Fixture>(stage: Stage<F>) {
+    let ready = stage.prepared(1).await;
+    ready.open(NAME).await;
+    let holder = Uuid::now_v7();
+    let claim = ready.claim(NAME, holder, LONG).await.remove(0);
+    let event = EventId::new();
+    for attempt in 1..=3 {
+        let counted = ready.database.record_attempt(&claim, event, "no such product").await;
+        assert_eq!(counted.expect("it is recorded"), attempt);
+    }
+    let found = state(&ready, &claim).await;
+    assert_eq!((found.attempts, found.error.as_deref()), (3, Some("no such product")));
+    let claim = ready.reopened().await.claim(NAME, holder, LONG).await.remove(0);
+    assert_eq!(claim.attempts, 3, "attempts outlive the worker");
+    let long = "ä".repeat(100_000);
+    assert_eq!(ready.database.record_attempt(&claim, event, &long).await.expect("it is recorded"), 4);
+    let mut tx = ready.begin().await;
+    tx.advance(&claim, &after(&claim, 1)).await.expect("the cursor is where the claim says");
+    tx.commit().await.expect("it commits");
+    let found = state(&ready, &claim).await;
+    assert_eq!((found.attempts, found.error), (0, None));
+}
+
+async fn opening_tells_the_types_that_were_added<F: Fixture>(stage: Stage<F>) {
+    let ready = stage.prepared(1).await;
+    let types = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
+    let start = StartAt { topic: service(), partition: 0, cursor: Cursor::start(Incarnation::new()) };
+    let open = async |names: &[&str], starts: &[StartAt], accept| {
+        ready.database.open(NAME, &types(names), starts, accept).await.expect("it opens")
+    };
+    assert!(open(&["a.b.v1"], &[], false).await.is_empty(), "a new subscription has no added types");
+    assert!(open(&["a.b.v1"], &[], false).await.is_empty());
+    assert_eq!(open(&["a.b.v1", "a.c.v1"], std::slice::from_ref(&start), false).await, ["a.c.v1"]);
+    assert!(ready.database.cursors().await.expect("cursors can be read").is_empty(), "a cursor was made");
+    assert_eq!(open(&["a.b.v1", "a.c.v1"], &[], false).await, ["a.c.v1"], "a refused type was remembered");
+    assert_eq!(open(&["a.c.v1"], &[start], true).await, ["a.c.v1"]);
+    assert!(open(&["a.b.v1", "a.c.v1"], &[], true).await.is_empty());
+    assert_eq!(ready.database.cursors().await.expect("cursors can be read").len(), 1);
+}
+
+async fn opening_again_keeps_the_cursors<F: Fixture>(stage: Stage<F>) {
+    let ready = stage.prepared(2).await;
+    ready.open(NAME).await;
+    let claim = ready.claim(NAME, Uuid::now_v7(), LONG).await.remove(0);
+    let to = after(&claim, 7);
+    let mut tx = ready.begin().await;
+    tx.advance(&claim, &to).await.expect("the cursor is where the claim says");
+    tx.commit().await.expect("it commits");
+    let start =
+        StartAt { topic: service(), partition: claim.partition, cursor: Cursor::start(Incarnation::new()) };
+    let types = [<Noted as tombolo_event::Event>::TYPE.to_owned()];
+    ready.database.open(NAME, &types, &[start], true).await.expect("it opens again");
+    let found = state(&ready, &claim).await;
+    assert_eq!((found.cursor, found.held), (to, true));
+}

@@ -1,0 +1,49 @@
+//! Each deliberate fault is caught by the case that is there for it.
+
+use std::sync::Arc;
+
+use tombolo_db::conformance::{self, Abilities, Fixture, Outcome};
+use tombolo_db::mutant::Mutant;
+
+/// Each fault, where it can be made, and the case that catches it.
+const FAULTS: &[(Mutant, &str)] = &[
+    (Mutant::NaiveOutboxCursor, "a_late_commit_is_not_skipped"),
+    (Mutant::NoKeyLock, "a_key_is_locked_until_the_commit"),
+    (Mutant::NumberingNotDurable, "a_late_commit_changes_no_number"),
+    (Mutant::NoFencing, "a_replaced_leader_is_fenced_and_changes_nothing"),
+    (Mutant::NoFencing, "a_worker_that_lost_its_lease_is_fenced"),
+    (Mutant::NoCursorCheck, "a_cursor_that_moved_rolls_the_effect_back"),
+];
+
+async fn assert_caught<F: Fixture>(fixture: Arc<F>, abilities: Abilities, fault: Mutant, case: &str) {
+    let name = format!("broken: {fault:?}");
+    let report = conformance::report(&name, abilities, fixture, &|name| name == case).await;
+    assert_eq!(report.len(), 1, "there is one case called {case}");
+    assert!(matches!(report[0].1, Outcome::Failed(_)), "{fault:?} is not caught by {case}");
+}
+
+#[cfg(feature = "sqlite")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_suite_catches_every_fault_of_sqlite() {
+    use crate::sqlite::{ABILITIES, Files};
+    // The others are about commits at once, which SQLite does not have.
+    let can_happen = |fault| matches!(fault, Mutant::NoFencing | Mutant::NoCursorCheck);
+    for &(fault, case) in FAULTS.iter().filter(|(fault, _)| can_happen(*fault)) {
+        let mut files = Files::new();
+        files.fault = Some(fault);
+        assert_caught(Arc::new(files), ABILITIES, fault, case).await;
+    }
+}
+
+#[cfg(feature = "postgres")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_suite_catches_every_fault_of_postgres() {
+    use crate::postgres::{ABILITIES, Server};
+    for &(fault, case) in FAULTS {
+        let Some(mut server) = Server::start("fault").await else { return };
+        server.fault = Some(fault);
+        let server = Arc::new(server);
+        assert_caught(server.clone(), ABILITIES, fault, case).await;
+        server.remove().await;
+    }
+}

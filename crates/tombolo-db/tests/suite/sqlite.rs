@@ -1,0 +1,96 @@
+//! Databases of SQLite in a temporary folder.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use async_trait::async_trait;
+use sqlx::SqlitePool;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
+use tombolo_db::conformance::{Abilities, Ability, Fixture};
+use tombolo_db::sqlite::{Sqlite, Tx};
+
+pub(crate) const ABILITIES: Abilities = Abilities {
+    late_commits: Ability::Cannot("SQLite has a single writer, so no commit is late"),
+    failures_abort: Ability::Cannot("a failed statement of SQLite undoes only itself"),
+    unsafe_settings: Ability::Can,
+    absence: Ability::Cannot("SQLite makes a file that is not there"),
+};
+
+pub(crate) struct Files {
+    folder: tempfile::TempDir,
+    made: AtomicU32,
+    #[cfg(feature = "mutants")]
+    pub(crate) fault: Option<tombolo_db::mutant::Mutant>,
+}
+
+impl Files {
+    pub(crate) fn new() -> Self {
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+            made: AtomicU32::new(0),
+            #[cfg(feature = "mutants")]
+            fault: None,
+        }
+    }
+
+    fn next(&self) -> String {
+        let number = self.made.fetch_add(1, Ordering::Relaxed);
+        self.folder.path().join(format!("{number}.db")).to_str().unwrap().to_owned()
+    }
+
+    fn open(&self, path: &str) -> Sqlite {
+        let database = Sqlite::open(path).unwrap();
+        #[cfg(feature = "mutants")]
+        if let Some(fault) = self.fault {
+            return database.with_mutant(fault);
+        }
+        database
+    }
+}
+
+#[async_trait]
+impl Fixture for Files {
+    type Database = Sqlite;
+
+    async fn fresh(&self) -> Sqlite {
+        let database = self.open(&self.next());
+        let make = sqlx::query("CREATE TABLE effect (k TEXT PRIMARY KEY, v INTEGER)");
+        make.execute(database.pool()).await.unwrap();
+        database
+    }
+
+    async fn reopen(&self, database: &Sqlite) -> Sqlite {
+        self.open(database.pool().connect_options().get_filename().to_str().unwrap())
+    }
+
+    async fn unsafe_setting(&self) -> Sqlite {
+        let options = SqliteConnectOptions::new().filename(self.next()).create_if_missing(true);
+        let options = options.journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Normal);
+        Sqlite::new(SqlitePool::connect_lazy_with(options)).unwrap()
+    }
+
+    async fn absent(&self) -> Sqlite {
+        unreachable!("the abilities say that it cannot")
+    }
+
+    async fn write(&self, tx: &mut Tx, key: &str, value: i64) -> Result<(), sqlx::Error> {
+        let insert = sqlx::query("INSERT INTO effect (k, v) VALUES (?, ?)").bind(key).bind(value);
+        insert.execute(&mut **tx).await.map(|_| ())
+    }
+
+    async fn count(&self, tx: &mut Tx, key: &str) -> i64 {
+        let count =
+            "INSERT INTO effect (k, v) VALUES (?, 1) ON CONFLICT (k) DO UPDATE SET v = v + 1 RETURNING v";
+        sqlx::query_scalar(count).bind(key).fetch_one(&mut **tx).await.unwrap()
+    }
+
+    async fn read(&self, database: &Sqlite, key: &str) -> Option<i64> {
+        let read = sqlx::query_scalar("SELECT v FROM effect WHERE k = ?").bind(key);
+        read.fetch_optional(database.pool()).await.unwrap()
+    }
+
+    async fn size(&self, database: &Sqlite) -> u64 {
+        let pages: i64 = sqlx::query_scalar("PRAGMA page_count").fetch_one(database.pool()).await.unwrap();
+        let bytes: i64 = sqlx::query_scalar("PRAGMA page_size").fetch_one(database.pool()).await.unwrap();
+        (pages * bytes).unsigned_abs()
+    }
+}
