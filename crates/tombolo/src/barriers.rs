@@ -16,7 +16,7 @@ static TARGET: OnceLock<(String, AtomicU64)> = OnceLock::new();
 ///
 /// # Errors
 /// `Settings` for a barrier that does not exist.
-pub(crate) fn install_from_env() -> Result<()> {
+pub fn install_from_env() -> Result<()> {
     let Ok(wanted) = std::env::var("TOMBOLO_KILL_AT") else { return Ok(()) };
     let (name, count) = wanted.split_once(':').unwrap_or((&wanted, "1"));
     let known = barrier::ALL.contains(&name);

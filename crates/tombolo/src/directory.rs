@@ -17,6 +17,7 @@ use tombolo_event::Backoff;
 use tombolo_event::descriptor::Descriptor;
 
 use crate::Result;
+use crate::question::Listeners;
 
 const SUBJECT: &str = "directory";
 const REFRESH_EVERY: Duration = Duration::from_secs(15);
@@ -59,7 +60,16 @@ impl Directory {
     }
 
     /// Registers this service and keeps the cache true until it is stopped.
-    pub(crate) async fn run(self: Arc<Self>, registered: watch::Sender<bool>, stop: CancellationToken) {
+    pub(crate) async fn run(
+        self: Arc<Self>,
+        listeners: Listeners,
+        registered: watch::Sender<bool>,
+        stop: CancellationToken,
+    ) {
+        tokio::select! {
+            () = listeners.all() => {}
+            () = stop.cancelled() => return,
+        }
         let mut attempt = 0;
         loop {
             let Err(error) = self.follow(&registered).await else { return };

@@ -11,7 +11,7 @@ pub mod service;
 pub mod settings;
 mod running;
 #[cfg(feature = "barriers")]
-mod barriers;
+pub mod barriers;
 pub mod app;
 mod current;
 mod relay;

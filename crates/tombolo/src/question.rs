@@ -7,10 +7,53 @@ pub(crate) mod ask;
 pub(crate) mod answer;
 pub(crate) mod inbox;
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use tokio::sync::watch;
 use tombolo_event::Why;
 use uuid::Uuid;
+
+/// Which listeners are heard on the bus by now. A service registers only when all of them are, so that whoever finds it
+/// in the directory can ask it.
+#[derive(Clone)]
+pub(crate) struct Listeners(Arc<watch::Sender<Vec<bool>>>);
+
+/// One of them.
+pub(crate) struct Heard {
+    all: Listeners,
+    index: usize,
+}
+
+impl Listeners {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(watch::Sender::new(Vec::new())))
+    }
+
+    /// One more to wait for.
+    pub(crate) fn expect(&self) -> Heard {
+        let mut index = 0;
+        self.0.send_modify(|heard| {
+            index = heard.len();
+            heard.push(false);
+        });
+        Heard { all: self.clone(), index }
+    }
+
+    /// Waits until all are heard.
+    pub(crate) async fn all(&self) {
+        // The sender is in here, so this cannot fail.
+        self.0.subscribe().wait_for(|heard| heard.iter().all(|&heard| heard)).await.ok();
+    }
+}
+
+impl Heard {
+    /// From now on this one is heard.
+    pub(crate) fn say(&self) {
+        self.all.0.send_modify(|heard| heard[self.index] = true);
+    }
+}
 
 /// The subject on which a service is asked.
 pub(crate) fn subject(service: &str, question: &str) -> String {
@@ -36,7 +79,6 @@ pub(crate) struct Answered {
     /// The question's id.
     pub(crate) id: Uuid,
     pub(crate) service: String,
-    #[serde(flatten)]
     pub(crate) outcome: Outcome,
 }
 

@@ -22,6 +22,7 @@ use tombolo_event::descriptor::Descriptor;
 use crate::app::Shared;
 use crate::directory::Directory;
 use crate::metrics::Metrics;
+use crate::question::Listeners;
 use crate::question::answer::{self, Answerers};
 use crate::question::ask::Asker;
 use crate::question::inbox::Inbox;
@@ -208,17 +209,18 @@ impl Starting {
         for subscription in std::mem::take(&mut service.subscriptions) {
             tasks.spawn(self.worker(subscription, &service.database, &states).run());
         }
+        let listeners = Listeners::new();
         for question in app.answerers().keys() {
-            tasks.spawn(answer::listen(
-                app.clone(),
-                Arc::clone(&self.bus),
-                question.clone(),
-                self.stop.clone(),
-            ));
+            let (bus, heard) = (Arc::clone(&self.bus), listeners.expect());
+            tasks.spawn(answer::listen(app.clone(), bus, question.clone(), heard, self.stop.clone()));
         }
-        tasks.spawn(Arc::clone(&self.inbox).run(Arc::clone(&self.bus), self.stop.clone()));
+        tasks.spawn(Arc::clone(&self.inbox).run(
+            Arc::clone(&self.bus),
+            listeners.expect(),
+            self.stop.clone(),
+        ));
         let (registered, mut is_registered) = watch::channel(false);
-        tasks.spawn(Arc::clone(&self.directory).run(registered, self.stop.clone()));
+        tasks.spawn(Arc::clone(&self.directory).run(listeners, registered, self.stop.clone()));
         let (ready, is_ready) = watch::channel(false);
         tasks.spawn(serve(
             listener,

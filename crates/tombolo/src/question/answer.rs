@@ -20,7 +20,7 @@ use tombolo_event::event::schema_of;
 use tombolo_event::{Backoff, Question, TraceContext, Why};
 use tracing::Instrument;
 
-use super::{Answered, Asked, Failure, Outcome, subject};
+use super::{Answered, Asked, Failure, Heard, Outcome, subject};
 use crate::App;
 use crate::current::Current;
 use crate::problem::Problem;
@@ -119,6 +119,7 @@ pub(crate) async fn listen<D: Database>(
     app: App<D>,
     bus: Arc<dyn Bus>,
     name: String,
+    heard: Heard,
     stop: CancellationToken,
 ) {
     let service = app.service().to_string();
@@ -129,6 +130,7 @@ pub(crate) async fn listen<D: Database>(
         // One replica of the service gets each question.
         if let Ok(mut signals) = bus.listen(&subject, Some(&service)).await {
             attempt = 0;
+            heard.say();
             loop {
                 tokio::select! {
                     () = stop.cancelled() => break,

@@ -14,7 +14,7 @@ use tombolo_bus::{Bus, SignalStream};
 use tombolo_event::Backoff;
 use uuid::Uuid;
 
-use super::Answered;
+use super::{Answered, Heard};
 use crate::metrics::Metrics;
 
 const RETRY: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(5));
@@ -57,11 +57,12 @@ impl Inbox {
     }
 
     /// Receives until it is stopped.
-    pub(crate) async fn run(self: Arc<Self>, bus: Arc<dyn Bus>, stop: CancellationToken) {
+    pub(crate) async fn run(self: Arc<Self>, bus: Arc<dyn Bus>, heard: Heard, stop: CancellationToken) {
         let mut attempt = 0;
         while !stop.is_cancelled() {
             let heard = async {
                 if let Ok(signals) = bus.listen(&self.subject, None).await {
+                    heard.say();
                     self.receive(signals).await
                 }
             };

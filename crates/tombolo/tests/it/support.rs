@@ -254,6 +254,7 @@ impl Bus for Unruly {
         self.reach()?.registrations().await
     }
     async fn close(&self) {
-        self.log.lock().unwrap().clone().close().await;
+        let log = Arc::clone(&self.log.lock().unwrap());
+        log.close().await;
     }
 }

@@ -1,0 +1,132 @@
+//! The checks, after everything has settled: I1 to I5.
+//!
+//! - **I1** what was acknowledged is delivered. **I2** what is delivered was committed. **I3** per key, sequences are
+//!   contiguous and in order. **I4** every event is applied once per subscription. **I5** a view equals the fold of its topics.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions};
+use tokio::time::{interval, timeout};
+use tombolo::Event;
+use tombolo_bus::{Identity, Read};
+use tombolo_event::{Cursor, Envelope, ServiceName};
+
+use crate::process::{Outcome, Placed, Seen, Which, World};
+
+/// How long settling may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// (id, key, n), in the order of application.
+type Rows = Vec<(String, String, i64)>;
+
+/// What was checked.
+pub(crate) struct Checked {
+    pub(crate) events: usize,
+}
+
+/// Opens a service's database for reading.
+pub(crate) async fn open(path: &Path) -> Outcome<SqlitePool> {
+    let options = SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(Duration::from_secs(10));
+    Ok(SqlitePoolOptions::new().max_connections(1).connect_with(options).await?)
+}
+
+/// What waits in the producer's outbox.
+pub(crate) async fn outbox_rows(world: &World) -> Outcome<i64> {
+    count(&open(&world.database(Which::Producer)).await?, "SELECT count(*) FROM tombolo_outbox").await
+}
+
+async fn count(pool: &SqlitePool, query: &'static str) -> Outcome<i64> {
+    Ok(sqlx::query_scalar(query).fetch_one(pool).await?)
+}
+
+/// Waits until nothing is left to do, then checks everything.
+pub(crate) async fn settled(world: &World, acknowledged: &[String]) -> Outcome<Checked> {
+    let orders = open(&world.database(Which::Producer)).await?;
+    let history = open(&world.database(Which::Consumer)).await?;
+    settle(&orders, &history).await?;
+    let ordered: Rows = sqlx::query_as("SELECT id, key, n FROM orders ORDER BY place").fetch_all(&orders).await?;
+    let copied: Rows = sqlx::query_as("SELECT id, key, n FROM copies ORDER BY place").fetch_all(&history).await?;
+    let placed = topic::<Placed>(world, "orders").await?;
+    let seen = topic::<Seen>(world, "history").await?;
+    let committed = ids(ordered.iter().map(|row| &row.0))?;
+    let published = ids(placed.iter().map(|event| &event.id))?;
+    let applied = ids(copied.iter().map(|row| &row.0))?;
+    let reacted = ids(seen.iter().map(|event| &event.id))?;
+    same("I1/I2: events of the topic and rows of the producer", &published, &committed)?;
+    same("I4/I5: rows of the view and events of the topic", &applied, &published)?;
+    same("I4: what the reactor published and what it read", &reacted, &published)?;
+    if let Some(lost) = acknowledged.iter().find(|id| !applied.contains(*id)) {
+        return Err(format!("I1: order {lost} was acknowledged and is not in the view").into());
+    }
+    in_order("the topic", placed.iter().map(|event| (&event.key, event.n)))?;
+    in_order("the view", copied.iter().map(|row| (&row.1, row.2)))?;
+    Ok(Checked { events: placed.len() })
+}
+
+async fn settle(orders: &SqlitePool, history: &SqlitePool) -> Outcome<()> {
+    let mut look = interval(Duration::from_millis(10));
+    let quiet = async {
+        loop {
+            look.tick().await;
+            let rows = count(orders, "SELECT count(*) FROM orders").await?;
+            let waiting = count(orders, "SELECT count(*) FROM tombolo_outbox").await?;
+            let copies = count(history, "SELECT count(*) FROM copies").await?;
+            let reactions = count(history, "SELECT count(*) FROM tombolo_outbox").await?;
+            let cursors = count(history, "SELECT coalesce(sum(sequence), 0) FROM tombolo_cursor").await?;
+            if waiting == 0 && reactions == 0 && copies >= rows && cursors >= 2 * rows {
+                return Outcome::Ok(());
+            }
+        }
+    };
+    timeout(PATIENCE, quiet).await.map_err(|_| format!("nothing settled within {PATIENCE:?}: something is lost or stuck"))?
+}
+
+/// Every event of a topic; sequences must be contiguous from 1 in each partition.
+async fn topic<E: Event>(world: &World, name: &str) -> Outcome<Vec<E>> {
+    let bus = tombolo_bus::connect(&world.bus_url(), &Identity::Operator).await?;
+    let name = ServiceName::new(name)?;
+    let topic = bus.topic(&name).await?;
+    let mut events = Vec::new();
+    for partition in 0..topic.partitions {
+        let mut expected = 1;
+        let mut batches = bus.read(Read::to_tail(&name, partition, Cursor::start(topic.incarnation))).await?;
+        while let Some(batch) = batches.next().await {
+            for record in batch?.records {
+                if record.sequence != expected {
+                    return Err(format!("I3: {name}/{partition} has {} where {expected} was expected", record.sequence).into());
+                }
+                expected += 1;
+                events.push(tombolo_event::event::read(&Envelope::decode(record.bytes)?)?);
+            }
+        }
+    }
+    Ok(events)
+}
+
+fn ids<'a>(all: impl Iterator<Item = &'a String>) -> Outcome<BTreeSet<&'a String>> {
+    let mut ids = BTreeSet::new();
+    for id in all {
+        if !ids.insert(id) {
+            return Err(format!("I4: order {id} is there twice").into());
+        }
+    }
+    Ok(ids)
+}
+
+fn same(what: &str, left: &BTreeSet<&String>, right: &BTreeSet<&String>) -> Outcome<()> {
+    let differ: Vec<_> = left.symmetric_difference(right).take(3).collect();
+    if differ.is_empty() { Ok(()) } else { Err(format!("{what} differ: {} and {}, for example in {differ:?}", left.len(), right.len()).into()) }
+}
+
+fn in_order<'a>(place: &str, rows: impl Iterator<Item = (&'a String, i64)>) -> Outcome<()> {
+    let mut last: BTreeMap<&String, i64> = BTreeMap::new();
+    for (key, n) in rows {
+        if let Some(before) = last.insert(key, n).filter(|before| *before >= n) {
+            return Err(format!("I3: in {place}, key {key} has {n} after {before}").into());
+        }
+    }
+    Ok(())
+}
