@@ -41,8 +41,10 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<(), Error>
     let servers = if options.quick { None } else { Some(servers(workspace, options, &interrupt)?) };
     let mut tally = Tally::default();
     for mut command in commands(workspace, options.quick) {
+        // Shown before the servers' passwords are added.
+        let shown = chore::shown(&command);
         command.envs(servers.iter().flat_map(Servers::variables).map(|(name, value)| (name, value)));
-        let status = follow(&mut command, &mut tally, &interrupt)?;
+        let status = follow(&mut command, &shown, &mut tally, &interrupt)?;
         tally.ended(status.success());
     }
     if let Some(servers) = servers {
@@ -86,8 +88,12 @@ enum Line {
 }
 
 /// Runs a command to its end, passing on and counting what it prints.
-fn follow(command: &mut Command, tally: &mut Tally, interrupt: &Interrupt) -> Result<ExitStatus, Error> {
-    let shown = chore::shown(command);
+fn follow(
+    command: &mut Command,
+    shown: &str,
+    tally: &mut Tally,
+    interrupt: &Interrupt,
+) -> Result<ExitStatus, Error> {
     eprintln!("xtask: {shown}");
     let piped = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // A group of its own, so that Ctrl-C comes here first and everything in it can be ended.
