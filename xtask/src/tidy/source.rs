@@ -9,6 +9,9 @@ use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
 use syn::{Attribute, Meta};
 
+/// Where a generated file says that it is.
+const HEAD_LINES: usize = 12;
+
 /// A parsed file.
 pub(super) struct Source {
     pub(super) path: PathBuf,
@@ -50,7 +53,7 @@ impl Source {
             path: path.to_path_buf(),
             text: text.to_owned(),
             tokens,
-            generated: text.lines().take(3).any(|line| line.contains("@generated")),
+            generated: text.lines().take(HEAD_LINES).any(|line| line.contains("@generated")),
             whole: path.iter().any(|part| part == "tests" || part == "tests.rs"),
             tests: tests.0,
             file,
