@@ -57,8 +57,9 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<(), Error>
 
 /// Servers for the variables that the person at the terminal has not set.
 fn servers(workspace: &Workspace, options: &Options, interrupt: &Interrupt) -> Result<Servers, Error> {
-    let (given, wanted): (Vec<&str>, Vec<&str>) =
-        [POSTGRES_VARIABLE, NATS_VARIABLE].into_iter().partition(|name| std::env::var_os(name).is_some());
+    let (given, wanted): (Vec<&str>, Vec<&str>) = [POSTGRES_VARIABLE, NATS_VARIABLE]
+        .into_iter()
+        .partition(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()));
     for variable in given {
         eprintln!("xtask: using the server that {variable} names");
     }
