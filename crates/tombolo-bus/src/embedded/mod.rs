@@ -22,6 +22,7 @@ mod staging;
 mod queue;
 mod writer;
 mod reader;
+mod inspection;
 mod signals;
 #[cfg(test)]
 mod tests;
@@ -36,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 use tombolo_event::key::PARTITIONS_MAX;
 use tombolo_event::{Incarnation, ServiceName};
 
+pub use inspection::{Damage, InspectedPartition, InspectedTopic, Inspection, verify};
 pub use options::{Cut, Mutant, Options, Recovered, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 pub use signals::SUBJECT_BYTES_MAX;
 

@@ -48,10 +48,15 @@ pub(super) enum Ending {
 
 /// Walks a segment whose header has been read.
 pub(super) fn scan(bytes: &[u8], header: &SegmentHeader) -> Scan {
+    scan_from(bytes, header, SEGMENT_HEADER_BYTES, header.first_group)
+}
+
+/// Walks a segment from the group `next_group`, which is to lie at `at`.
+pub(super) fn scan_from(bytes: &[u8], header: &SegmentHeader, at: usize, next_group: u64) -> Scan {
     let mut scan = Scan {
         blocks: Vec::new(),
-        end: SEGMENT_HEADER_BYTES,
-        next_group: header.first_group,
+        end: at,
+        next_group,
         last_group: None,
         is_witnessed: false,
         ending: Ending::Clean,

@@ -1,6 +1,11 @@
 //! The tests of the embedded engine, and what they share.
 
+mod simulated;
 mod port;
+mod damage;
+mod power;
+mod faults;
+mod golden;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,6 +18,7 @@ use uuid::Uuid;
 
 use super::{Log, Options};
 use crate::{Append, Batch, Bus, Read, Record, Result, Topic, TopicSpec};
+use simulated::Disk;
 
 /// Small segments, and nothing in the background.
 pub(super) fn small() -> Options {
@@ -27,6 +33,11 @@ pub(super) fn small() -> Options {
 
 pub(super) fn open(path: &Path, options: Options) -> Arc<Log> {
     Log::open(path, options).unwrap().0
+}
+
+/// A log on a simulated disk.
+pub(super) fn on(disk: &Disk, options: Options) -> Arc<Log> {
+    Log::start(Arc::new(disk.clone()), options, None).unwrap().0
 }
 
 pub(super) fn name(name: &str) -> ServiceName {
