@@ -1,0 +1,7 @@
+//! The binary from outside, as people and scripts use it. One crate of tests, so that what sets the stage is shared.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot set its stage has failed")]
+
+mod stage;
+mod runner;
+mod topics;
