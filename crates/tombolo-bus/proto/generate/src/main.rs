@@ -7,7 +7,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 
 const HEADER: &str = "\
-//! The protocol's messages, client and server, generated from `proto/tombolo/bus/v1/bus.proto`.
+//! @generated from `proto/tombolo/bus/v1/bus.proto`: the protocol's messages, client and server.
 //!
 //! Not edited by hand: `cargo run --manifest-path crates/tombolo-bus/proto/generate/Cargo.toml` writes it.
 
