@@ -4,6 +4,10 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails where it stands")]
 
 mod stand_in;
+#[cfg(feature = "conformance")]
+mod owners;
+#[cfg(feature = "conformance")]
+mod conforming;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -390,6 +394,22 @@ async fn a_url_that_cannot_be_used_says_what_was_found_and_what_there_is() {
         assert!(error.to_string().contains(url) && error.to_string().contains(said), "{error}");
         assert!(error.to_string().contains("tombolo://host:port"), "{error}");
     }
+}
+
+#[tokio::test]
+async fn a_url_opens_the_log_that_it_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("file://{}", folder.path().display());
+    let spec = TopicSpec { name: orders(), partitions: 2 };
+    let bus = connect(&url, &Identity::Service(orders())).await.unwrap();
+    let topic = bus.ensure_topic(&spec).await.unwrap();
+    bus.close().await;
+    let again = connect(&url, &Identity::Operator).await.unwrap();
+    assert_eq!(again.topics().await.unwrap(), vec![topic]);
+    again.close().await;
+    let in_memory = connect("memory:", &Identity::Operator).await.unwrap();
+    assert_eq!(in_memory.topics().await.unwrap(), vec![]);
+    in_memory.close().await;
 }
 
 #[tokio::test]
