@@ -1,5 +1,6 @@
 //! What only SQLite can get wrong: its files, its settings, and the errors after which it ends a transaction by itself.
 
+#![cfg(feature = "sqlite")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
 use std::sync::Arc;

@@ -40,7 +40,7 @@ pub const CONNECTIONS_MAX: u32 = 10;
 /// How long a pool made by [`Postgres::open`] waits for a connection.
 pub const CONNECT_WAIT_MAX: Duration = Duration::from_secs(5);
 /// How long a transaction may be idle before the server ends it, unless another limit is chosen. Shorter than any lease.
-pub const IDLE_IN_TRANSACTION_MAX: Duration = Duration::from_secs(10);
+pub const IDLE_IN_TRANSACTION_MAX: Duration = Duration::from_secs(5);
 /// The longest name of a schema, in bytes, as PostgreSQL keeps it.
 const SCHEMA_BYTES_MAX: usize = 63;
 

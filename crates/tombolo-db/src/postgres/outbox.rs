@@ -1,7 +1,7 @@
 //! The relay's half of PostgreSQL.
 //!
-//! takes: rows that have no number · writes: their numbers, marks, removals · commits: all of a round in one synced
-//! transaction under the lock of the leader's row, before anybody sees the rows · if we crash here: the next leader
+//! takes: rows that have no number · writes: their numbers, marks, removals · commits: all of a round in one
+//! transaction under the lock of the leader's row, synced before anybody sees the rows · if we crash here: the next leader
 //! hands out the same rows with the same numbers first · if it repeats: the bus finds the same bytes under them.
 //!
 //! Invariant: a number is given once, by whoever holds the leader's row under the present epoch, to a row that is
@@ -252,6 +252,10 @@ impl PostgresLeader {
         let is_backlog = !rows.is_empty();
         if !is_backlog {
             rows = self.number(&mut transaction, limit).await?;
+        }
+        if rows.is_empty() {
+            // What a power cut takes back of a removal is only sent again, under the same numbers.
+            sqlx::query("SET LOCAL synchronous_commit = off").execute(&mut *transaction).await?;
         }
         transaction.commit().await?;
         Ok((rows, is_backlog))

@@ -65,13 +65,13 @@ impl Tx {
         };
         if rows.is_empty() {
             self.check_alive().await.map_err(name_aborted)?;
-            self.inner.commit().await?;
+            self.inner.commit().await.map_err(name_unknown)?;
             return Ok(Committed::default());
         }
         self.lock_stripes(&rows).await.map_err(name_aborted)?;
         self.insert(&rows).await?;
         barrier::reach("outbox.before-commit");
-        self.inner.commit().await?;
+        self.inner.commit().await.map_err(name_unknown)?;
         barrier::reach("outbox.after-commit");
         let publisher = self.outgoing.publisher();
         (publisher.wake)();
@@ -183,6 +183,18 @@ fn name_aborted(error: Error) -> Error {
     Error::new(
         Kind::Poisoned,
         "the transaction was rolled back, because a statement in it failed earlier; use a savepoint around a statement that may fail",
+    )
+    .because(error)
+}
+
+/// When the connection breaks in the commit itself, nobody can tell what became of it.
+fn name_unknown(error: sqlx::Error) -> Error {
+    if !matches!(error, sqlx::Error::Io(_) | sqlx::Error::Protocol(_)) {
+        return error.into();
+    }
+    Error::new(
+        Kind::Unavailable,
+        format!("the connection to PostgreSQL broke in the commit ({error}); whether state and events were kept, both or neither, is only known by looking"),
     )
     .because(error)
 }

@@ -202,9 +202,10 @@ impl Database for Sqlite {
 
 const SYNCHRONOUS_FULL: i64 = 2;
 
-/// Connections that stay, so that nothing runs in the background to close them.
+/// Connections that stay, so that nothing runs in the background to close them; a file needs no test before each use.
 fn lasting(most: u32) -> SqlitePoolOptions {
-    SqlitePoolOptions::new().max_connections(most).idle_timeout(None).max_lifetime(None)
+    let lasting = SqlitePoolOptions::new().max_connections(most).idle_timeout(None).max_lifetime(None);
+    lasting.test_before_acquire(false)
 }
 
 /// The one connection of transactions, on which a commit passes only while the gate is open.
