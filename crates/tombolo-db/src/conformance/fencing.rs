@@ -71,7 +71,7 @@ async fn a_lease_ends_by_itself_and_is_kept_by_renewing<F: Fixture>(stage: Stage
         tokio::task::yield_now().await;
     }
     drop(leader);
-    let wait = Wait::until("the lease of a dead leader ends");
+    let mut wait = Wait::until("the lease of a dead leader ends");
     let next = loop {
         match other.database.lead(second, LONG).await.expect("leading works") {
             Some(next) => break next,

@@ -136,7 +136,7 @@ async fn a_claim_ends_by_itself_and_is_kept_by_renewing<F: Fixture>(stage: Stage
     assert_eq!(ready.database.renew(NAME, first, LONG).await.expect("renewing works"), 1);
     assert!(ready.claim(NAME, second, LONG).await.is_empty(), "a renewed claim was taken");
     assert_eq!(ready.database.renew(NAME, first, SHORT).await.expect("renewing works"), 1);
-    let wait = Wait::until("the claim of a dead worker ends");
+    let mut wait = Wait::until("the claim of a dead worker ends");
     let mut new = ready.claim(NAME, second, LONG).await;
     while new.is_empty() {
         wait.again().await;

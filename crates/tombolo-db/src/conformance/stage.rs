@@ -235,18 +235,19 @@ pub(super) fn event_of(row: &OutboxRow) -> Noted {
 pub(super) struct Wait {
     what: &'static str,
     began: Instant,
+    looks: tokio::time::Interval,
 }
 
 impl Wait {
     /// Begins to wait for `what`.
     pub(super) fn until(what: &'static str) -> Self {
-        Self { what, began: Instant::now() }
+        Self { what, began: Instant::now(), looks: tokio::time::interval(LOOK) }
     }
 
     /// Before the next look.
-    pub(super) async fn again(&self) {
+    pub(super) async fn again(&mut self) {
         assert!(self.began.elapsed() < WAIT_MAX, "waited {} s until {}", WAIT_MAX.as_secs(), self.what);
-        tokio::time::sleep(LOOK).await;
+        self.looks.tick().await;
     }
 }
 
