@@ -3,7 +3,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a broken test ends by panicking")]
 
+#[cfg(feature = "embedded")]
+mod embedded;
 mod model;
+#[cfg(all(feature = "nats", feature = "mutants"))]
+mod nats;
 
 use std::sync::Arc;
 

@@ -1,0 +1,147 @@
+//! The connection: made once, reconnecting by itself with a back-off, and saying so once each way.
+//!
+//! Invariant: whoever uses a link that is closed or away is told so at once; nothing waits for its return.
+
+use std::fmt::Display;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_nats::connection::State;
+use async_nats::jetstream::{self, context::ContextBuilder};
+use async_nats::{Client, ConnectOptions, Event};
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tombolo_event::Backoff;
+use uuid::Uuid;
+
+use super::names::{Address, Names};
+use crate::signal::SIGNALS_WAITING_MAX;
+use crate::{Error, Kind, Result};
+
+/// How long one request may take.
+pub(super) const REQUEST_SECONDS_MAX: u64 = 5;
+/// How many messages may be on their way at once, before an append waits to send more.
+const IN_FLIGHT_MAX: usize = 1 << 20;
+const RECONNECT: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(4));
+
+/// One connection, and what everything on it shares.
+pub(super) struct Link {
+    pub(super) client: Client,
+    pub(super) jetstream: jetstream::Context,
+    pub(super) names: Names,
+    /// Ends every stream.
+    pub(super) closed: CancellationToken,
+    /// Changes each time the connection is lost.
+    pub(super) losses: watch::Receiver<u64>,
+    nonce: String,
+    counter: AtomicU64,
+    #[cfg(feature = "mutants")]
+    pub(super) mutant: Option<super::Mutant>,
+}
+
+impl Link {
+    pub(super) async fn connect(url: &str) -> Result<Self> {
+        let address = Address::parse(url)?;
+        let (sender, losses) = watch::channel(0);
+        let sender = Arc::new(sender);
+        let client = ConnectOptions::new()
+            .name("tombolo")
+            .request_timeout(Some(Duration::from_secs(REQUEST_SECONDS_MAX)))
+            .subscription_capacity(SIGNALS_WAITING_MAX)
+            .reconnect_delay_callback(|attempt| {
+                RECONNECT.jittered(u32::try_from(attempt).unwrap_or(u32::MAX))
+            })
+            .event_callback(move |event| {
+                let sender = Arc::clone(&sender);
+                async move { say(&event, &sender) }
+            })
+            .connect(&address.server)
+            .await
+            .map_err(|error| unavailable("the NATS server cannot be reached", error))?;
+        let context = ContextBuilder::new()
+            .timeout(Duration::from_secs(REQUEST_SECONDS_MAX))
+            .max_ack_inflight(IN_FLIGHT_MAX)
+            .backpressure_on_inflight(true);
+        let link = Self {
+            jetstream: context.build(client.clone()),
+            client,
+            names: address.names,
+            closed: CancellationToken::new(),
+            losses,
+            nonce: Uuid::new_v4().simple().to_string(),
+            counter: AtomicU64::new(0),
+            #[cfg(feature = "mutants")]
+            mutant: None,
+        };
+        link.check_server().await?;
+        Ok(link)
+    }
+
+    async fn check_server(&self) -> Result<()> {
+        let version = self.client.server_info().version;
+        if !self.client.is_server_compatible(2, 9, 0) {
+            let message = format!("NATS server is version {version}; expected 2.9 or later: upgrade it");
+            return Err(Error::new(Kind::Configuration, message));
+        }
+        // Not the client's own query: it expects fields that 2.9 does not send.
+        let answer = self.client.request("$JS.API.INFO", Bytes::new()).await;
+        let refused = |why: String| {
+            let message = format!(
+                "NATS server has no JetStream for us ({why}); start it with `nats-server --jetstream`"
+            );
+            Error::new(Kind::Configuration, message)
+        };
+        let answer = answer.map_err(|error| refused(error.to_string()))?;
+        let account: serde_json::Value =
+            serde_json::from_slice(&answer.payload).map_err(|error| refused(error.to_string()))?;
+        account.get("error").map_or(Ok(()), |error| Err(refused(error.to_string())))
+    }
+
+    /// Refuses when the link is closed or away, instead of letting a request wait.
+    pub(super) fn ready(&self) -> Result<()> {
+        if self.closed.is_cancelled() {
+            return Err(Error::new(Kind::Closed, "the bus was closed by this process"));
+        }
+        if self.client.connection_state() != State::Connected {
+            let message = "the NATS server is away; the connection is being made again";
+            return Err(Error::new(Kind::Unavailable, message));
+        }
+        Ok(())
+    }
+
+    /// An id that no other message has.
+    pub(super) fn message_id(&self) -> String {
+        format!("{}.{}", self.nonce, self.counter.fetch_add(1, Ordering::Relaxed))
+    }
+
+    pub(super) async fn close(&self) {
+        self.closed.cancel();
+        if let Err(error) = self.client.drain().await {
+            tracing::debug!(%error, "the connection to NATS had ended before it was closed");
+        }
+    }
+}
+
+fn say(event: &Event, losses: &watch::Sender<u64>) {
+    match event {
+        Event::Disconnected => {
+            losses.send_modify(|losses| *losses += 1);
+            tracing::warn!("the NATS server is away; connecting again with a back-off");
+        }
+        Event::Connected => tracing::info!("connected to the NATS server"),
+        Event::SlowConsumer(subscription) => {
+            tracing::warn!(
+                subscription,
+                "a listener is slow: {SIGNALS_WAITING_MAX} signals wait, newer ones are lost"
+            );
+        }
+        Event::ServerError(error) => tracing::warn!(%error, "the NATS server refused something"),
+        other => tracing::debug!(%other, "NATS connection"),
+    }
+}
+
+pub(super) fn unavailable(what: &str, error: impl Display) -> Error {
+    Error::new(Kind::Unavailable, format!("{what}: {error}"))
+}

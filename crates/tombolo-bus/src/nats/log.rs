@@ -1,0 +1,411 @@
+//! One topic's stream: made, found, checked, and read record by record.
+//!
+//! Everything here asks the stream's leader (`STREAM.MSG.GET`), never a replica that may be behind.
+//! Invariant: a stream that is not marked as ours is never touched, and one whose settings would lose events is refused.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::header::NATS_MESSAGE_ID;
+use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind, PublishErrorKind};
+use async_nats::jetstream::message::{PublishMessage, StreamMessage};
+use async_nats::jetstream::stream::{
+    Config, DiscardPolicy, Info, LastRawMessageErrorKind, RetentionPolicy, StorageType, Stream,
+};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use tombolo_event::key::PARTITIONS_MAX;
+use tombolo_event::{EventId, Incarnation, ServiceName};
+
+use super::link::{Link, unavailable};
+use super::message::{self, Control, Stored};
+use crate::{Error, Kind, Result, Tail, Topic, TopicSpec};
+
+/// How often something is tried again after somebody else was faster.
+pub(super) const TRIES_MAX: u32 = 64;
+/// How many single reads are on their way at once.
+const READS_AT_ONCE: usize = 32;
+/// The shortest time for which the server compares message ids, in milliseconds; ours never repeat.
+const DUPLICATES_MS: u64 = 100;
+
+/// A topic's stream.
+pub(super) struct Log {
+    pub(super) link: Arc<Link>,
+    pub(super) topic: ServiceName,
+    pub(super) stream: Stream<()>,
+}
+
+/// The end of a partition, and where in the stream it is.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct End {
+    pub(super) sequence: u64,
+    pub(super) id: Option<EventId>,
+    pub(super) at: u64,
+}
+
+/// All that a writer has to know of a stream: true as of its message `last`.
+#[derive(Debug, Clone)]
+pub(super) struct Known {
+    pub(super) control: Control,
+    pub(super) control_at: u64,
+    pub(super) ends: Vec<End>,
+    pub(super) last: u64,
+    /// The message id of `last`.
+    pub(super) last_id: Option<String>,
+}
+
+impl Known {
+    pub(super) fn tails(&self) -> Vec<Tail> {
+        let tail = |(partition, end): (u32, &End)| Tail { partition, sequence: end.sequence, id: end.id };
+        (0..).zip(&self.ends).map(tail).collect()
+    }
+
+    fn apply(&mut self, log: &Log, message: StreamMessage) -> Result<()> {
+        self.last = message.sequence;
+        self.last_id = message_id(&message);
+        if message.subject.as_str() == log.link.names.control(&log.topic) {
+            self.control = message::control(&message)?;
+            self.control_at = message.sequence;
+            return Ok(());
+        }
+        let token = message.subject.rsplit('.').next().and_then(|token| token.parse::<usize>().ok());
+        let stored = message::stored(message)?;
+        match token.and_then(|partition| self.ends.get_mut(partition)) {
+            Some(end) => *end = end_at(&stored),
+            None => return Err(foreign(&log.topic, stored.at)),
+        }
+        Ok(())
+    }
+}
+
+fn end_at(stored: &Stored) -> End {
+    End { sequence: stored.record.sequence, id: Some(stored.record.id), at: stored.at }
+}
+
+fn message_id(message: &StreamMessage) -> Option<String> {
+    message.headers.get(NATS_MESSAGE_ID).map(|id| id.as_str().to_owned())
+}
+
+fn foreign(topic: &ServiceName, at: u64) -> Error {
+    let message = format!(
+        "message {at} of topic {topic}'s stream is in no partition; expected only what Tombolo wrote: find out who publishes there"
+    );
+    Error::new(Kind::Corrupt, message)
+}
+
+fn unknown(topic: &ServiceName) -> Error {
+    Error::new(Kind::UnknownTopic, format!("there is no topic {topic} on this NATS server"))
+}
+
+impl Log {
+    /// Finds a topic's stream and checks its settings.
+    pub(super) async fn open(link: &Arc<Link>, topic: &ServiceName) -> Result<Self> {
+        Self::find(link, topic).await?.ok_or_else(|| unknown(topic))
+    }
+
+    async fn find(link: &Arc<Link>, topic: &ServiceName) -> Result<Option<Self>> {
+        link.ready()?;
+        let name = link.names.topic_stream(topic);
+        match link.jetstream.get_stream(&name).await {
+            Ok(found) => {
+                check(link, topic, &found.cached_info().config)?;
+                let stream = without_info(link, &name).await?;
+                Ok(Some(Self { link: Arc::clone(link), topic: topic.clone(), stream }))
+            }
+            Err(error) => match error.kind() {
+                GetStreamErrorKind::JetStream(why) if why.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+                    Ok(None)
+                }
+                _ => Err(unavailable("the topic's stream cannot be found", error)),
+            },
+        }
+    }
+
+    /// Makes the topic unless it is there. Whoever writes the first control record gives the incarnation.
+    pub(super) async fn ensure(link: &Arc<Link>, spec: &TopicSpec) -> Result<Topic> {
+        if spec.partitions == 0 || spec.partitions > PARTITIONS_MAX {
+            let message = format!(
+                "topic {} is to have {} partitions; expected 1 to {PARTITIONS_MAX}",
+                spec.name, spec.partitions
+            );
+            return Err(Error::new(Kind::Configuration, message));
+        }
+        for _ in 0..TRIES_MAX {
+            let Some(log) = Self::find(link, &spec.name).await? else {
+                make(link, &spec.name).await?;
+                continue;
+            };
+            if let Some((control, _)) = log.last_control().await? {
+                return as_asked(spec, &control);
+            }
+            let control = Control { incarnation: Incarnation::new(), partitions: spec.partitions, epoch: 0 };
+            log.write_control(&control, |message| message.expected_last_sequence(0)).await?;
+        }
+        Err(contended(&spec.name))
+    }
+
+    /// Writes a control record on a condition; `false` if the condition did not hold.
+    pub(super) async fn write_control(
+        &self,
+        control: &Control,
+        on: impl FnOnce(PublishMessage) -> PublishMessage,
+    ) -> Result<bool> {
+        let payload = serde_json::to_vec(control).map_err(|error| {
+            Error::new(Kind::Corrupt, "a control record cannot be written").because(error)
+        })?;
+        let message = PublishMessage::build().payload(payload.into()).message_id(self.link.message_id());
+        let subject = self.link.names.control(&self.topic);
+        let ack = self.link.jetstream.send_publish(subject, on(message)).await;
+        let ack = match ack {
+            Ok(ack) => ack.await,
+            Err(error) => Err(error),
+        };
+        match ack {
+            Ok(_) => Ok(true),
+            Err(error) => match error.kind() {
+                PublishErrorKind::WrongLastSequence | PublishErrorKind::WrongLastMessageId => Ok(false),
+                _ => Err(super::writer::refusal(&self.topic, error)),
+            },
+        }
+    }
+
+    pub(super) async fn control(&self) -> Result<Control> {
+        Ok(self.last_control().await?.ok_or_else(|| unknown(&self.topic))?.0)
+    }
+
+    async fn last_control(&self) -> Result<Option<(Control, StreamMessage)>> {
+        let Some(message) = self.last_on(self.link.names.control(&self.topic)).await? else {
+            return Ok(None);
+        };
+        Ok(Some((message::control(&message)?, message)))
+    }
+
+    /// The last record of a partition.
+    pub(super) async fn end_of(&self, partition: u32) -> Result<End> {
+        let found = self.last_on(self.link.names.partition(&self.topic, partition)).await?;
+        found.map_or(Ok(End::default()), |message| Ok(end_at(&message::stored(message)?)))
+    }
+
+    async fn last_on(&self, subject: String) -> Result<Option<StreamMessage>> {
+        let found = self.stream.raw_message_builder().last_by_subject(subject).send().await;
+        self.found(found.map_err(|error| error.kind()))
+    }
+
+    /// The first record of a partition at or after a place in the stream.
+    pub(super) async fn next_of(&self, partition: u32, from: u64) -> Result<Option<Stored>> {
+        let subject = self.link.names.partition(&self.topic, partition);
+        let found = self.stream.get_first_raw_message_by_subject(subject, from).await;
+        self.found(found.map_err(|error| error.kind()))?.map(message::stored).transpose()
+    }
+
+    async fn at(&self, at: u64) -> Result<Option<StreamMessage>> {
+        let found = self.stream.get_raw_message(at).await;
+        self.found(found.map_err(|error| error.kind()))
+    }
+
+    fn found(
+        &self,
+        found: std::result::Result<StreamMessage, LastRawMessageErrorKind>,
+    ) -> Result<Option<StreamMessage>> {
+        match found {
+            Ok(message) => Ok(Some(message)),
+            Err(LastRawMessageErrorKind::NoMessageFound) => Ok(None),
+            Err(LastRawMessageErrorKind::JetStream(why))
+                if why.error_code() == ErrorCode::STREAM_NOT_FOUND =>
+            {
+                Err(unknown(&self.topic))
+            }
+            Err(kind) => Err(unavailable("the topic's stream cannot be read", kind)),
+        }
+    }
+
+    async fn last(&self) -> Result<u64> {
+        self.link.ready()?;
+        let info: Info = self
+            .stream
+            .get_info()
+            .await
+            .map_err(|error| unavailable("the stream's end is unknown", error))?;
+        check(&self.link, &self.topic, &info.config)?;
+        Ok(info.state.last_sequence)
+    }
+
+    /// Reads the ends of all partitions without reading the stream, then what came meanwhile, one by one, so that
+    /// the whole is true of one moment.
+    pub(super) async fn known(&self) -> Result<Known> {
+        let last = self.last().await?;
+        let (control, message) = self.last_control().await?.ok_or_else(|| unknown(&self.topic))?;
+        let ends = stream::iter(0..control.partitions).map(|partition| self.end_of(partition));
+        let ends = ends.buffered(READS_AT_ONCE).try_collect().await?;
+        let mut known = Known { control, control_at: message.sequence, ends, last, last_id: None };
+        if let Some(message) = self.at(last).await? {
+            known.last_id = message_id(&message);
+        }
+        self.catch_up(&mut known).await?;
+        Ok(known)
+    }
+
+    async fn catch_up(&self, known: &mut Known) -> Result<()> {
+        for _ in 0..TRIES_MAX {
+            let last = self.last().await?;
+            if last == known.last {
+                return Ok(());
+            }
+            let mut new = stream::iter(known.last + 1..=last).map(|at| self.at(at)).buffered(READS_AT_ONCE);
+            while let Some(message) = new.try_next().await? {
+                if let Some(message) = message {
+                    known.apply(self, message)?;
+                }
+            }
+            known.last = last;
+        }
+        Err(contended(&self.topic))
+    }
+
+    /// Where in the stream a sequence of a partition is, by halving: there is no index, and none is needed to start
+    /// reading once.
+    pub(super) async fn find_sequence(
+        &self,
+        partition: u32,
+        sequence: u64,
+        end: &End,
+    ) -> Result<Option<Stored>> {
+        // Each record of the partition takes a place in the stream, which bounds the place from both sides.
+        let (mut low, mut high) = (sequence, end.at.saturating_sub(end.sequence.saturating_sub(sequence)));
+        let mut probe = high;
+        while low <= high {
+            match self.next_of(partition, probe).await? {
+                Some(stored) if stored.record.sequence == sequence => return Ok(Some(stored)),
+                Some(stored) if stored.record.sequence < sequence => low = stored.at + 1,
+                _ => high = probe - 1,
+            }
+            probe = low + high.saturating_sub(low) / 2;
+        }
+        Ok(None)
+    }
+}
+
+/// All topics of the link's namespace.
+pub(super) async fn topics(link: &Arc<Link>) -> Result<Vec<Topic>> {
+    link.ready()?;
+    let streams: Vec<Info> = link
+        .jetstream
+        .streams()
+        .try_collect()
+        .await
+        .map_err(|error| unavailable("the streams cannot be listed", error))?;
+    let mut topics = Vec::new();
+    for name in streams.iter().filter_map(|info| link.names.topic_of_stream(&info.config.name)) {
+        let Some(log) = Log::find(link, &name).await? else { continue };
+        if let Some((control, _)) = log.last_control().await? {
+            topics.push(control.topic(&name));
+        }
+    }
+    topics.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(topics)
+}
+
+async fn without_info(link: &Link, name: &str) -> Result<Stream<()>> {
+    let stream = link.jetstream.get_stream_no_info(name).await;
+    stream.map_err(|error| unavailable("the topic's stream cannot be found", error))
+}
+
+async fn make(link: &Arc<Link>, topic: &ServiceName) -> Result<()> {
+    let made = link.jetstream.create_stream(settings(link, topic)).await;
+    match made {
+        Ok(_) => Ok(()),
+        Err(error) => match error.kind() {
+            // Somebody else made it in the meantime; whether as we would have is checked when it is found.
+            CreateStreamErrorKind::JetStream(why) if why.error_code() == ErrorCode::STREAM_NAME_EXIST => {
+                Ok(())
+            }
+            CreateStreamErrorKind::JetStream(why) => {
+                let message = format!("the NATS server refused to make topic {topic}: {why}");
+                Err(Error::new(Kind::Configuration, message))
+            }
+            _ => Err(unavailable("the topic's stream cannot be made", error)),
+        },
+    }
+}
+
+fn settings(link: &Link, topic: &ServiceName) -> Config {
+    Config {
+        name: link.names.topic_stream(topic),
+        description: Some(link.names.topic_mark(topic)),
+        subjects: vec![link.names.topic_subjects(topic)],
+        storage: StorageType::File,
+        retention: RetentionPolicy::Limits,
+        discard: DiscardPolicy::New,
+        max_messages: -1,
+        max_bytes: -1,
+        max_messages_per_subject: -1,
+        max_age: Duration::ZERO,
+        duplicate_window: Duration::from_millis(DUPLICATES_MS),
+        deny_delete: true,
+        num_replicas: 1,
+        ..Config::default()
+    }
+}
+
+/// Refuses a stream that is not ours, or that would lose events.
+fn check(link: &Link, topic: &ServiceName, found: &Config) -> Result<()> {
+    let name = &found.name;
+    if found.description.as_ref() != Some(&link.names.topic_mark(topic)) {
+        let message = format!(
+            "stream {name} is not Tombolo's: its description is {:?}; expected {:?}: choose another namespace",
+            found.description.as_deref().unwrap_or_default(),
+            link.names.topic_mark(topic)
+        );
+        return Err(Error::new(Kind::TopicDiffers, message));
+    }
+    let setting = unsafe_setting(found).or_else(|| {
+        (found.subjects != [link.names.topic_subjects(topic)])
+            .then(|| format!("subjects {:?}", found.subjects))
+    });
+    let Some(setting) = setting else { return Ok(()) };
+    let message = format!(
+        "stream {name} of topic {topic} has {setting}, which would lose or mix events; expected file storage, no limits and only its own subjects: put the setting back"
+    );
+    Err(Error::new(Kind::Unsafe, message))
+}
+
+fn unsafe_setting(found: &Config) -> Option<String> {
+    let limits = [
+        ("max_msgs", found.max_messages),
+        ("max_bytes", found.max_bytes),
+        ("max_msgs_per_subject", found.max_messages_per_subject),
+    ];
+    match found {
+        Config { storage: StorageType::Memory, .. } => return Some("storage memory".into()),
+        Config { retention, .. } if *retention != RetentionPolicy::Limits => {
+            return Some(format!("retention {retention:?}"));
+        }
+        Config { max_age, .. } if !max_age.is_zero() => return Some(format!("max_age {max_age:?}")),
+        Config { discard, .. } if *discard != DiscardPolicy::New => return Some("discard old".into()),
+        Config { no_ack: true, .. } => return Some("no_ack".into()),
+        Config { sealed: true, .. } => return Some("sealed".into()),
+        Config { allow_rollup: true, .. } => return Some("allow_rollup_hdrs".into()),
+        Config { mirror: Some(_), .. } => return Some("a mirror".into()),
+        Config { sources: Some(sources), .. } if !sources.is_empty() => return Some("sources".into()),
+        Config { subject_transform: Some(_), .. } => return Some("a subject transform".into()),
+        _ => {}
+    }
+    let limited = limits.into_iter().find(|(_, limit)| *limit > 0);
+    limited.map(|(name, limit)| format!("{name} {limit}"))
+}
+
+fn as_asked(spec: &TopicSpec, control: &Control) -> Result<Topic> {
+    if control.partitions == spec.partitions {
+        return Ok(control.topic(&spec.name));
+    }
+    let message = format!(
+        "topic {} has {} partitions; expected {}: a topic keeps the number that it was made with",
+        spec.name, control.partitions, spec.partitions
+    );
+    Err(Error::new(Kind::TopicDiffers, message))
+}
+
+pub(super) fn contended(topic: &ServiceName) -> Error {
+    let message = format!("others changed topic {topic} {TRIES_MAX} times in a row while this was tried");
+    Error::new(Kind::Unavailable, message)
+}

@@ -1,0 +1,105 @@
+//! Messages of a topic's stream: records and control records, as bytes and headers.
+//!
+//! Invariant: the payload of a record is the stored event and nothing else; number, id, type and epoch are
+//! headers, so that any NATS tool shows them.
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::message::StreamMessage;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tombolo_event::envelope::EVENT_BYTES_MAX;
+use tombolo_event::{EventId, Incarnation, ServiceName};
+
+use crate::{Append, Error, Kind, Record, Result, Topic};
+
+const SEQUENCE: &str = "Tombolo-Sequence";
+const ID: &str = "Tombolo-Id";
+const TYPE: &str = "Tombolo-Type";
+const EPOCH: &str = "Tombolo-Epoch";
+/// What the headers of a record take at most, with those that NATS needs, in bytes.
+const HEADER_BYTES_MAX: usize = 1024;
+
+/// The topic as a control record of its stream says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Control {
+    pub(super) incarnation: Incarnation,
+    pub(super) partitions: u32,
+    pub(super) epoch: u64,
+}
+
+impl Control {
+    pub(super) fn topic(&self, name: &ServiceName) -> Topic {
+        let Self { incarnation, partitions, epoch } = *self;
+        Topic { name: name.clone(), partitions, incarnation, epoch }
+    }
+}
+
+/// A record and where in the stream it is.
+#[derive(Debug, Clone)]
+pub(super) struct Stored {
+    pub(super) at: u64,
+    pub(super) record: Record,
+}
+
+/// The largest record that fits, with its headers, into a message of `max_payload` bytes.
+pub(super) fn record_bytes_max(max_payload: usize) -> usize {
+    max_payload.saturating_sub(HEADER_BYTES_MAX).min(EVENT_BYTES_MAX)
+}
+
+/// Refuses what no message can carry.
+pub(super) fn check(append: &Append, max_payload: usize) -> Result<()> {
+    let bound = record_bytes_max(max_payload);
+    for record in &append.records {
+        let found = record.bytes.len();
+        if found > bound {
+            let message = format!(
+                "event {} is {found} bytes; expected at most {bound}: raise `max_payload` of the NATS server, which is {max_payload}",
+                record.id
+            );
+            return Err(Error::new(Kind::TooLarge, message));
+        }
+        let name = record.type_name();
+        if name.len() != record.event_type.len() || name.len() > 256 || name.chars().any(char::is_control) {
+            let message =
+                format!("event {} has the type {name:?}; expected text that fits into a header", record.id);
+            return Err(Error::new(Kind::InvalidName, message));
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn headers(record: &Record, epoch: u64) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(SEQUENCE, record.sequence.to_string());
+    headers.insert(ID, record.id.to_string());
+    headers.insert(EPOCH, epoch.to_string());
+    if !record.event_type.is_empty() {
+        headers.insert(TYPE, record.type_name());
+    }
+    headers
+}
+
+pub(super) fn record(headers: &HeaderMap, bytes: Bytes, at: u64) -> Result<Stored> {
+    let wrong = |name: &str| {
+        let message = format!(
+            "message {at} of the stream has no readable header {name}; expected only records that Tombolo wrote"
+        );
+        Error::new(Kind::Corrupt, message)
+    };
+    let text = |name: &str| headers.get(name).map(|value| value.as_str());
+    let sequence = text(SEQUENCE).and_then(|text| text.parse().ok()).ok_or_else(|| wrong(SEQUENCE))?;
+    let id: EventId = text(ID).and_then(|text| text.parse().ok()).ok_or_else(|| wrong(ID))?;
+    let event_type = Bytes::copy_from_slice(text(TYPE).unwrap_or_default().as_bytes());
+    Ok(Stored { at, record: Record { sequence, id, event_type, bytes } })
+}
+
+pub(super) fn stored(message: StreamMessage) -> Result<Stored> {
+    record(&message.headers, message.payload, message.sequence)
+}
+
+pub(super) fn control(message: &StreamMessage) -> Result<Control> {
+    serde_json::from_slice(&message.payload).map_err(|error| {
+        let at = message.sequence;
+        Error::new(Kind::Corrupt, format!("control record {at} of the stream cannot be read")).because(error)
+    })
+}

@@ -1,0 +1,162 @@
+//! NATS JetStream as the bus: one stream per topic, records and epochs in one order.
+//!
+//! ```text
+//! stream tombolo_<namespace>_topic_orders        subjects <namespace>.topic.orders.*
+//!   1 control {incarnation, partitions, epoch 0}
+//!   2 control {…, epoch 1}      an epoch is raised by a record of the same stream, so it breaks
+//!   3 orders.0  sequence 1      the chain of every writer that does not know of it
+//!   4 orders.2  sequence 1
+//!   5 orders.0  sequence 2      each message names the stream's last sequence *and* the last message's id:
+//!   ┆                           the first link proves that the writer knows everything before it,
+//!   └ last                      the next ones that nothing came between
+//! ```
+//!
+//! A sequence alone does not chain messages that are sent without waiting: when a stranger's message takes the
+//! place of the first, the first is refused and the *second* then names the right last sequence. The id does.
+//!
+//! What this engine cannot do: an append of several records is several messages, so a raise in their middle leaves the
+//! first of them stored (the next relay finds them in its tails); types are not filtered; only the server's own
+//! accounts say who may publish to which topic.
+//!
+//! Invariant: every answer follows from an accepted link of the chain or from what was read from the stream in the
+//! same call; nothing is answered from memory alone.
+
+mod link;
+mod log;
+mod message;
+mod names;
+mod pull;
+mod reader;
+mod registrations;
+mod signals;
+mod writer;
+#[cfg(feature = "mutants")]
+mod mutants;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use tombolo_event::{Incarnation, ServiceName};
+
+use crate::{
+    Append, Appended, Bus, Guarantee, Reach, Read, RecordStream, Registration, Result, Signal, SignalStream,
+    Tail, Topic, TopicSpec,
+};
+use link::Link;
+use log::Log;
+#[cfg(feature = "mutants")]
+pub use mutants::Mutant;
+use writer::Writer;
+
+/// A connection to a NATS server (2.9 or later, with JetStream) used as a bus.
+pub struct Nats {
+    link: Arc<Link>,
+    /// One for each topic that this process appended to; topics are as many as services.
+    writers: Mutex<HashMap<ServiceName, Arc<Writer>>>,
+}
+
+/// Connects to `nats://[user:password@]host:port[/namespace]`; the namespace is `tombolo` unless named.
+///
+/// # Errors
+/// `Configuration` if the address is wrong, the server is older than 2.9 or has no JetStream, `Unavailable`.
+pub async fn connect(url: &str) -> Result<Nats> {
+    Ok(Nats { link: Arc::new(Link::connect(url).await?), writers: Mutex::default() })
+}
+
+impl Nats {
+    /// The largest [`crate::Record::bytes`] that the server's `max_payload` leaves room for, in bytes, up to
+    /// [`tombolo_event::envelope::EVENT_BYTES_MAX`].
+    #[must_use]
+    pub fn record_bytes_max(&self) -> usize {
+        message::record_bytes_max(self.link.client.max_payload())
+    }
+
+    /// Breaks this connection on purpose.
+    ///
+    /// # Errors
+    /// `Configuration`, `Unavailable`.
+    #[cfg(feature = "mutants")]
+    pub async fn connect_broken(url: &str, mutant: Mutant) -> Result<Self> {
+        let mut link = Link::connect(url).await?;
+        link.mutant = Some(mutant);
+        Ok(Self { link: Arc::new(link), writers: Mutex::default() })
+    }
+
+    fn writer(&self, topic: &ServiceName) -> Arc<Writer> {
+        let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = || Arc::new(Writer::new(&self.link, topic));
+        Arc::clone(writers.entry(topic.clone()).or_insert_with(made))
+    }
+}
+
+#[async_trait]
+impl Bus for Nats {
+    fn guarantee(&self) -> Guarantee {
+        let version = self.link.client.server_info().version;
+        Guarantee {
+            engine: format!("NATS JetStream {version}"),
+            survives_power_cut: false,
+            detail: "stored in files before it is acknowledged, but synced to disk only every two minutes unless the \
+                server is set otherwise (sync_interval), which a client cannot see: an acknowledged event survives \
+                the death of the server's process, and a power cut only if the stream has replicas that stay up"
+                .into(),
+        }
+    }
+
+    async fn ensure_topic(&self, spec: &TopicSpec) -> Result<Topic> {
+        Log::ensure(&self.link, spec).await
+    }
+
+    async fn topic(&self, name: &ServiceName) -> Result<Topic> {
+        let log = Log::open(&self.link, name).await?;
+        Ok(log.control().await?.topic(name))
+    }
+
+    async fn topics(&self) -> Result<Vec<Topic>> {
+        log::topics(&self.link).await
+    }
+
+    async fn raise_epoch(
+        &self,
+        topic: &ServiceName,
+        incarnation: Incarnation,
+        epoch: u64,
+    ) -> Result<Vec<Tail>> {
+        self.writer(topic).raise(incarnation, epoch).await
+    }
+
+    async fn append(&self, append: Append) -> Result<Appended> {
+        crate::port::check_append(&append)?;
+        self.writer(&append.topic).append(&append).await
+    }
+
+    async fn tails(&self, topic: &ServiceName) -> Result<Vec<Tail>> {
+        let log = Log::open(&self.link, topic).await?;
+        Ok(log.known().await?.tails())
+    }
+
+    async fn read(&self, read: Read) -> Result<RecordStream> {
+        reader::open(&self.link, read).await
+    }
+
+    async fn signal(&self, subject: &str, signal: Signal) -> Result<Reach> {
+        signals::send(&self.link, subject, signal).await
+    }
+
+    async fn listen(&self, subject: &str, group: Option<&str>) -> Result<SignalStream> {
+        signals::listen(&self.link, subject, group).await
+    }
+
+    async fn register(&self, registration: &Registration) -> Result<()> {
+        registrations::register(&self.link, registration).await
+    }
+
+    async fn registrations(&self) -> Result<Vec<Registration>> {
+        registrations::all(&self.link).await
+    }
+
+    async fn close(&self) {
+        self.link.close().await;
+    }
+}

@@ -1,0 +1,357 @@
+//! Appends to one topic: a chain of messages, each of which names the one before it.
+//!
+//! Takes an append; writes one message per record; it is committed when the server acknowledged the last of them.
+//! If we crash in the middle, a prefix is stored and the repeat completes it. If it repeats, what is stored is read back
+//! and compared by id; it is acknowledged only if every id matches.
+//!
+//! Invariant: what is sent was decided from [`Known`] as of the message that the first link names; if the stream has moved
+//! since, no link holds, and the decision is made again from the stream.
+
+use std::sync::Arc;
+
+use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::context::{PublishAckFuture, PublishError, PublishErrorKind};
+use async_nats::jetstream::message::PublishMessage;
+use futures_util::future::join_all;
+use tokio::sync::{Mutex, MutexGuard, OwnedRwLockReadGuard, RwLock};
+use tombolo_event::{EventId, Incarnation, ServiceName};
+
+use super::link::{Link, unavailable};
+use super::log::{End, Known, Log, TRIES_MAX, contended};
+use super::message::{self, Control};
+use super::pull::Pull;
+use crate::{Append, Appended, Error, Kind, Record, Result, Tail};
+
+/// The one writer of a topic in this process.
+pub(super) struct Writer {
+    link: Arc<Link>,
+    topic: ServiceName,
+    known: Mutex<State>,
+    /// Held for reading by every append that waits for acknowledgements, for writing by who reads the stream.
+    flights: Arc<RwLock<()>>,
+}
+
+#[derive(Default)]
+struct State {
+    /// What the stream holds, and what was sent after that.
+    known: Option<Known>,
+    /// How many times the stream was read.
+    generation: u64,
+}
+
+/// What to do with an append, as far as memory tells.
+#[derive(Debug, PartialEq, Eq)]
+enum Decision {
+    /// It follows what is known.
+    Send,
+    /// The first so many records are stored already, under these numbers; their ids are to be compared.
+    Compare(usize),
+}
+
+/// What was sent and is not yet acknowledged.
+struct Sent {
+    acks: Vec<PublishAckFuture>,
+    last: u64,
+    generation: u64,
+    flight: OwnedRwLockReadGuard<()>,
+}
+
+enum Step {
+    Stored(u64),
+    Sent(Sent),
+    Reread,
+}
+
+impl Writer {
+    pub(super) fn new(link: &Arc<Link>, topic: &ServiceName) -> Self {
+        Self {
+            link: Arc::clone(link),
+            topic: topic.clone(),
+            known: Mutex::default(),
+            flights: Arc::default(),
+        }
+    }
+
+    pub(super) async fn append(&self, append: &Append) -> Result<Appended> {
+        self.link.ready()?;
+        message::check(append, self.link.client.max_payload())?;
+        let mut reread = false;
+        for _ in 0..TRIES_MAX {
+            match self.step(append, reread).await? {
+                Step::Stored(last) => return Ok(Appended { last }),
+                Step::Reread => {}
+                Step::Sent(sent) => {
+                    if let Some(last) = self.acknowledged(sent).await? {
+                        return Ok(Appended { last });
+                    }
+                }
+            }
+            reread = true;
+        }
+        Err(contended(&self.topic))
+    }
+
+    /// Decides and sends, in the order in which appends came.
+    async fn step(&self, append: &Append, reread: bool) -> Result<Step> {
+        let mut state = self.known.lock().await;
+        let fresh = reread || state.known.is_none();
+        if fresh {
+            self.read_again(&mut state).await?;
+        }
+        let Some(mut known) = state.known.take() else { return Ok(Step::Reread) };
+        if self.ignores_the_epoch() {
+            known.control.epoch = append.epoch;
+        }
+        match decide(&known, append) {
+            Ok(Decision::Send) => self.send(&mut state, known, append, 0, reread).await.map(Step::Sent),
+            // What memory says may be old: no refusal and no acknowledgement before the stream was read.
+            _ if !fresh && !self.answers_from_memory() => Ok(Step::Reread),
+            Err(refused) => {
+                state.known = Some(known);
+                Err(refused)
+            }
+            Ok(Decision::Compare(stored)) => {
+                let compared = self.compare(&known, append, stored).await;
+                let last = known.ends[append.partition as usize].sequence;
+                if compared.is_err() || stored == append.records.len() {
+                    state.known = Some(known);
+                    return compared.map(|()| Step::Stored(last));
+                }
+                self.send(&mut state, known, append, stored, reread).await.map(Step::Sent)
+            }
+        }
+    }
+
+    /// Reads the stream, once nothing is on its way any more.
+    async fn read_again(&self, state: &mut MutexGuard<'_, State>) -> Result<()> {
+        state.known = None;
+        let landed = self.flights.write().await;
+        let known = Log::open(&self.link, &self.topic).await?.known().await?;
+        drop(landed);
+        state.generation += 1;
+        state.known = Some(known);
+        Ok(())
+    }
+
+    /// Sends the records from `first` on as links of the chain. If this is given up half-way, `state` knows nothing,
+    /// and the next append reads the stream.
+    async fn send(
+        &self,
+        state: &mut MutexGuard<'_, State>,
+        mut known: Known,
+        append: &Append,
+        first: usize,
+        refused: bool,
+    ) -> Result<Sent> {
+        let flight = Arc::clone(&self.flights).read_owned().await;
+        if refused {
+            // A server that was restarted may not know the id of its last message; its sequence is enough for the
+            // first link, because the stream was read a moment ago.
+            known.last_id = None;
+        }
+        let mut acks = Vec::with_capacity(append.records.len() - first);
+        for record in &append.records[first..] {
+            acks.push(self.send_link(&mut known, append, record).await?);
+        }
+        let end = &mut known.ends[append.partition as usize];
+        if let Some(record) = append.records.last() {
+            *end = End { sequence: record.sequence, id: Some(record.id), at: known.last };
+        }
+        let last = end.sequence;
+        let generation = state.generation;
+        state.known = Some(known);
+        Ok(Sent { acks, last, generation, flight })
+    }
+
+    async fn send_link(
+        &self,
+        known: &mut Known,
+        append: &Append,
+        record: &Record,
+    ) -> Result<PublishAckFuture> {
+        let id = self.link.message_id();
+        let mut message = PublishMessage::build()
+            .payload(record.bytes.clone())
+            .headers(message::headers(record, append.epoch))
+            .message_id(&id)
+            .expected_last_sequence(known.last);
+        if let Some(before) = known.last_id.as_ref().filter(|_| !self.chains_by_sequence_alone()) {
+            message = message.expected_last_message_id(before);
+        }
+        let subject = self.link.names.partition(&self.topic, append.partition);
+        let sent = self.link.jetstream.send_publish(subject, message).await;
+        known.last += 1;
+        known.last_id = Some(id);
+        sent.map_err(|error| refusal(&self.topic, error))
+    }
+
+    /// Waits for the acknowledgements; `None` if a link did not hold or its answer was lost.
+    async fn acknowledged(&self, sent: Sent) -> Result<Option<u64>> {
+        let acks = join_all(sent.acks.into_iter().map(IntoFuture::into_future)).await;
+        // Before the state is locked: who holds it may be waiting for all flights to land.
+        drop(sent.flight);
+        let Some(error) = acks.into_iter().find_map(|ack| ack.err()) else { return Ok(Some(sent.last)) };
+        let mut state = self.known.lock().await;
+        if state.generation == sent.generation {
+            state.known = None;
+        }
+        match error.kind() {
+            PublishErrorKind::Other => Err(refusal(&self.topic, error)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Compares the ids of the first `stored` records with those in the stream.
+    async fn compare(&self, known: &Known, append: &Append, stored: usize) -> Result<()> {
+        let end = &known.ends[append.partition as usize];
+        let repeated = &append.records[..stored];
+        if let [record] = repeated
+            && record.sequence == end.sequence
+        {
+            return same_id(append, record, end.id);
+        }
+        let log = Log::open(&self.link, &self.topic).await?;
+        let first = log.find_sequence(append.partition, repeated[0].sequence, end).await?;
+        let Some(first) = first else { return same_id(append, &repeated[0], None) };
+        let mut pull = Pull::open(&log, append.partition, first.at).await?;
+        for record in repeated {
+            let found = pull.next().await?.stored.record;
+            let id = (found.sequence == record.sequence).then_some(found.id);
+            same_id(append, record, id)?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn raise(&self, incarnation: Incarnation, epoch: u64) -> Result<Vec<Tail>> {
+        let mut state = self.known.lock().await;
+        for _ in 0..TRIES_MAX {
+            self.read_again(&mut state).await?;
+            let Some(known) = &state.known else { break };
+            check_incarnation(&self.topic, known, incarnation)?;
+            if epoch < known.control.epoch {
+                return Err(older(&self.topic, epoch, known.control.epoch));
+            }
+            if epoch == known.control.epoch {
+                return Ok(known.tails());
+            }
+            let control = Control { epoch, ..known.control.clone() };
+            let control_at = known.control_at;
+            state.known = None;
+            // Only other raises contend here: this must get through beside a writer that never stops, and breaks its chain.
+            let log = Log::open(&self.link, &self.topic).await?;
+            log.write_control(&control, |message| message.expected_last_subject_sequence(control_at)).await?;
+        }
+        Err(contended(&self.topic))
+    }
+}
+
+#[cfg(feature = "mutants")]
+impl Writer {
+    fn chains_by_sequence_alone(&self) -> bool {
+        self.link.mutant == Some(super::Mutant::ChainBySequenceAlone)
+    }
+
+    fn answers_from_memory(&self) -> bool {
+        self.link.mutant == Some(super::Mutant::AnswerFromMemory)
+    }
+
+    fn ignores_the_epoch(&self) -> bool {
+        self.link.mutant == Some(super::Mutant::IgnoreTheEpoch)
+    }
+}
+
+#[cfg(not(feature = "mutants"))]
+#[expect(clippy::unused_self, reason = "the switches of the test build ask the connection")]
+impl Writer {
+    fn chains_by_sequence_alone(&self) -> bool {
+        false
+    }
+
+    fn answers_from_memory(&self) -> bool {
+        false
+    }
+
+    fn ignores_the_epoch(&self) -> bool {
+        false
+    }
+}
+
+fn decide(known: &Known, append: &Append) -> Result<Decision> {
+    check_incarnation(&append.topic, known, append.incarnation)?;
+    let Some(end) = known.ends.get(append.partition as usize) else {
+        let found = known.ends.len();
+        let message = format!(
+            "topic {} has {found} partitions from 0; there is none {}",
+            append.topic, append.partition
+        );
+        return Err(Error::new(Kind::UnknownPartition, message));
+    };
+    if append.epoch != known.control.epoch {
+        return Err(older(&append.topic, append.epoch, known.control.epoch));
+    }
+    let (first, next) = (append.records.first().map_or(0, |record| record.sequence), end.sequence + 1);
+    if first > next {
+        let message = format!(
+            "append to {}/{} begins at {first}; expected {next}: read the outbox again",
+            append.topic, append.partition
+        );
+        return Err(Error::new(Kind::Hole, message));
+    }
+    let stored = usize::try_from(next - first).unwrap_or(usize::MAX).min(append.records.len());
+    Ok(if stored == 0 { Decision::Send } else { Decision::Compare(stored) })
+}
+
+fn check_incarnation(topic: &ServiceName, known: &Known, expected: Incarnation) -> Result<()> {
+    let found = known.control.incarnation;
+    if found == expected {
+        return Ok(());
+    }
+    let message = format!(
+        "topic {topic} is incarnation {found}; expected {expected}: it was made again, or this is another server"
+    );
+    Err(Error::new(Kind::OtherIncarnation, message))
+}
+
+fn older(topic: &ServiceName, epoch: u64, found: u64) -> Error {
+    let what = if epoch < found { "another relay took over" } else { "this epoch was never raised" };
+    Error::new(Kind::OlderEpoch, format!("topic {topic} is at epoch {found}, the caller at {epoch}: {what}"))
+}
+
+fn same_id(append: &Append, record: &Record, found: Option<EventId>) -> Result<()> {
+    if found == Some(record.id) {
+        return Ok(());
+    }
+    let found = found.map_or_else(|| "no event".to_owned(), |id| format!("event {id}"));
+    let message = format!(
+        "{}/{} holds {found} at {}; expected {}: the caller's database is not the one that wrote it",
+        append.topic, append.partition, record.sequence, record.id
+    );
+    Err(Error::new(Kind::OtherId, message))
+}
+
+/// What an error of a publish means where it is not a link that did not hold.
+pub(super) fn refusal(topic: &ServiceName, error: PublishError) -> Error {
+    let source = std::error::Error::source(&error);
+    let code = source
+        .and_then(|source| source.downcast_ref::<async_nats::jetstream::Error>())
+        .map(|refused| refused.error_code());
+    match (error.kind(), code) {
+        (PublishErrorKind::MaxPayloadExceeded, _) => {
+            Error::new(Kind::TooLarge, "an event is over `max_payload` of the NATS server").because(error)
+        }
+        (
+            _,
+            Some(
+                ErrorCode::ACCOUNT_RESOURCES_EXCEEDED
+                | ErrorCode::INSUFFICIENT_RESOURCES
+                | ErrorCode::STORAGE_RESOURCES_EXCEEDED
+                | ErrorCode::STREAM_STORE_FAILED,
+            ),
+        ) => {
+            let message =
+                format!("the NATS server has no room for topic {topic}: make room, or raise its limits");
+            Error::new(Kind::ReadOnly, message).because(error)
+        }
+        _ => unavailable("the NATS server did not store a message", error),
+    }
+}
