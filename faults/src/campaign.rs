@@ -44,7 +44,10 @@ pub(crate) async fn run(plan: Plan) -> Outcome<()> {
     if plan.only.is_none() && plan.random > 0 {
         total.add(&part("random moments", plan.random, &mut random).await?);
     }
-    println!("{} kills landed, {} of them with work in flight; nothing lost, doubled, reordered or skipped", total.landed, total.in_flight);
+    println!(
+        "{} kills landed, {} of them with work in flight; nothing lost, doubled, reordered or skipped",
+        total.landed, total.in_flight
+    );
     println!("{} passed, 0 failed", total.landed);
     Ok(())
 }
@@ -65,7 +68,11 @@ async fn part(name: &str, kills: u32, random: &mut StdRng) -> Outcome<Tally> {
     let at_random = !barrier::ALL.contains(&name);
     let mut tally = Tally::default();
     while tally.landed < kills {
-        let which = if at_random { kill_somebody(&mut world, random).await? } else { kill_at(name, &mut world, random).await? };
+        let which = if at_random {
+            kill_somebody(&mut world, random).await?
+        } else {
+            kill_at(name, &mut world, random).await?
+        };
         tally.landed += 1;
         tally.in_flight += u32::from(has_work_in_flight(&world, &load).await?);
         world.spawn(which, None)?;
@@ -95,7 +102,11 @@ async fn kill_at(barrier: &str, world: &mut World, random: &mut StdRng) -> Outco
     world.kill(which).await?;
     let passes = random.random_range(1..=PASSES_MAX);
     world.spawn(which, Some(&format!("{barrier}:{passes}")))?;
-    if world.killed_itself(which).await? { Ok(which) } else { Err(format!("{which:?} never came to {barrier} {passes} times").into()) }
+    if world.killed_itself(which).await? {
+        Ok(which)
+    } else {
+        Err(format!("{which:?} never came to {barrier} {passes} times").into())
+    }
 }
 
 /// Kills one of the three at a random moment.

@@ -31,11 +31,18 @@ struct State {
 
 impl Load {
     pub(crate) fn start(url: &str, round: u32) -> Self {
-        let state =
-            Arc::new(State { stop: AtomicBool::new(false), outstanding: AtomicU64::new(0), acknowledged: Mutex::default() });
+        let state = Arc::new(State {
+            stop: AtomicBool::new(false),
+            outstanding: AtomicU64::new(0),
+            acknowledged: Mutex::default(),
+        });
         let mut writers = JoinSet::new();
         for writer in 0..WRITERS {
-            writers.spawn(write(format!("{url}/orders"), format!("key-{round}-{writer}"), Arc::clone(&state)));
+            writers.spawn(write(
+                format!("{url}/orders"),
+                format!("key-{round}-{writer}"),
+                Arc::clone(&state),
+            ));
         }
         Self { state, writers }
     }

@@ -52,7 +52,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         Some(Role::Producer) => Ok(roles::producer().await?),
         Some(Role::Consumer) => Ok(roles::consumer().await?),
         None => {
-            let plan = campaign::Plan { each: arguments.each, random: arguments.random, seed: arguments.seed, only: arguments.only };
+            let plan = campaign::Plan {
+                each: arguments.each,
+                random: arguments.random,
+                seed: arguments.seed,
+                only: arguments.only,
+            };
             campaign::run(plan).await
         }
     }

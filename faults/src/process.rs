@@ -77,15 +77,21 @@ impl World {
 
     /// Starts a process, which kills itself at `kill_at` if one is given.
     pub(crate) fn spawn(&mut self, which: Which, kill_at: Option<&str>) -> Outcome<()> {
-        let log = File::options().create(true).append(true).open(self.folder.join(format!("{which:?}.log")))?;
+        let log =
+            File::options().create(true).append(true).open(self.folder.join(format!("{which:?}.log")))?;
         let mut command = Command::new(std::env::current_exe()?);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).kill_on_drop(true).env("RUST_LOG", "warn");
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .kill_on_drop(true)
+            .env("RUST_LOG", "warn");
         match which {
             Which::Bus => command.arg("bus").arg(&self.folder),
             Which::Producer => command.arg("producer").env("TOMBOLO_LISTEN", listen(&self.producer_url)),
             Which::Consumer => command.arg("consumer").env("TOMBOLO_LISTEN", listen(&self.consumer_url)),
         };
-        command.env("TOMBOLO_BUS", self.bus_url());
+        command.env("TOMBOLO_BUS", self.bus_url()).env("TOMBOLO_REPLICA", "1");
         command.env("TOMBOLO_DATABASE", format!("sqlite:{}", self.database(which).display()));
         if let Some(kill_at) = kill_at {
             command.env("TOMBOLO_KILL_AT", kill_at);
@@ -111,7 +117,10 @@ impl World {
                 }
             }
         };
-        timeout(PATIENCE, serving).await.map_err(|_| format!("{which:?} was not ready within {PATIENCE:?}; see its log in {}", self.folder.display()).into())
+        timeout(PATIENCE, serving).await.map_err(|_| {
+            format!("{which:?} was not ready within {PATIENCE:?}; see its log in {}", self.folder.display())
+                .into()
+        })
     }
 
     async fn bus_ready(&mut self) -> Outcome<()> {
@@ -126,7 +135,9 @@ impl World {
     }
 
     fn is_dead(&mut self, which: Which) -> bool {
-        self.children[which as usize].as_mut().is_none_or(|child| child.try_wait().is_ok_and(|status| status.is_some()))
+        self.children[which as usize]
+            .as_mut()
+            .is_none_or(|child| child.try_wait().is_ok_and(|status| status.is_some()))
     }
 
     /// Waits until a process has killed itself at its barrier; false if it did not come there in time.
@@ -134,7 +145,11 @@ impl World {
         let Some(child) = &mut self.children[which as usize] else { return Ok(false) };
         match timeout(PATIENCE, child.wait()).await {
             Ok(status) if status.as_ref().is_ok_and(|status| status.signal() == Some(9)) => Ok(true),
-            Ok(status) => Err(format!("{which:?} ended by itself: {status:?}; see its log in {}", self.folder.display()).into()),
+            Ok(status) => Err(format!(
+                "{which:?} ended by itself: {status:?}; see its log in {}",
+                self.folder.display()
+            )
+            .into()),
             Err(_) => Ok(false),
         }
     }

@@ -2,8 +2,6 @@
 //!
 //! Nothing here guards against doubles: a double would show.
 
-use std::sync::Arc;
-
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::post;
@@ -12,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use tombolo::sqlite::{Sqlite, Tx};
-use tombolo::{Event, Handled, Problem, Reactor, Service, View};
+use tombolo::{Event, Handled, Problem, Reactor, Service, Settings, View};
 use tombolo_bus::embedded::{Log, Options};
 use tombolo_bus::server::Server;
 
@@ -86,30 +84,34 @@ fn database() -> tombolo::Result<Sqlite> {
     Ok(Sqlite::open(tombolo::settings::database_or("sqlite:unnamed.db"))?)
 }
 
+/// Runs until it is killed, at the barrier that the environment names or from outside.
+async fn serve(service: Service<Sqlite>) -> tombolo::Result<()> {
+    tombolo::barriers::install_from_env()?;
+    service.start(Settings::from_env()?).await?.failed().await
+}
+
 pub(crate) async fn producer() -> tombolo::Result<()> {
-    Service::new("orders", database()?)
+    let service = Service::new("orders", database()?)
         .setup(async |database| table(database, "orders").await)
         .routes(Router::new().route("/orders", post(place)))
-        .publishes::<Placed>()
-        .run()
-        .await
+        .publishes::<Placed>();
+    serve(service).await
 }
 
 pub(crate) async fn consumer() -> tombolo::Result<()> {
-    Service::new("history", database()?)
+    let service = Service::new("history", database()?)
         .setup(async |database| table(database, "copies").await)
         .publishes::<Seen>()
         .view(View::new("copies", 1).on(copy))
-        .react(Reactor::from_start("seen").on(react))
-        .run()
-        .await
+        .react(Reactor::from_start("seen").on(react));
+    serve(service).await
 }
 
 pub(crate) async fn bus(folder: &str) -> Result<(), Box<dyn std::error::Error>> {
     tombolo::barriers::install_from_env()?;
     let (log, _recovered) = Log::open(format!("{folder}/log").as_ref(), Options::default())?;
     let listen = [format!("tombolo+unix://{folder}/bus.sock").parse()?];
-    let server = Server::bind(&listen, Arc::new(log)).await?;
+    let server = Server::bind(&listen, log).await?;
     server.serve(CancellationToken::new()).await?;
     Ok(())
 }

@@ -29,7 +29,8 @@ pub(crate) struct Checked {
 
 /// Opens a service's database for reading.
 pub(crate) async fn open(path: &Path) -> Outcome<SqlitePool> {
-    let options = SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(Duration::from_secs(10));
+    let options =
+        SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(Duration::from_secs(10));
     Ok(SqlitePoolOptions::new().max_connections(1).connect_with(options).await?)
 }
 
@@ -47,8 +48,10 @@ pub(crate) async fn settled(world: &World, acknowledged: &[String]) -> Outcome<C
     let orders = open(&world.database(Which::Producer)).await?;
     let history = open(&world.database(Which::Consumer)).await?;
     settle(&orders, &history).await?;
-    let ordered: Rows = sqlx::query_as("SELECT id, key, n FROM orders ORDER BY place").fetch_all(&orders).await?;
-    let copied: Rows = sqlx::query_as("SELECT id, key, n FROM copies ORDER BY place").fetch_all(&history).await?;
+    let ordered: Rows =
+        sqlx::query_as("SELECT id, key, n FROM orders ORDER BY place").fetch_all(&orders).await?;
+    let copied: Rows =
+        sqlx::query_as("SELECT id, key, n FROM copies ORDER BY place").fetch_all(&history).await?;
     let placed = topic::<Placed>(world, "orders").await?;
     let seen = topic::<Seen>(world, "history").await?;
     let committed = ids(ordered.iter().map(|row| &row.0))?;
@@ -81,7 +84,9 @@ async fn settle(orders: &SqlitePool, history: &SqlitePool) -> Outcome<()> {
             }
         }
     };
-    timeout(PATIENCE, quiet).await.map_err(|_| format!("nothing settled within {PATIENCE:?}: something is lost or stuck"))?
+    timeout(PATIENCE, quiet)
+        .await
+        .map_err(|_| format!("nothing settled within {PATIENCE:?}: something is lost or stuck"))?
 }
 
 /// Every event of a topic; sequences must be contiguous from 1 in each partition.
@@ -96,7 +101,11 @@ async fn topic<E: Event>(world: &World, name: &str) -> Outcome<Vec<E>> {
         while let Some(batch) = batches.next().await {
             for record in batch?.records {
                 if record.sequence != expected {
-                    return Err(format!("I3: {name}/{partition} has {} where {expected} was expected", record.sequence).into());
+                    return Err(format!(
+                        "I3: {name}/{partition} has {} where {expected} was expected",
+                        record.sequence
+                    )
+                    .into());
                 }
                 expected += 1;
                 events.push(tombolo_event::event::read(&Envelope::decode(record.bytes)?)?);
@@ -118,7 +127,11 @@ fn ids<'a>(all: impl Iterator<Item = &'a String>) -> Outcome<BTreeSet<&'a String
 
 fn same(what: &str, left: &BTreeSet<&String>, right: &BTreeSet<&String>) -> Outcome<()> {
     let differ: Vec<_> = left.symmetric_difference(right).take(3).collect();
-    if differ.is_empty() { Ok(()) } else { Err(format!("{what} differ: {} and {}, for example in {differ:?}", left.len(), right.len()).into()) }
+    if differ.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("{what} differ: {} and {}, for example in {differ:?}", left.len(), right.len()).into())
+    }
 }
 
 fn in_order<'a>(place: &str, rows: impl Iterator<Item = (&'a String, i64)>) -> Outcome<()> {

@@ -50,6 +50,8 @@ pub(crate) struct Relay {
     pub(crate) outbox: Arc<dyn Outbox>,
     pub(crate) bus: Arc<dyn Bus>,
     pub(crate) publisher: Publisher,
+    /// Who this process is to the leases.
+    pub(crate) holder: Uuid,
     pub(crate) woken: Arc<Notify>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) board: Arc<Board>,
@@ -59,12 +61,11 @@ pub(crate) struct Relay {
 impl Relay {
     /// Runs until it is stopped.
     pub(crate) async fn run(self) {
-        let holder = Uuid::now_v7();
         let mut attempt = 0;
         let mut said = String::new();
         while !self.stop.is_cancelled() {
             let began = Instant::now();
-            let Err(error) = self.lead(holder).await else { continue };
+            let Err(error) = self.lead().await else { continue };
             self.metrics.relay_retries.inc();
             attempt = if began.elapsed() > LEASE { 0 } else { attempt + 1 };
             let stopped = is_stop(&error);
@@ -90,8 +91,10 @@ impl Relay {
     }
 
     /// Takes the lead, if it is free, and drains until something is refused.
-    async fn lead(&self, holder: Uuid) -> Result<()> {
-        let Some(mut leader) = self.outbox.lead(holder, LEASE).await? else { return self.follow().await };
+    async fn lead(&self) -> Result<()> {
+        let Some(mut leader) = self.outbox.lead(self.holder, LEASE).await? else {
+            return self.follow().await;
+        };
         let topic = self.take_over(&mut *leader).await?;
         self.board.relay(|relay| {
             relay.leading = true;

@@ -17,7 +17,9 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tombolo_bus::{Bus, Identity, Registration};
 use tombolo_db::{Database, Owner, Publisher};
+use tombolo_event::ServiceName;
 use tombolo_event::descriptor::Descriptor;
+use uuid::Uuid;
 
 use crate::app::Shared;
 use crate::directory::Directory;
@@ -161,6 +163,7 @@ struct Starting {
     metrics: Arc<Metrics>,
     board: Arc<Board>,
     replica: u32,
+    holder: Uuid,
     stop: CancellationToken,
 }
 
@@ -180,16 +183,18 @@ impl Starting {
         };
         let json =
             serde_json::to_string(descriptor).map_err(|error| Error::new(Kind::Wiring, error.to_string()))?;
+        let replica = settings.replica.unwrap_or(1);
         let own = Registration {
             service: descriptor.service.clone(),
-            replica: settings.replica,
+            replica,
             url: url.to_owned(),
             descriptor: json,
         };
         let directory = Arc::new(Directory::new(Arc::clone(&bus), own, needed(descriptor)));
         let inbox = Arc::new(Inbox::new(Arc::clone(&metrics)));
         let (board, stop) = (Arc::default(), CancellationToken::new());
-        Ok(Self { bus, publisher, woken, directory, inbox, metrics, board, replica: settings.replica, stop })
+        let holder = holder(&descriptor.service, settings.replica);
+        Ok(Self { bus, publisher, woken, directory, inbox, metrics, board, replica, holder, stop })
     }
 
     async fn spawn<D: Database>(
@@ -209,18 +214,7 @@ impl Starting {
         for subscription in std::mem::take(&mut service.subscriptions) {
             tasks.spawn(self.worker(subscription, &service.database, &states).run());
         }
-        let listeners = Listeners::new();
-        for question in app.answerers().keys() {
-            let (bus, heard) = (Arc::clone(&self.bus), listeners.expect());
-            tasks.spawn(answer::listen(app.clone(), bus, question.clone(), heard, self.stop.clone()));
-        }
-        tasks.spawn(Arc::clone(&self.inbox).run(
-            Arc::clone(&self.bus),
-            listeners.expect(),
-            self.stop.clone(),
-        ));
-        let (registered, mut is_registered) = watch::channel(false);
-        tasks.spawn(Arc::clone(&self.directory).run(listeners, registered, self.stop.clone()));
+        let mut is_registered = self.spawn_questions(&app, &mut tasks);
         let (ready, is_ready) = watch::channel(false);
         tasks.spawn(serve(
             listener,
@@ -232,6 +226,23 @@ impl Starting {
         ready.send_replace(true);
         tracing::info!(service = %app.service(), url, "ready");
         Running { app, url, stop: self.stop, tasks, grace }
+    }
+
+    /// Answers and asks, and registers once everybody who asks would be heard.
+    fn spawn_questions<D: Database>(&self, app: &App<D>, tasks: &mut JoinSet<()>) -> watch::Receiver<bool> {
+        let listeners = Listeners::new();
+        for question in app.answerers().keys() {
+            let (bus, heard) = (Arc::clone(&self.bus), listeners.expect());
+            tasks.spawn(answer::listen(app.clone(), bus, question.clone(), heard, self.stop.clone()));
+        }
+        tasks.spawn(Arc::clone(&self.inbox).run(
+            Arc::clone(&self.bus),
+            listeners.expect(),
+            self.stop.clone(),
+        ));
+        let (registered, is_registered) = watch::channel(false);
+        tasks.spawn(Arc::clone(&self.directory).run(listeners, registered, self.stop.clone()));
+        is_registered
     }
 
     fn app<D: Database>(&self, service: &mut Service<D>) -> App<D> {
@@ -264,6 +275,7 @@ impl Starting {
             outbox: Arc::new(database.clone()),
             bus: Arc::clone(&self.bus),
             publisher: self.publisher.clone(),
+            holder: self.holder,
             woken: Arc::clone(&self.woken),
             metrics: Arc::clone(&self.metrics),
             board: Arc::clone(&self.board),
@@ -282,12 +294,22 @@ impl Starting {
             database: database.clone(),
             bus: Arc::clone(&self.bus),
             publisher: self.publisher.clone(),
+            holder: self.holder,
             states: Arc::clone(states),
             metrics: Arc::clone(&self.metrics),
             board: Arc::clone(&self.board),
             registered: self.directory.changes(),
             stop: self.stop.clone(),
         }
+    }
+}
+
+/// Who a process is to the leases: a numbered replica is the same one after a restart, so it takes over at once what it
+/// held before; its older self, should it still run, is fenced by the epochs.
+fn holder(service: &ServiceName, replica: Option<u32>) -> Uuid {
+    match replica {
+        Some(number) => Uuid::new_v5(&Uuid::NAMESPACE_URL, format!("tombolo:{service}/{number}").as_bytes()),
+        None => Uuid::new_v4(),
     }
 }
 

@@ -25,8 +25,9 @@ pub struct Settings {
     pub listen: String,
     /// Where other services call this one.
     pub url: Option<String>,
-    /// Which replica this is.
-    pub replica: u32,
+    /// Which replica this is, if somebody counts them. A replica that is started again takes over at once what it held;
+    /// one without a number waits for the old leases to end.
+    pub replica: Option<u32>,
     /// Whether Tombolo's own tables are made at the start, or only checked.
     pub schema: tombolo_db::Schema,
     /// How long a stopping service waits for what it has begun.
@@ -39,7 +40,7 @@ impl Default for Settings {
             bus: "tombolo://127.0.0.1:7400".into(),
             listen: "127.0.0.1:0".into(),
             url: None,
-            replica: 1,
+            replica: None,
             schema: tombolo_db::Schema::Apply,
             grace: Duration::from_secs(5),
         }
@@ -61,9 +62,10 @@ impl Settings {
         }
         settings.url = env::var(URL).ok();
         if let Ok(replica) = env::var(REPLICA) {
-            settings.replica = replica.parse().ok().filter(|&number| number > 0).ok_or_else(|| {
-                Error::new(Kind::Settings, format!("{REPLICA} is {replica:?}; expected a number from 1"))
-            })?;
+            let number = replica.parse().ok().filter(|&number| number > 0);
+            let wrong =
+                || Error::new(Kind::Settings, format!("{REPLICA} is {replica:?}; expected a number from 1"));
+            settings.replica = Some(number.ok_or_else(wrong)?);
         }
         Ok(settings)
     }

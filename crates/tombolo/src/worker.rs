@@ -47,6 +47,8 @@ pub(crate) struct Worker<D: Database> {
     pub(crate) database: D,
     pub(crate) bus: Arc<dyn Bus>,
     pub(crate) publisher: Publisher,
+    /// Who this process is to the leases.
+    pub(crate) holder: Uuid,
     pub(crate) states: Arc<Extensions>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) board: Arc<Board>,
@@ -77,12 +79,11 @@ enum Ended {
 impl<D: Database> Worker<D> {
     /// Runs until it is stopped.
     pub(crate) async fn run(mut self) {
-        let holder = Uuid::now_v7();
         let mut attempt = 0;
         let mut said = String::new();
         while !self.stop.is_cancelled() {
             let began = Instant::now();
-            match self.session(holder).await {
+            match self.session().await {
                 Ok(Ended::Stopped) => break,
                 Ok(Ended::Again) => attempt = 0,
                 Err(error) => {
@@ -97,7 +98,7 @@ impl<D: Database> Worker<D> {
             }
         }
         // A lease that cannot be given up ends by itself.
-        self.database.release(&self.subscription.name, holder).await.ok();
+        self.database.release(&self.subscription.name, self.holder).await.ok();
     }
 
     async fn pause(&self, pause: Duration) {
@@ -107,11 +108,11 @@ impl<D: Database> Worker<D> {
         }
     }
 
-    async fn session(&mut self, holder: Uuid) -> Result<Ended> {
+    async fn session(&mut self) -> Result<Ended> {
         self.registered.borrow_and_update();
         let (topics, absent) = self.find_topics().await?;
         let partitions = self.open(&topics).await?;
-        let claims = self.database.claim(&self.subscription.name, holder, LEASE, usize::MAX).await?;
+        let claims = self.database.claim(&self.subscription.name, self.holder, LEASE, usize::MAX).await?;
         let mut session = Session {
             lanes: claims.into_iter().map(Lane::new).collect(),
             streams: StreamMap::new(),
@@ -126,15 +127,15 @@ impl<D: Database> Worker<D> {
         let held = session.lanes.len();
         tokio::select! {
             ended = self.work(&mut session) => ended,
-            lost = self.renew(holder, held) => Err(lost),
+            lost = self.renew(held) => Err(lost),
         }
     }
 
     /// Keeps the leases, and returns when they cannot be kept.
-    async fn renew(&self, holder: Uuid, held: usize) -> Error {
+    async fn renew(&self, held: usize) -> Error {
         loop {
             sleep(RENEW_EVERY).await;
-            match self.database.renew(&self.subscription.name, holder, LEASE).await {
+            match self.database.renew(&self.subscription.name, self.holder, LEASE).await {
                 Ok(renewed) if renewed >= held => {}
                 Ok(_) => return lost_lease(&self.subscription.name),
                 Err(error) => return error.into(),
