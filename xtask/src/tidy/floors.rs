@@ -15,6 +15,7 @@ const FLOORS: [&[&str]; 5] = [
 ];
 const SERVICES: u8 = 3;
 const EXAMPLES: u8 = 5;
+/// Benches and fault runs look at everything.
 const BENCHES: u8 = 6;
 
 /// What a service or an example imports: what users import, and nothing under it.
@@ -61,9 +62,12 @@ fn floor(package: &Package) -> Option<Floor> {
     if TOOLS.iter().any(|tool| folder == Path::new(tool)) {
         return Some(Floor::Tool);
     }
-    for (top, number, lowest) in
-        [("services", SERVICES, USERS_FLOOR), ("examples", EXAMPLES, USERS_FLOOR), ("benches", BENCHES, 0)]
-    {
+    for (top, number, lowest) in [
+        ("services", SERVICES, USERS_FLOOR),
+        ("examples", EXAMPLES, USERS_FLOOR),
+        ("benches", BENCHES, 0),
+        ("faults", BENCHES, 0),
+    ] {
         if folder.starts_with(top) {
             return Some(Floor::Number(number, lowest));
         }
