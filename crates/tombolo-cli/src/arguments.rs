@@ -65,6 +65,9 @@ pub(crate) struct Bus {
     /// A Unix socket to listen on as well
     #[arg(long, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
+    /// Where to answer GET /metrics, in the format of Prometheus
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) metrics: Option<SocketAddr>,
 }
 
 /// What can be seen of topics.
@@ -141,7 +144,7 @@ pub(crate) struct Verify {
     /// The bus's URL [default: the bus of the system that runs]
     #[arg(long, value_name = "URL", conflicts_with = "data")]
     pub(crate) bus: Option<String>,
-    /// The log's folder, or the data folder of a system, while no bus runs over it
+    /// Inspect the files of a log instead: its folder, or the data folder of a system. Changes nothing
     #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
     /// How to show it

@@ -169,9 +169,14 @@ fn first_record(plan: &Plan, folder: &DataFolder, control: &ControlSocket) -> Re
     })
 }
 
-/// A client for addresses of this machine, whatever proxy the environment names.
+/// A client for addresses of this machine, whatever proxy the environment names. It keeps no connection open, which
+/// a service that ends would have to wait for.
 pub(crate) fn client() -> Result<reqwest::Client> {
-    reqwest::Client::builder().no_proxy().build().context(|| "cannot make an HTTP client".into())
+    reqwest::Client::builder()
+        .no_proxy()
+        .pool_max_idle_per_host(0)
+        .build()
+        .context(|| "cannot make an HTTP client".into())
 }
 
 /// The tasks that own processes.

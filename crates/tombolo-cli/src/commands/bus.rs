@@ -2,6 +2,8 @@
 //!
 //! Invariant: it listens only once the log is recovered, and ends only once the log is closed.
 
+mod metrics;
+
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,6 +15,7 @@ use tombolo_bus::server::{Listen, Server};
 use tracing_subscriber::EnvFilter;
 
 use crate::arguments::Bus;
+use crate::commands::bus::metrics::Metrics;
 use crate::commands::say;
 use crate::error::{Context, Result};
 use crate::plan::check_free;
@@ -32,21 +35,47 @@ async fn serve(arguments: &Bus, log: Arc<Log>) -> Result<()> {
     let mut addresses = vec![tcp(arguments.listen)];
     addresses.extend(arguments.socket.clone().map(Listen::Unix));
     let shutdown = CancellationToken::new();
-    let mut terminate = signal(SignalKind::terminate()).context(|| "cannot listen for signals".into())?;
-    let server = Server::bind(&addresses, log).await?;
+    let ended = end_on_signal(shutdown.clone())?;
+    let server = Server::bind(&addresses, log.clone()).await?;
     for address in server.addresses() {
         say(&format!("listening on {address}"))?;
     }
-    let serving = server.serve(shutdown.clone());
-    tokio::pin!(serving);
-    tokio::select! {
-        served = &mut serving => return Ok(served?),
-        _ = terminate.recv() => {}
-        _ = tokio::signal::ctrl_c() => {}
+    let metrics = match arguments.metrics {
+        Some(listen) => Some(Metrics::bind(listen, log).await?),
+        None => None,
+    };
+    if let Some(metrics) = &metrics {
+        say(&format!("metrics on {}", metrics.url()?))?;
     }
-    say("ending")?;
-    shutdown.cancel();
-    Ok(serving.await?)
+    let served = async { Ok(server.serve(shutdown.clone()).await?) };
+    let measured = async {
+        match metrics {
+            Some(metrics) => metrics.serve(shutdown.clone()).await,
+            None => Ok(()),
+        }
+    };
+    // Whichever fails first ends the other.
+    let both = async { tokio::try_join!(served, measured) };
+    tokio::pin!(both, ended);
+    tokio::select! {
+        outcome = &mut both => outcome.map(drop),
+        () = &mut ended => both.await.map(drop),
+    }
+}
+
+/// Cancels the token when the process is told to end.
+fn end_on_signal(shutdown: CancellationToken) -> Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).context(|| "cannot listen for signals".into())?;
+    let mut interrupt = signal(SignalKind::interrupt()).context(|| "cannot listen for signals".into())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        // The last words of a process whose reader has gone already.
+        say("ending").ok();
+        shutdown.cancel();
+    })
 }
 
 fn tcp(listen: SocketAddr) -> Listen {

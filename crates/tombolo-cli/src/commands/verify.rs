@@ -1,22 +1,25 @@
-//! `tombolo topics verify`: reads every event of every topic and checks what can be checked from outside.
+//! `tombolo topics verify`: over a bus, reads every event and checks what can be checked from outside; over the
+//! files of a log, checks every byte of them and changes none.
 //!
-//! Invariant: success means that each partition was read from 1 to its tail without a hole, that each event is
+//! Invariant: over a bus, success means that each partition was read from 1 to its tail without a hole, that each event is
 //! a CloudEvent whose id is that of its record, and that no id stands twice in a partition.
 
 use std::collections::HashSet;
 use std::path::Path;
-use std::sync::Arc;
 
 use futures_util::StreamExt;
 use serde_json::{Value, json};
+use tombolo_bus::embedded::{self, Inspection};
 use tombolo_bus::{Bus, Record, Tail, Topic};
 use tombolo_event::{Cursor, Envelope};
 
 use crate::arguments::{Found, Reached, Verify};
-use crate::commands::{reach, show};
+use crate::commands::{reach, say, show};
 use crate::error::{Error, Result};
 use crate::folder::DataFolder;
+use crate::output::Format;
 
+const HEADER: [&str; 4] = ["TOPIC", "PARTITION", "EVENTS", "FOUND"];
 /// The most faults of a partition that are told.
 const FAULTS_SHOWN_MAX: usize = 5;
 
@@ -28,9 +31,16 @@ struct Finding {
     faults: Vec<String>,
 }
 
-/// Verifies the bus of a running system, or a log on which no bus runs.
+/// Verifies what a bus serves, or the files of a log.
 pub(crate) async fn verify(arguments: Verify) -> Result<()> {
-    let bus = open(&arguments).await?;
+    match &arguments.data {
+        Some(data) => files(data, arguments.format),
+        None => served(arguments).await,
+    }
+}
+
+async fn served(arguments: Verify) -> Result<()> {
+    let bus = reach(&Reached { bus: arguments.bus, found: Found { data: None } }).await?;
     let mut findings = Vec::new();
     for topic in bus.topics().await? {
         for tail in bus.tails(&topic.name).await? {
@@ -40,31 +50,84 @@ pub(crate) async fn verify(arguments: Verify) -> Result<()> {
     bus.close().await;
     let rows = findings.iter().map(row).collect();
     let list: Vec<_> = findings.iter().map(json).collect();
-    show(arguments.format, ["TOPIC", "PARTITION", "EVENTS", "FOUND"], rows, &Value::Array(list))?;
+    show(arguments.format, HEADER, rows, &json!({ "partitions": list, "log": null }))?;
     match findings.iter().filter(|finding| !finding.faults.is_empty()).count() {
         0 => Ok(()),
         count => Err(Error::failed(format!("{count} of {} partitions have faults", findings.len()))),
     }
 }
 
-async fn open(arguments: &Verify) -> Result<Arc<dyn Bus>> {
-    let offline = arguments.data.as_deref().filter(|_| arguments.bus.is_none());
-    if let Some(data) = offline {
-        let folder = DataFolder::at(data)?;
-        if folder.running().is_none() {
-            return log(&folder);
-        }
-    }
-    reach(&Reached { bus: arguments.bus.clone(), found: Found { data: arguments.data.clone() } }).await
-}
-
-fn log(folder: &DataFolder) -> Result<Arc<dyn Bus>> {
+/// Inspects the files, whether a bus has them open or not.
+fn files(data: &Path, format: Format) -> Result<()> {
+    let folder = DataFolder::at(data)?;
     let inside = folder.bus();
-    let path: &Path = if inside.is_dir() { &inside } else { folder.path() };
+    let path = if inside.is_dir() { &inside } else { folder.path() };
     if !path.is_dir() {
         return Err(Error::not_found(format!("there is no folder {}", path.display())));
     }
-    Ok(tombolo_bus::embedded::Log::open(path, tombolo_bus::embedded::Options::default())?.0)
+    let inspection = embedded::verify(path)?;
+    let findings = inspection.topics.iter().flat_map(|topic| {
+        topic.partitions.iter().zip(0..).map(|(found, partition)| Finding {
+            topic: topic.name.to_string(),
+            partition,
+            events: found.events,
+            faults: match found.last.saturating_sub(found.events) {
+                0 => Vec::new(),
+                lost => vec![format!("{lost} of {} events cannot be read", found.last)],
+            },
+        })
+    });
+    let findings: Vec<_> = findings.collect();
+    let list: Vec<_> = findings.iter().map(json).collect();
+    show(
+        format,
+        HEADER,
+        findings.iter().map(row).collect(),
+        &json!({ "partitions": list, "log": log(&inspection) }),
+    )?;
+    if format == Format::Table {
+        notes(&inspection).iter().try_for_each(|note| say(note))?;
+    }
+    match inspection.damage.first() {
+        None => Ok(()),
+        Some(first) => Err(Error::failed(format!(
+            "the log is damaged in {} places, first in {} at byte {}: {}",
+            inspection.damage.len(),
+            first.file,
+            first.offset,
+            first.found
+        ))),
+    }
+}
+
+/// What is no fault, and still worth knowing.
+fn notes(inspection: &Inspection) -> Vec<String> {
+    let mut notes = vec![format!("{} segments", inspection.segments)];
+    if let Some(holder) = &inspection.in_use_by {
+        notes.push(format!("process {holder} has the log open; its last write may look interrupted"));
+    }
+    if let Some(cut) = &inspection.cut {
+        notes.push(format!(
+            "an interrupted write of {} bytes after byte {} of {}, which the next start cuts off; no event is lost",
+            cut.bytes, cut.offset, cut.file
+        ));
+    }
+    if !inspection.stale_indexes.is_empty() {
+        notes.push(format!("to be built again at the next start: {}", inspection.stale_indexes.join(", ")));
+    }
+    notes
+}
+
+fn log(inspection: &Inspection) -> Value {
+    let damage = inspection.damage.iter();
+    let damage: Vec<_> =
+        damage.map(|it| json!({ "file": it.file, "offset": it.offset, "found": it.found })).collect();
+    let cut = inspection.cut.as_ref();
+    json!({
+        "segments": inspection.segments, "in_use_by": inspection.in_use_by, "damage": damage,
+        "cut": cut.map(|cut| json!({ "file": cut.file, "offset": cut.offset, "bytes": cut.bytes })),
+        "stale_indexes": inspection.stale_indexes,
+    })
 }
 
 async fn partition(bus: &dyn Bus, topic: &Topic, tail: &Tail) -> Finding {

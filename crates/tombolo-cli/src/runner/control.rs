@@ -31,7 +31,7 @@ const ARRIVAL_BOUND: Duration = Duration::from_secs(5);
 /// How long the answers to the last orders may take once everything has ended.
 const LAST_ANSWERS_BOUND: Duration = Duration::from_secs(1);
 /// How long a runner may take to end after everything that it ran has ended.
-const RUNNER_END_BOUND: Duration = Duration::from_secs(15);
+const RUNNER_END_BOUND: Duration = Duration::from_secs(5);
 
 /// What can be asked of a runner.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

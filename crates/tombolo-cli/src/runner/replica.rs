@@ -23,8 +23,8 @@ use crate::runner::Shared;
 use crate::runner::log::{Log, pump};
 use crate::runner::ready::until_ready;
 
-/// How long a process has between SIGTERM and SIGKILL.
-pub(crate) const STOP_BOUND: Duration = Duration::from_secs(5);
+/// How long a process has between SIGTERM and SIGKILL: twice what a service of Tombolo gives itself.
+const STOP_BOUND: Duration = Duration::from_secs(10);
 /// How long before what died by itself is started again.
 const RESTART: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
 /// How long a process must have been ready before its next death counts as the first.

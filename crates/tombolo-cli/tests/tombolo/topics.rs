@@ -17,16 +17,25 @@ use crate::stage::{Stage, signal, until};
 struct Served {
     child: Child,
     url: String,
+    metrics: Option<String>,
 }
 
 impl Served {
     fn over(stage: &Stage, folder: &str) -> Self {
+        Self::with(stage, folder, &[])
+    }
+
+    fn with(stage: &Stage, folder: &str, more: &[&str]) -> Self {
         let data = stage.path(folder);
         let mut command = stage.command(&["bus", "--listen", "127.0.0.1:0", "--data"]);
-        let mut child = command.arg(data).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let url = lines.find_map(|line| line.unwrap().strip_prefix("listening on ").map(str::to_owned));
-        Self { child, url: url.unwrap() }
+        command.arg(data).args(more).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let url = lines.find_map(|line| line.strip_prefix("listening on ").map(str::to_owned)).unwrap();
+        let metrics = (!more.is_empty()).then(|| lines.next().unwrap());
+        let metrics = metrics
+            .map(|line| line.strip_prefix("metrics on ").unwrap().strip_suffix("/metrics").unwrap().into());
+        Self { child, url, metrics }
     }
 
     fn end(mut self, with: Signal) -> Option<i32> {
@@ -204,7 +213,7 @@ async fn topics_and_services_are_listed_for_scripts() {
 }
 
 #[tokio::test]
-async fn verify_reads_everything_of_a_bus_and_of_a_log_without_one() {
+async fn verify_finds_what_is_wrong_over_the_bus_and_in_the_files() {
     let stage = Stage::with_users();
     let served = Served::over(&stage, "log");
     let orders = Orders::at(&served.url).await;
@@ -213,21 +222,56 @@ async fn verify_reads_everything_of_a_bus_and_of_a_log_without_one() {
         { "topic": "orders", "partition": 0, "events": 2, "faults": [] },
         { "topic": "orders", "partition": 1, "events": 0, "faults": [] },
     ]);
+    let folder = stage.path("log");
+    let in_files = ["--data", folder.to_str().unwrap()];
     let verify = |more: [&str; 2]| -> Value {
         let arguments = [&["topics", "verify", "--format", "json"][..], &more].concat();
         serde_json::from_str(&stage.must(&arguments)).unwrap()
     };
-    assert_eq!(verify(["--bus", &served.url]), whole);
-    let folder = stage.path("log");
-    let folder = folder.to_str().unwrap();
-    let said = stage.refused(&["topics", "verify", "--data", folder], 4);
-    assert!(said.contains(&format!("process {}", served.child.id())), "{said}");
-    let odd = Record { bytes: "no envelope".into(), ..record(3, "orders.placed.v1") };
+    assert_eq!(verify(["--bus", &served.url]), json!({ "partitions": whole, "log": null }));
+    let inspected = verify(in_files);
+    assert_eq!(inspected["partitions"], whole);
+    assert_eq!(inspected["log"]["in_use_by"], json!(served.child.id().to_string()));
+    let odd = Record {
+        bytes: "no envelope, which the bus does not look into".into(),
+        ..record(3, "orders.placed.v1")
+    };
     orders.append(0, vec![odd]).await;
+    let said = stage.refused(&["topics", "verify", "--bus", &served.url], 1);
+    assert!(said.contains("1 of 2 partitions have faults"), "{said}");
     orders.bus.close().await;
     served.end(Signal::SIGKILL);
-    let said = stage.refused(&["topics", "verify", "--data", folder], 1);
-    assert!(said.contains("1 of 2 partitions have faults"), "{said}");
+    assert_eq!(verify(in_files)["log"]["in_use_by"], Value::Null);
+    damage(&folder, b"orders.placed.v1");
+    let said = stage.refused(&["topics", "verify", in_files[0], in_files[1]], 1);
+    assert!(said.contains("the log is damaged in") && said.contains("00000001.segment at byte"), "{said}");
+}
+
+/// Flips one bit of the first `place` in the log's files.
+fn damage(folder: &std::path::Path, place: &[u8]) {
+    for file in std::fs::read_dir(folder).unwrap() {
+        let path = file.unwrap().path();
+        let mut bytes = std::fs::read(&path).unwrap();
+        if let Some(at) = bytes.windows(place.len()).position(|window| window == place) {
+            bytes[at] ^= 1;
+            std::fs::write(&path, bytes).unwrap();
+            return;
+        }
+    }
+    panic!("{} holds no {:?}", folder.display(), String::from_utf8_lossy(place));
+}
+
+#[tokio::test]
+async fn metrics_count_what_each_partition_holds() {
+    let stage = Stage::with_users();
+    let served = Served::with(&stage, "log", &["--metrics", "127.0.0.1:0"]);
+    let orders = Orders::at(&served.url).await;
+    orders.append(1, vec![record(1, "orders.placed.v1"), record(2, "orders.placed.v1")]).await;
+    let metrics = crate::stage::get(served.metrics.as_deref().unwrap(), "/metrics");
+    assert!(metrics.contains("tombolo_bus_events_total{topic=\"orders\",partition=\"1\"} 2"), "{metrics}");
+    assert!(metrics.contains("tombolo_bus_topic_epoch{topic=\"orders\"} 1"), "{metrics}");
+    orders.bus.close().await;
+    assert_eq!(served.end(Signal::SIGTERM), Some(0));
 }
 
 #[test]
