@@ -123,10 +123,18 @@ async fn to_server(url: &str, _identity: &Identity) -> Result<Arc<dyn Bus>> {
     Err(absent(url, "server"))
 }
 
+/// The server's own accounts say who may do what; the identity is that of the address.
+#[cfg(feature = "nats")]
+async fn to_nats(url: &str, _identity: &Identity) -> Result<Arc<dyn Bus>> {
+    Ok(Arc::new(crate::nats::connect(url).await?))
+}
+
+#[cfg(not(feature = "nats"))]
 async fn to_nats(url: &str, _identity: &Identity) -> Result<Arc<dyn Bus>> {
     Err(absent(url, "nats"))
 }
 
+#[cfg(not(all(feature = "embedded", feature = "server", feature = "nats")))]
 fn absent(url: &str, feature: &str) -> Error {
     let message = format!(
         "bus URL {url:?} needs the feature {feature:?} of tombolo-bus, which this program was built without; build it in, or use another URL"

@@ -17,6 +17,7 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new(relays_of_different_epochs_leave_no_hole_and_no_double),
         Case::new(the_tails_of_a_raise_are_final_for_older_epochs),
         Case::new(partitions_take_appends_at_once),
+        Case::new(what_another_relay_appended_elsewhere_leaves_no_hole),
     ]
 }
 
@@ -129,4 +130,20 @@ async fn partitions_take_appends_at_once(stage: Stage) {
     for (partition, all) in (0..).zip(&all) {
         line.in_partition(partition).holds(all).await;
     }
+}
+
+/// The first message of each append meets a topic that has moved on by a few records since its sender looked.
+async fn what_another_relay_appended_elsewhere_leaves_no_hole(stage: Stage) {
+    let one = stage.topic(&stage.handle().await, 2).await;
+    let two = one.on(&stage.handle().await).in_partition(1);
+    let (all, others) = (records(1, 48), records(1, 16));
+    let (mut mine, mut theirs) = (all.chunks(8), others.as_slice());
+    for strangers in [1, 2, 3, 1, 4, 5] {
+        let (next, rest) = theirs.split_at(strangers);
+        theirs = rest;
+        two.stored(next).await;
+        one.stored(mine.next().unwrap_or_default()).await;
+    }
+    one.holds(&all).await;
+    two.holds(&others).await;
 }

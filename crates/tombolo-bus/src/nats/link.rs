@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::jetstream::{self, context::ContextBuilder};
-use async_nats::{Client, ConnectOptions, Event};
+use async_nats::{Client, ConnectOptions, Event, RequestErrorKind};
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 use tokio_util::sync::CancellationToken;
 use tombolo_event::Backoff;
 use uuid::Uuid;
@@ -22,6 +22,8 @@ use crate::{Error, Kind, Result};
 
 /// How long one request may take.
 pub(super) const REQUEST_SECONDS_MAX: u64 = 5;
+/// How long the first connection is waited for before going on without it.
+const CONNECT_SECONDS_MAX: u64 = 2;
 /// How many messages may be on their way at once, before an append waits to send more.
 const IN_FLIGHT_MAX: usize = 1 << 20;
 const RECONNECT: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(4));
@@ -35,6 +37,8 @@ pub(super) struct Link {
     pub(super) closed: CancellationToken,
     /// Changes each time the connection is lost.
     pub(super) losses: watch::Receiver<u64>,
+    /// Whether the server was found to be one that can be used.
+    checked: OnceCell<()>,
     nonce: String,
     counter: AtomicU64,
     #[cfg(feature = "mutants")]
@@ -42,41 +46,57 @@ pub(super) struct Link {
 }
 
 impl Link {
+    /// Connects, or goes on trying in the background if the server is away.
     pub(super) async fn connect(url: &str) -> Result<Self> {
         let address = Address::parse(url)?;
-        let (sender, losses) = watch::channel(0);
-        let sender = Arc::new(sender);
+        let (arrived, mut arrivals) = watch::channel(0_u64);
+        let (lost, losses) = watch::channel(0_u64);
+        let events = Arc::new((arrived, lost));
         let client = ConnectOptions::new()
             .name("tombolo")
+            .retry_on_initial_connect()
             .request_timeout(Some(Duration::from_secs(REQUEST_SECONDS_MAX)))
             .subscription_capacity(SIGNALS_WAITING_MAX)
             .reconnect_delay_callback(|attempt| {
                 RECONNECT.jittered(u32::try_from(attempt).unwrap_or(u32::MAX))
             })
             .event_callback(move |event| {
-                let sender = Arc::clone(&sender);
-                async move { say(&event, &sender) }
+                let events = Arc::clone(&events);
+                async move { say(&event, &events.0, &events.1) }
             })
             .connect(&address.server)
             .await
-            .map_err(|error| unavailable("the NATS server cannot be reached", error))?;
+            .map_err(|error| {
+                Error::new(Kind::Configuration, "the NATS address cannot be used").because(error)
+            })?;
+        let link = Self::on(client, address.names, losses);
+        let first = arrivals.wait_for(|arrivals| *arrivals > 0);
+        let connected = tokio::time::timeout(Duration::from_secs(CONNECT_SECONDS_MAX), first).await.is_ok();
+        if connected {
+            link.ready().await?;
+        } else {
+            tracing::warn!("the NATS server is away; going on without it and connecting with a back-off");
+        }
+        Ok(link)
+    }
+
+    fn on(client: Client, names: Names, losses: watch::Receiver<u64>) -> Self {
         let context = ContextBuilder::new()
             .timeout(Duration::from_secs(REQUEST_SECONDS_MAX))
             .max_ack_inflight(IN_FLIGHT_MAX)
             .backpressure_on_inflight(true);
-        let link = Self {
+        Self {
             jetstream: context.build(client.clone()),
             client,
-            names: address.names,
+            names,
             closed: CancellationToken::new(),
             losses,
+            checked: OnceCell::new(),
             nonce: Uuid::new_v4().simple().to_string(),
             counter: AtomicU64::new(0),
             #[cfg(feature = "mutants")]
             mutant: None,
-        };
-        link.check_server().await?;
-        Ok(link)
+        }
     }
 
     async fn check_server(&self) -> Result<()> {
@@ -93,14 +113,17 @@ impl Link {
             );
             Error::new(Kind::Configuration, message)
         };
-        let answer = answer.map_err(|error| refused(error.to_string()))?;
+        let answer = answer.map_err(|error| match error.kind() {
+            RequestErrorKind::NoResponders => refused("nobody answers".into()),
+            _ => unavailable("the NATS server did not say whether it has JetStream", error),
+        })?;
         let account: serde_json::Value =
             serde_json::from_slice(&answer.payload).map_err(|error| refused(error.to_string()))?;
         account.get("error").map_or(Ok(()), |error| Err(refused(error.to_string())))
     }
 
     /// Refuses when the link is closed or away, instead of letting a request wait.
-    pub(super) fn ready(&self) -> Result<()> {
+    pub(super) async fn ready(&self) -> Result<()> {
         if self.closed.is_cancelled() {
             return Err(Error::new(Kind::Closed, "the bus was closed by this process"));
         }
@@ -108,7 +131,7 @@ impl Link {
             let message = "the NATS server is away; the connection is being made again";
             return Err(Error::new(Kind::Unavailable, message));
         }
-        Ok(())
+        self.checked.get_or_try_init(|| self.check_server()).await.copied()
     }
 
     /// An id that no other message has.
@@ -124,13 +147,16 @@ impl Link {
     }
 }
 
-fn say(event: &Event, losses: &watch::Sender<u64>) {
+fn say(event: &Event, arrived: &watch::Sender<u64>, lost: &watch::Sender<u64>) {
     match event {
         Event::Disconnected => {
-            losses.send_modify(|losses| *losses += 1);
+            lost.send_modify(|losses| *losses += 1);
             tracing::warn!("the NATS server is away; connecting again with a back-off");
         }
-        Event::Connected => tracing::info!("connected to the NATS server"),
+        Event::Connected => {
+            arrived.send_modify(|arrivals| *arrivals += 1);
+            tracing::info!("connected to the NATS server");
+        }
         Event::SlowConsumer(subscription) => {
             tracing::warn!(
                 subscription,

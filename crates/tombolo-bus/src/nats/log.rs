@@ -104,7 +104,7 @@ impl Log {
     }
 
     async fn find(link: &Arc<Link>, topic: &ServiceName) -> Result<Option<Self>> {
-        link.ready()?;
+        link.ready().await?;
         let name = link.names.topic_stream(topic);
         match link.jetstream.get_stream(&name).await {
             Ok(found) => {
@@ -220,7 +220,7 @@ impl Log {
     }
 
     async fn last(&self) -> Result<u64> {
-        self.link.ready()?;
+        self.link.ready().await?;
         let info: Info = self
             .stream
             .get_info()
@@ -246,20 +246,15 @@ impl Log {
     }
 
     async fn catch_up(&self, known: &mut Known) -> Result<()> {
-        for _ in 0..TRIES_MAX {
-            let last = self.last().await?;
-            if last == known.last {
-                return Ok(());
+        let last = self.last().await?;
+        let mut new = stream::iter(known.last + 1..=last).map(|at| self.at(at)).buffered(READS_AT_ONCE);
+        while let Some(message) = new.try_next().await? {
+            if let Some(message) = message {
+                known.apply(self, message)?;
             }
-            let mut new = stream::iter(known.last + 1..=last).map(|at| self.at(at)).buffered(READS_AT_ONCE);
-            while let Some(message) = new.try_next().await? {
-                if let Some(message) = message {
-                    known.apply(self, message)?;
-                }
-            }
-            known.last = last;
         }
-        Err(contended(&self.topic))
+        known.last = last;
+        Ok(())
     }
 
     /// Where in the stream a sequence of a partition is, by halving: there is no index, and none is needed to start
@@ -287,7 +282,7 @@ impl Log {
 
 /// All topics of the link's namespace.
 pub(super) async fn topics(link: &Arc<Link>) -> Result<Vec<Topic>> {
-    link.ready()?;
+    link.ready().await?;
     let streams: Vec<Info> = link
         .jetstream
         .streams()
@@ -296,7 +291,15 @@ pub(super) async fn topics(link: &Arc<Link>) -> Result<Vec<Topic>> {
         .map_err(|error| unavailable("the streams cannot be listed", error))?;
     let mut topics = Vec::new();
     for name in streams.iter().filter_map(|info| link.names.topic_of_stream(&info.config.name)) {
-        let Some(log) = Log::find(link, &name).await? else { continue };
+        let log = match Log::find(link, &name).await {
+            Ok(Some(log)) => log,
+            Ok(None) => continue,
+            Err(error) if error.kind() == Kind::TopicDiffers => {
+                tracing::warn!(%error, "a stream is left out of the list of topics");
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         if let Some((control, _)) = log.last_control().await? {
             topics.push(control.topic(&name));
         }

@@ -58,8 +58,10 @@ pub struct Nats {
 
 /// Connects to `nats://[user:password@]host:port[/namespace]`; the namespace is `tombolo` unless named.
 ///
+/// A server that is away is no error: calls answer `Unavailable` until it is there.
+///
 /// # Errors
-/// `Configuration` if the address is wrong, the server is older than 2.9 or has no JetStream, `Unavailable`.
+/// `Configuration` if the address is wrong, the server is older than 2.9 or has no JetStream.
 pub async fn connect(url: &str) -> Result<Nats> {
     Ok(Nats { link: Arc::new(Link::connect(url).await?), writers: Mutex::default() })
 }
@@ -93,7 +95,8 @@ impl Nats {
 #[async_trait]
 impl Bus for Nats {
     fn guarantee(&self) -> Guarantee {
-        let version = self.link.client.server_info().version;
+        let server = self.link.client.try_server_info();
+        let version = server.map_or_else(|| "of a version not known yet".to_owned(), |server| server.version);
         Guarantee {
             engine: format!("NATS JetStream {version}"),
             survives_power_cut: false,

@@ -34,6 +34,8 @@ pub(super) struct Pull {
     losses: watch::Receiver<u64>,
     /// How many messages the server still owes to the last request.
     owed: usize,
+    /// Whether there is something to come: then a request that ends with nothing means that it is gone.
+    expected: bool,
 }
 
 /// A record, and how many more there are behind it.
@@ -43,9 +45,9 @@ pub(super) struct Pulled {
 }
 
 impl Pull {
-    pub(super) async fn open(log: &Log, partition: u32, from: u64) -> Result<Self> {
+    pub(super) async fn open(log: &Log, partition: u32, from: u64, expected: bool) -> Result<Self> {
         let link = Arc::clone(&log.link);
-        link.ready()?;
+        link.ready().await?;
         let losses = link.losses.clone();
         let place = pull::Config {
             description: Some("a Tombolo reader".into()),
@@ -64,7 +66,7 @@ impl Pull {
         let inbox = link.client.new_inbox();
         let subscriber = link.client.subscribe(inbox.clone()).await;
         let subscriber = subscriber.map_err(|error| unavailable("a reader cannot listen", error))?;
-        Ok(Self { link, subject, inbox, subscriber, losses, owed: 0 })
+        Ok(Self { link, subject, inbox, subscriber, losses, owed: 0, expected })
     }
 
     /// The next record, as soon as there is one.
@@ -99,7 +101,7 @@ impl Pull {
     }
 
     async fn request(&mut self) -> Result<()> {
-        self.link.ready()?;
+        self.link.ready().await?;
         let request = json!({
             "batch": PULL_MESSAGES_MAX,
             "max_bytes": PULL_BYTES_MAX.max(self.link.client.max_payload() * 2),
@@ -121,6 +123,10 @@ impl Pull {
                 let ended = message.description.as_deref().unwrap_or_default().to_ascii_lowercase();
                 if ended.contains("deleted") || ended.contains("shutdown") || ended.contains("leadership") {
                     return Err(lost("the reader's place was taken away by the NATS server"));
+                }
+                let nothing = self.owed == PULL_MESSAGES_MAX && message.status == Some(StatusCode::TIMEOUT);
+                if nothing && self.expected {
+                    return Err(lost("messages that were there are not sent by the NATS server"));
                 }
                 self.owed = 0;
                 return Ok(None);

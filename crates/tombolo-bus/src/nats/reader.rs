@@ -120,7 +120,11 @@ impl Reader {
         loop {
             let pull = match &mut self.pull {
                 Some(pull) => pull,
-                None => self.pull.insert(Pull::open(&self.log, self.read.partition, self.last_at + 1).await?),
+                None => {
+                    let expected = !self.read.follow;
+                    let from = self.last_at + 1;
+                    self.pull.insert(Pull::open(&self.log, self.read.partition, from, expected).await?)
+                }
             };
             let pulled = pull.next().await;
             match pulled.and_then(|pulled| self.in_order(pulled)) {
@@ -169,7 +173,7 @@ impl Reader {
         if self.reopens > REOPENS_MAX {
             return Err(error);
         }
-        self.log.link.ready()?;
+        self.log.link.ready().await?;
         let control = self.log.control().await?;
         if control.incarnation != self.last.incarnation {
             let message = format!("topic {} was made again while it was read", self.read.topic);

@@ -84,7 +84,7 @@ fn read(message: &StreamMessage) -> Result<Registration> {
 
 /// Finds the stream, or makes it.
 async fn open(link: &Arc<Link>) -> Result<Stream> {
-    link.ready()?;
+    link.ready().await?;
     let name = link.names.registrations_stream();
     match link.jetstream.get_stream(&name).await {
         Ok(stream) => ours(link, stream),

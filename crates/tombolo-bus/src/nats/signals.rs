@@ -22,7 +22,7 @@ pub(super) async fn send(link: &Arc<Link>, subject: &str, signal: Signal) -> Res
     check_subject(subject)?;
     signal.reply_to.as_deref().map_or(Ok(()), check_subject)?;
     check_size(link, &signal)?;
-    link.ready()?;
+    link.ready().await?;
     let inbox = link.client.new_inbox();
     let mut answers = link.client.subscribe(inbox.clone()).await.map_err(|error| away(&error))?;
     let mut headers = HeaderMap::new();
@@ -50,7 +50,7 @@ pub(super) async fn send(link: &Arc<Link>, subject: &str, signal: Signal) -> Res
 pub(super) async fn listen(link: &Arc<Link>, subject: &str, group: Option<&str>) -> Result<SignalStream> {
     check_subject(subject)?;
     group.map_or(Ok(()), check_subject)?;
-    link.ready()?;
+    link.ready().await?;
     let named = link.names.signal(subject);
     let heard = match group {
         Some(group) => link.client.queue_subscribe(named, group.to_owned()).await,

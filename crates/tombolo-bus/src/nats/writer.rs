@@ -73,7 +73,7 @@ impl Writer {
     }
 
     pub(super) async fn append(&self, append: &Append) -> Result<Appended> {
-        self.link.ready()?;
+        self.link.ready().await?;
         message::check(append, self.link.client.max_payload())?;
         let mut reread = false;
         for _ in 0..TRIES_MAX {
@@ -213,7 +213,7 @@ impl Writer {
         let log = Log::open(&self.link, &self.topic).await?;
         let first = log.find_sequence(append.partition, repeated[0].sequence, end).await?;
         let Some(first) = first else { return same_id(append, &repeated[0], None) };
-        let mut pull = Pull::open(&log, append.partition, first.at).await?;
+        let mut pull = Pull::open(&log, append.partition, first.at, true).await?;
         for record in repeated {
             let found = pull.next().await?.stored.record;
             let id = (found.sequence == record.sequence).then_some(found.id);

@@ -6,7 +6,7 @@
 #[cfg(feature = "embedded")]
 mod embedded;
 mod model;
-#[cfg(all(feature = "nats", feature = "mutants"))]
+#[cfg(feature = "nats")]
 mod nats;
 
 use std::sync::Arc;

@@ -5,17 +5,20 @@
 use std::net::TcpListener;
 use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_nats::jetstream::stream::{Config, StorageType};
 use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::StreamExt;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
-use tokio::sync::Mutex;
-use tombolo_bus::conformance::{self, Abilities, Ability, Factory, Outcome};
-use tombolo_bus::nats::{self, Mutant, Nats};
-use tombolo_bus::{Bus, Kind, TopicSpec};
-use tombolo_event::ServiceName;
+use tokio::sync::{Mutex, watch};
+use tombolo_bus::conformance::{self, Abilities, Ability, Factory};
+use tombolo_bus::nats::{self, Nats};
+use tombolo_bus::{Append, Bus, Kind, Read, Record, Topic, TopicSpec};
+use tombolo_event::{Cursor, EventId, ServiceName};
 
 const FILTERS: Ability = Ability::Cannot(
     "JetStream filters by subject, and the order of a partition needs one subject for all its types",
@@ -45,7 +48,7 @@ async fn nats_passes_the_suite() {
     let record_bytes_max = connect(&url).await.record_bytes_max();
     let reopens = Ability::Cannot("the server is shared with other tests; the private one is killed instead");
     let abilities = Abilities { filters: FILTERS, reopens, record_bytes_max, ..Abilities::all() };
-    conformance::run("nats", abilities, Arc::new(Shared { url, mutant: None })).await;
+    conformance::run("nats", abilities, Arc::new(Shared { url })).await;
 }
 
 #[tokio::test]
@@ -56,28 +59,6 @@ async fn nats_passes_the_suite_while_its_server_is_killed() {
     let server = Arc::new(Private::start().await);
     let abilities = Abilities { filters: FILTERS, ..Abilities::all() };
     conformance::run("nats, killed", abilities, server).await;
-}
-
-#[tokio::test]
-async fn the_suite_catches_every_mutant_of_nats() {
-    let Some(server) = shared("the mutants of NATS") else { return };
-    let caught_by = [
-        (Mutant::ChainBySequenceAlone, "the_tails_of_a_raise_are_final_for_older_epochs"),
-        (Mutant::AnswerFromMemory, "a_repeat_under_an_older_epoch_is_refused"),
-        (Mutant::BelieveTheCursor, "a_cursor_whose_record_has_another_id_is_refused"),
-        (Mutant::IgnoreTheEpoch, "an_append_that_was_prepared_before_a_raise_is_refused"),
-    ];
-    for (mutant, case) in caught_by {
-        for (mutant, expected) in [(None, true), (Some(mutant), false)] {
-            let factory = Arc::new(Shared { url: format!("{server}/{}", unique("mutant")), mutant });
-            let abilities = Abilities { filters: FILTERS, ..Abilities::all() };
-            let report =
-                conformance::report(&format!("nats, {mutant:?}"), abilities, factory, &|name| name == case)
-                    .await;
-            let passed = report[0].1 == Outcome::Ok;
-            assert_eq!(passed, expected, "{mutant:?} in {case}: {report:?}");
-        }
-    }
 }
 
 #[tokio::test]
@@ -148,29 +129,121 @@ async fn a_server_that_is_away_is_said_at_once_and_found_again() {
     let error = tokio::time::timeout(Duration::from_secs(20), away).await.unwrap();
     assert_eq!(error.kind(), Kind::Unavailable, "{error}");
     server.run().await;
+    eventually(&bus).await;
+    assert!(bus.topic(&spec.name).await.is_ok());
+    server.kill().await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_yet_is_no_error() {
+    if shared("a NATS server that starts late").is_none() {
+        return;
+    }
+    let server = Private::start().await;
+    server.kill().await;
+    let bus = connect(&server.url()).await;
+    assert_eq!(bus.topics().await.unwrap_err().kind(), Kind::Unavailable);
+    server.run().await;
+    eventually(&bus).await;
+    server.kill().await;
+}
+
+/// Waits until the bus answers again.
+async fn eventually(bus: &Nats) {
     let back = async {
-        while let Err(error) = bus.topic(&spec.name).await {
+        while let Err(error) = bus.topics().await {
             assert_eq!(error.kind(), Kind::Unavailable, "{error}");
-            tokio::time::timeout(Duration::from_millis(20), std::future::pending::<()>()).await.unwrap_err();
+            tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), back).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(30), back).await.expect("the bus answers again within 30 s");
+}
+
+const KILLS: usize = 3;
+const ROUND: u64 = 50;
+
+/// One relay appends without end, one reader follows; the server is killed while both are at it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_acknowledged_before_a_kill_is_there_once_and_in_order() {
+    if shared("a NATS server that is killed under load").is_none() {
+        return;
+    }
+    let server = Arc::new(Private::start().await);
+    let bus = Arc::new(server.connected().await);
+    let topic =
+        bus.ensure_topic(&TopicSpec { name: "orders".parse().unwrap(), partitions: 1 }).await.unwrap();
+    bus.raise_epoch(&topic.name, topic.incarnation, 1).await.unwrap();
+    let (told, mut heard) = watch::channel(0_u64);
+    let stop = Arc::new(AtomicBool::new(false));
+    let relay = tokio::spawn(relay(Arc::clone(&bus), topic.clone(), told, Arc::clone(&stop)));
+    for _ in 0..KILLS {
+        let more = *heard.borrow() + 10 * ROUND;
+        let appended = heard.wait_for(|acknowledged| *acknowledged >= more);
+        tokio::time::timeout(Duration::from_secs(60), appended).await.unwrap().unwrap();
+        server.kill().await;
+        server.run().await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    let sent = tokio::time::timeout(Duration::from_secs(60), relay).await.unwrap().unwrap();
+    let found =
+        tokio::time::timeout(Duration::from_secs(60), read(&server.connected().await, &topic, sent.len()))
+            .await;
+    assert!(found.unwrap() == sent, "the log holds what was acknowledged, once and in order");
     server.kill().await;
+}
+
+/// Appends rounds, each again until it is acknowledged, as a relay with its outbox does.
+async fn relay(
+    bus: Arc<Nats>,
+    topic: Topic,
+    told: watch::Sender<u64>,
+    stop: Arc<AtomicBool>,
+) -> Vec<EventId> {
+    let mut sent = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        let first = sent.len() as u64 + 1;
+        let records: Vec<_> = (first..first + ROUND).map(record).collect();
+        sent.extend(records.iter().map(|record| record.id));
+        let (incarnation, name) = (topic.incarnation, topic.name.clone());
+        let append = Append { topic: name, incarnation, epoch: 1, partition: 0, records };
+        loop {
+            match bus.append(append.clone()).await {
+                Ok(appended) => break assert_eq!(appended.last, first + ROUND - 1),
+                Err(error) => assert_eq!(error.kind(), Kind::Unavailable, "{error}"),
+            }
+            tokio::task::yield_now().await;
+        }
+        told.send_replace(sent.len() as u64);
+    }
+    sent
+}
+
+fn record(sequence: u64) -> Record {
+    let (id, event_type) = (EventId::new(), Bytes::from_static(b"suite.happened.v1"));
+    Record { sequence, id, event_type, bytes: vec![1; 200].into() }
+}
+
+async fn read(bus: &Nats, topic: &Topic, count: usize) -> Vec<EventId> {
+    let mut batches =
+        bus.read(Read::following(&topic.name, 0, Cursor::start(topic.incarnation))).await.unwrap();
+    let mut found = Vec::new();
+    while found.len() < count {
+        let batch = batches.next().await.unwrap().unwrap();
+        assert_eq!(batch.first, found.len() as u64 + 1);
+        found.extend(batch.records.iter().map(|record| record.id));
+    }
+    found
 }
 
 /// A server that other tests use too; each handle is a connection.
 struct Shared {
     url: String,
-    mutant: Option<Mutant>,
 }
 
 #[async_trait]
 impl Factory for Shared {
     async fn handle(&self) -> Arc<dyn Bus> {
-        match self.mutant {
-            None => Arc::new(connect(&self.url).await),
-            Some(mutant) => Arc::new(Nats::connect_broken(&self.url, mutant).await.unwrap()),
-        }
+        Arc::new(connect(&self.url).await)
     }
 
     async fn reopen(&self) -> Arc<dyn Bus> {
@@ -217,13 +290,18 @@ impl Private {
         }
     }
 
+    fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}/private", self.port)
+    }
+
     async fn connected(&self) -> Nats {
-        let url = format!("nats://127.0.0.1:{}/private", self.port);
+        let url = self.url();
         let starting = async {
             loop {
-                match nats::connect(&url).await {
-                    Ok(bus) => break bus,
-                    Err(_) => tokio::task::yield_now().await,
+                let bus = connect(&url).await;
+                match bus.topics().await {
+                    Ok(_) => break bus,
+                    Err(_) => bus.close().await,
                 }
             }
         };
@@ -241,5 +319,55 @@ impl Factory for Private {
         self.kill().await;
         self.run().await;
         self.handle().await
+    }
+}
+
+#[cfg(feature = "mutants")]
+mod broken {
+    //! Connections that are broken on purpose. Invariant: each fault fails a case that passes without it.
+
+    use tombolo_bus::conformance::Outcome;
+    use tombolo_bus::nats::Mutant;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_suite_catches_every_mutant_of_nats() {
+        let Some(server) = shared("the mutants of NATS") else { return };
+        let caught_by = [
+            (Mutant::ChainBySequenceAlone, "what_another_relay_appended_elsewhere_leaves_no_hole"),
+            (Mutant::AnswerFromMemory, "a_repeat_under_an_older_epoch_is_refused"),
+            (Mutant::BelieveTheCursor, "a_cursor_whose_record_has_another_id_is_refused"),
+            (Mutant::IgnoreTheEpoch, "an_append_that_was_prepared_before_a_raise_is_refused"),
+        ];
+        for (mutant, case) in caught_by {
+            let url = format!("{server}/{}", unique("mutant"));
+            let whole = play(case, Arc::new(Shared { url: url.clone() })).await;
+            assert_eq!(whole, Outcome::Ok, "{case} without {mutant:?}");
+            let broken = play(case, Arc::new(Broken { url, mutant })).await;
+            assert!(matches!(broken, Outcome::Failed(_)), "{mutant:?} is not caught by {case}");
+        }
+    }
+
+    async fn play(case: &str, factory: Arc<dyn Factory>) -> Outcome {
+        let abilities = Abilities { filters: FILTERS, ..Abilities::all() };
+        let mut report = conformance::report("nats, broken?", abilities, factory, &|name| name == case).await;
+        report.remove(0).1
+    }
+
+    struct Broken {
+        url: String,
+        mutant: Mutant,
+    }
+
+    #[async_trait]
+    impl Factory for Broken {
+        async fn handle(&self) -> Arc<dyn Bus> {
+            Arc::new(Nats::connect_broken(&self.url, self.mutant).await.unwrap())
+        }
+
+        async fn reopen(&self) -> Arc<dyn Bus> {
+            self.handle().await
+        }
     }
 }
