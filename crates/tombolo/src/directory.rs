@@ -72,7 +72,11 @@ impl Directory {
         }
         let mut attempt = 0;
         loop {
-            let Err(error) = self.follow(&registered).await else { return };
+            let followed = tokio::select! {
+                followed = self.follow(&registered) => followed,
+                () = stop.cancelled() => return,
+            };
+            let Err(error) = followed else { return };
             if attempt == 0 {
                 tracing::warn!("cannot register at the bus yet, goes on without: {error}");
             }

@@ -28,6 +28,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
 };
@@ -68,6 +69,14 @@ impl Sqlite {
     /// `Unsafe` for a database in memory, `Database` for an address that does not parse.
     pub fn open(place: impl AsRef<str>) -> Result<Self> {
         let place = place.as_ref();
+        if let Some((scheme, _)) = place.split_once("://").filter(|(scheme, _)| *scheme != "sqlite") {
+            return Err(Error::new(
+                Kind::Unsafe,
+                format!(
+                    "found a database of the scheme {scheme:?}, but this service is built for SQLite; expected sqlite:PATH or a path (TOMBOLO_DATABASE, or `database` in the manifest)"
+                ),
+            ));
+        }
         let options = match place.strip_prefix("sqlite:") {
             Some(_) => SqliteConnectOptions::from_str(place)?,
             None => SqliteConnectOptions::new().filename(Path::new(place)),
@@ -164,9 +173,25 @@ impl Sqlite {
         Ok(done)
     }
 
+    /// The first connection, which makes the file if it is not there.
+    async fn connect(&self) -> Result<PoolConnection<sqlx::Sqlite>> {
+        self.writer.acquire().await.map_err(|error| {
+            let options = self.pool.connect_options();
+            let file = options.get_filename().display();
+            let error = Error::from(error);
+            Error::new(
+                error.kind(),
+                format!(
+                    "cannot open the database file {file}: {error}; its folder must exist and be writable"
+                ),
+            )
+            .because(error)
+        })
+    }
+
     /// Refuses settings under which a commit would not be durable.
     async fn check_settings(&self) -> Result<()> {
-        let mut connection = self.writer.acquire().await?;
+        let mut connection = self.connect().await?;
         let journal: String =
             sqlx::query("PRAGMA journal_mode").fetch_one(&mut *connection).await?.try_get(0)?;
         if journal != "wal" {

@@ -78,3 +78,14 @@ async fn a_view_that_folds_a_new_type_must_become_a_new_version() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_database_that_is_not_there_is_named() {
+    let ground = Ground::new();
+    let database = Sqlite::open("sqlite:/no/such/folder/orders.db").unwrap();
+    let bus = std::sync::Arc::clone(&ground.bus) as std::sync::Arc<dyn tombolo_bus::Bus>;
+    let error = Service::new("orders", database).bus(bus).start(Settings::default()).await.err().unwrap();
+    assert!(error.to_string().contains("/no/such/folder/orders.db"), "{error}");
+    let error = Sqlite::open("postgres://localhost/orders").unwrap_err();
+    assert!(error.to_string().contains("built for SQLite"), "{error}");
+}
