@@ -75,7 +75,7 @@ async fn orders_of(
 
 #[tokio::main]
 async fn main() -> tombolo::Result<()> {
-    let database = Sqlite::open(&tombolo::settings::database_or("sqlite:order-history.db"))?;
+    let database = Sqlite::open(tombolo::settings::database_or("sqlite:order-history.db"))?;
     Service::new("order-history", database)
         .setup(async |database: Sqlite| {
             sqlx::raw_sql(include_str!("schema.sql")).execute(database.pool()).await?;

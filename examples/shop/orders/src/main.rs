@@ -14,6 +14,9 @@ use uuid::Uuid;
 
 pub(crate) type App = tombolo::App<Sqlite>;
 
+/// The most pieces of one order.
+const QUANTITY_MAX: i64 = 1_000_000;
+
 #[derive(Serialize, Deserialize, JsonSchema)]
 struct OrderPlaced {
     order_id: String,
@@ -78,8 +81,8 @@ async fn place(
     State(app): State<App>,
     Json(body): Json<PlaceOrder>,
 ) -> Result<(StatusCode, Json<Order>), Problem> {
-    if body.quantity < 1 {
-        let detail = format!("found quantity {}; expected at least 1", body.quantity);
+    if !(1..=QUANTITY_MAX).contains(&body.quantity) {
+        let detail = format!("found quantity {}; expected 1 to {QUANTITY_MAX}", body.quantity);
         return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
     }
     catalog::check_user(&app, &body.user_id).await?;
@@ -141,7 +144,7 @@ async fn about_user(question: AboutUser, app: App) -> Result<AboutUserAnswer, Pr
 
 #[tokio::main]
 async fn main() -> tombolo::Result<()> {
-    let database = Sqlite::open(&tombolo::settings::database_or("sqlite:orders.db"))?;
+    let database = Sqlite::open(tombolo::settings::database_or("sqlite:orders.db"))?;
     Service::new("orders", database)
         .setup(async |database: Sqlite| {
             sqlx::raw_sql(include_str!("schema.sql")).execute(database.pool()).await?;

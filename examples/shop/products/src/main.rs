@@ -14,6 +14,8 @@ type App = tombolo::App<Sqlite>;
 
 /// The most products that one question can name.
 const IDS_MAX: usize = 1_000;
+/// The longest title, in characters.
+const TITLE_CHARS_MAX: usize = 200;
 
 #[derive(Serialize, Deserialize, JsonSchema)]
 struct ProductAdded {
@@ -75,14 +77,19 @@ struct Change {
 }
 
 fn check(product: &Product) -> Result<(), Problem> {
-    if product.title.trim().is_empty() || product.price_cents < 0 {
-        let detail = format!(
-            "found title {:?} and price_cents {}; expected a title, and a price from 0",
-            product.title, product.price_cents
-        );
-        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
+    let title = product.title.trim().chars().count();
+    if !(1..=TITLE_CHARS_MAX).contains(&title) {
+        return Err(refusal(format!("found a title of {title} characters; expected 1 to {TITLE_CHARS_MAX}")));
+    }
+    if product.price_cents < 0 {
+        let detail = format!("found price_cents {}; expected a price from 0", product.price_cents);
+        return Err(refusal(detail));
     }
     Ok(())
+}
+
+fn refusal(detail: String) -> Problem {
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
 }
 
 async fn add(State(app): State<App>, Json(body): Json<Add>) -> Result<(StatusCode, Json<Product>), Problem> {
@@ -150,11 +157,8 @@ async fn list(State(app): State<App>) -> Result<Json<Vec<Product>>, Problem> {
 
 async fn products_by_ids(question: ProductsByIds, app: App) -> Result<Vec<Product>, Problem> {
     if question.product_ids.len() > IDS_MAX {
-        let detail = format!(
-            "found {} product ids; expected at most {IDS_MAX}: ask in parts",
-            question.product_ids.len()
-        );
-        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
+        let found = question.product_ids.len();
+        return Err(refusal(format!("found {found} product ids; expected at most {IDS_MAX}: ask in parts")));
     }
     let mut query = sqlx::QueryBuilder::new("SELECT id, title, price_cents FROM products WHERE id IN (");
     let mut ids = query.separated(", ");
@@ -167,7 +171,7 @@ async fn products_by_ids(question: ProductsByIds, app: App) -> Result<Vec<Produc
 
 #[tokio::main]
 async fn main() -> tombolo::Result<()> {
-    let database = Sqlite::open(&tombolo::settings::database_or("sqlite:products.db"))?;
+    let database = Sqlite::open(tombolo::settings::database_or("sqlite:products.db"))?;
     Service::new("products", database)
         .setup(async |database: Sqlite| {
             sqlx::raw_sql(include_str!("schema.sql")).execute(database.pool()).await?;

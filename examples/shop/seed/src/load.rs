@@ -16,6 +16,9 @@ use crate::shop::{Refusal, Shop};
 /// How many different reasons for refusals are shown.
 const REASONS_SHOWN_MAX: usize = 5;
 
+/// The longest latency that is told from longer ones; no request may take so long.
+const LATENCY_US_MAX: u64 = 60_000_000;
+
 /// Makes one of each; returns the ids in the same order. The first refusal ends it.
 pub(crate) async fn create<'a, T, F>(
     all: &'a [T],
@@ -113,7 +116,8 @@ impl Outcome {
             refused: 0,
             unanswered: 0,
             reasons: BTreeMap::new(),
-            latencies: Histogram::new(3).expect("3 significant digits are within the histogram's 0 to 5"),
+            latencies: Histogram::new_with_max(LATENCY_US_MAX, 3)
+                .expect("3 digits are within 0 to 5, and the maximum is above 2"),
             took: Duration::ZERO,
         }
     }
@@ -122,7 +126,7 @@ impl Outcome {
         match done {
             Done::Accepted { user, order_id, took } => {
                 self.accepted.entry(users[user].clone()).or_default().push(order_id);
-                self.latencies.saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+                self.latencies.saturating_record(u64::try_from(took.as_micros()).unwrap_or(LATENCY_US_MAX));
             }
             Done::Changed => self.changes += 1,
             Done::Not(refusal) => {
@@ -190,6 +194,7 @@ mod tests {
         }
         outcome.took = Duration::from_secs(1);
         let text = outcome.to_string();
+        assert!(text.contains("p50 3.0 ms"), "{text}");
         assert!(!outcome.is_clean() && outcome.accepted["u1"] == ["o1"]);
         assert!(
             text.contains("1 orders/s")

@@ -12,6 +12,11 @@ use uuid::Uuid;
 
 type App = tombolo::App<Sqlite>;
 
+/// The longest name, in characters.
+const NAME_CHARS_MAX: usize = 200;
+/// The longest address, in characters.
+const EMAIL_CHARS_MAX: usize = 254;
+
 #[derive(Serialize, Deserialize, JsonSchema)]
 struct UserRegistered {
     user_id: String,
@@ -66,17 +71,29 @@ struct Register {
     email: String,
 }
 
+fn check(body: &Register) -> Result<(), Problem> {
+    let name = body.name.trim().chars().count();
+    if !(1..=NAME_CHARS_MAX).contains(&name) {
+        return Err(refusal(format!("found a name of {name} characters; expected 1 to {NAME_CHARS_MAX}")));
+    }
+    let email = body.email.chars().count();
+    if !body.email.contains('@') || email > EMAIL_CHARS_MAX {
+        return Err(refusal(format!(
+            "found an email of {email} characters; expected an address with an @, at most {EMAIL_CHARS_MAX}"
+        )));
+    }
+    Ok(())
+}
+
+fn refusal(detail: String) -> Problem {
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
+}
+
 async fn register(
     State(app): State<App>,
     Json(body): Json<Register>,
 ) -> Result<(StatusCode, Json<User>), Problem> {
-    if body.name.trim().is_empty() || !body.email.contains('@') {
-        let detail = format!(
-            "found name {:?} and email {:?}; expected a name, and an address with an @",
-            body.name, body.email
-        );
-        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
-    }
+    check(&body)?;
     let user = User { id: Uuid::now_v7().to_string(), name: body.name, email: body.email };
     let mut tx = app.begin().await?;
     sqlx::query("INSERT INTO users (id, name, email) VALUES (?, ?, ?)")
@@ -119,7 +136,7 @@ async fn about_user(question: AboutUser, app: App) -> Result<AboutUserAnswer, Pr
 
 #[tokio::main]
 async fn main() -> tombolo::Result<()> {
-    let database = Sqlite::open(&tombolo::settings::database_or("sqlite:users.db"))?;
+    let database = Sqlite::open(tombolo::settings::database_or("sqlite:users.db"))?;
     Service::new("users", database)
         .setup(async |database: Sqlite| {
             sqlx::raw_sql(include_str!("schema.sql")).execute(database.pool()).await?;

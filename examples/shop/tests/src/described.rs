@@ -1,0 +1,68 @@
+//! What each service says of itself without being started.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::built::binary;
+
+/// Runs a service with `--describe` in an empty folder, where it must leave nothing.
+fn describe(service: &str) -> Value {
+    let scratch = tempfile::tempdir().unwrap();
+    let output = Command::new(binary(&format!("shop-{service}")))
+        .arg("--describe")
+        .current_dir(scratch.path())
+        .env("TOMBOLO_DATABASE", format!("sqlite:{}/{service}.db", scratch.path().display()))
+        .env("TOMBOLO_BUS", "tombolo://127.0.0.1:1")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let left: Vec<_> = std::fs::read_dir(scratch.path()).unwrap().flatten().collect();
+    assert!(left.is_empty(), "{left:?}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn names<'a>(list: &'a Value, key: &str) -> Vec<&'a str> {
+    list.as_array().unwrap().iter().map(|one| one[key].as_str().unwrap()).collect()
+}
+
+#[test]
+fn every_service_describes_itself_without_touching_its_database() {
+    for service in ["users", "products", "orders", "order-history"] {
+        let descriptor = describe(service);
+        assert_eq!((&descriptor["service"], &descriptor["database"]), (&service.into(), &"sqlite".into()));
+    }
+}
+
+#[test]
+fn what_one_publishes_and_answers_is_what_the_others_handle_and_ask() {
+    let all = ["users", "products", "orders", "order-history"].map(describe);
+    let published: Vec<&str> = all.iter().flat_map(|one| names(&one["publishes"], "type")).collect();
+    let answered: Vec<&str> = all.iter().flat_map(|one| names(&one["answers"], "question")).collect();
+    assert_eq!(
+        published,
+        ["users.registered.v1", "products.added.v1", "products.changed.v1", "orders.placed.v1"]
+    );
+    let mut handled = 0;
+    for one in &all {
+        for subscription in one["subscriptions"].as_array().unwrap() {
+            for event in subscription["handles"].as_array().unwrap() {
+                for name in event["types"].as_array().unwrap() {
+                    assert!(published.contains(&name.as_str().unwrap()), "nobody publishes {name}");
+                    handled += 1;
+                }
+            }
+        }
+        for question in one["asks"].as_array().unwrap() {
+            assert!(answered.contains(&question.as_str().unwrap()), "nobody answers {question}");
+        }
+    }
+    assert_eq!(handled, 7, "orders handles three types, order-history four");
+}
+
+#[test]
+fn an_argument_that_is_not_known_is_refused_with_what_is() {
+    let output = Command::new(binary("shop-users")).arg("--port=80").output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && said.contains("--port=80") && said.contains("--describe"), "{said}");
+}

@@ -1,0 +1,211 @@
+//! A shop that runs: its folder, its processes, and the operator's commands on it.
+//!
+//! Invariant: [`Shop::end`] leaves nothing behind, and says so if it does; a shop whose test failed is ended all the same.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use sqlx::{ConnectOptions, Connection};
+use tempfile::TempDir;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use crate::built;
+use crate::wait::until;
+
+/// How long a command of the operator may take.
+const COMMAND_BOUND: Duration = Duration::from_secs(120);
+/// How many lines of each log are shown when a test fails.
+const LOG_LINES_SHOWN: usize = 30;
+/// The shop's services.
+const SERVICES: [&str; 4] = ["users", "products", "orders", "order-history"];
+
+/// A shop in a temporary folder, with free ports.
+pub(crate) struct Shop {
+    pub(crate) client: reqwest::Client,
+    scratch: TempDir,
+    urls: Vec<(String, String)>,
+    ended: bool,
+}
+
+impl Shop {
+    /// Starts one and waits until it is ready.
+    pub(crate) async fn start() -> Self {
+        Self::start_with(1).await
+    }
+
+    /// The same with several replicas of `orders`.
+    pub(crate) async fn start_with(replicas_of_orders: u32) -> Self {
+        let scratch = tempfile::Builder::new().prefix("tombolo-shop-").tempdir().unwrap();
+        fs::write(scratch.path().join("tombolo.toml"), manifest(replicas_of_orders)).unwrap();
+        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).build().unwrap();
+        let mut shop = Self { client, scratch, urls: Vec::new(), ended: false };
+        let place = shop.scratch.path().to_str().unwrap().to_owned();
+        shop.tombolo(&["dev", &place, "--detach"]).await;
+        let status = shop.status().await;
+        for service in status["services"].as_array().unwrap() {
+            for replica in service["replicas"].as_array().unwrap() {
+                shop.urls.push((text(&service["name"]), text(&replica["url"])));
+            }
+        }
+        shop
+    }
+
+    /// The data folder.
+    pub(crate) fn data(&self) -> PathBuf {
+        self.scratch.path().join("data")
+    }
+
+    /// Where the first replica of a service is.
+    pub(crate) fn url(&self, service: &str) -> &str {
+        self.urls_of(service)[0]
+    }
+
+    /// Where all of them are.
+    pub(crate) fn urls_of(&self, service: &str) -> Vec<&str> {
+        let of = self.urls.iter().filter(|(name, _)| name == service);
+        of.map(|(_, url)| url.as_str()).collect()
+    }
+
+    /// Runs an operator's command on this shop, which must succeed; returns its output.
+    pub(crate) async fn tombolo(&self, arguments: &[&str]) -> String {
+        let mut command = Command::new(built::binary("tombolo"));
+        command.args(arguments).arg("--data").arg(self.data());
+        command.stdin(Stdio::null()).kill_on_drop(true);
+        let output = timeout(COMMAND_BOUND, command.output()).await;
+        let output = output.unwrap_or_else(|_| panic!("tombolo {arguments:?} took too long")).unwrap();
+        let (said, error) =
+            (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "tombolo {arguments:?}: {}: {error}{said}", output.status);
+        said
+    }
+
+    /// `tombolo status --format json`.
+    pub(crate) async fn status(&self) -> Value {
+        serde_json::from_str(&self.tombolo(&["status", "--format", "json"]).await).unwrap()
+    }
+
+    /// The process of a service (its first replica), or of the bus.
+    pub(crate) async fn pid(&self, name: &str) -> Option<i32> {
+        let status = self.status().await;
+        let mut services = status["services"].as_array().unwrap().iter();
+        let found = match name {
+            "bus" => &status["bus"]["pid"],
+            _ => &services.find(|service| service["name"] == name).unwrap()["replicas"][0]["pid"],
+        };
+        found.as_i64().map(|pid| i32::try_from(pid).unwrap())
+    }
+
+    /// Kills a service or the bus with SIGKILL, and waits until the runner has it running again.
+    pub(crate) async fn kill(&self, name: &str) {
+        let pid = self.pid(name).await.unwrap();
+        assert!(self.is_ours(pid), "{pid} is not a process of this shop");
+        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+        until(&format!("{name} to run again"), async || match self.pid(name).await {
+            Some(new) if new != pid => Ok(()),
+            other => Err(other),
+        })
+        .await;
+        if name != "bus" {
+            self.until_ready(name).await;
+        }
+    }
+
+    async fn until_ready(&self, service: &str) {
+        let url = format!("{}/ready", self.url(service));
+        until(&format!("{service} to be ready"), async || match self.client.get(&url).send().await {
+            Ok(answer) if answer.status().is_success() => Ok(()),
+            other => Err(other.map(|answer| answer.status())),
+        })
+        .await;
+    }
+
+    /// A connection to the file of a service, to read what cannot be seen from outside.
+    pub(crate) async fn database(&self, service: &str) -> SqliteConnection {
+        let file = self.data().join(format!("{service}.db"));
+        SqliteConnectOptions::new().filename(file).read_only(true).connect().await.unwrap()
+    }
+
+    /// The rows of a query on the file of a service.
+    pub(crate) async fn rows<T>(&self, service: &str, query: &'static str) -> Vec<T>
+    where
+        T: for<'r> sqlx::FromRow<'r, sqlx::sqlite::SqliteRow> + Send + Unpin,
+    {
+        let mut database = self.database(service).await;
+        let rows = sqlx::query_as(query).fetch_all(&mut database).await.unwrap();
+        database.close().await.unwrap();
+        rows
+    }
+
+    /// What a service wrote.
+    pub(crate) fn log(&self, service: &str) -> String {
+        fs::read_to_string(self.data().join("logs").join(format!("{service}.log"))).unwrap_or_default()
+    }
+
+    /// Whether a process says by its arguments or its environment that it belongs to this shop.
+    fn is_ours(&self, pid: i32) -> bool {
+        let folder = self.scratch.path().as_os_str().as_encoded_bytes();
+        ["cmdline", "environ"].iter().any(|file| {
+            let found = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+            found.windows(folder.len()).any(|part| part == folder)
+        })
+    }
+
+    fn processes(&self) -> BTreeSet<i32> {
+        let entries = fs::read_dir("/proc").unwrap().flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter(|&pid| self.is_ours(pid)).collect()
+    }
+
+    /// Ends everything, and asserts that nothing is left.
+    pub(crate) async fn end(mut self) {
+        assert!(self.processes().len() > SERVICES.len(), "the look for processes finds none while they run");
+        self.tombolo(&["down"]).await;
+        self.ended = true;
+        assert_eq!(self.processes(), BTreeSet::new(), "processes are left");
+        let place = self.scratch.path().to_owned();
+        for socket in ["control.sock", "bus.sock"] {
+            assert!(!self.data().join(socket).exists(), "{socket} is left");
+        }
+        drop(self);
+        assert!(!Path::new(&place).exists(), "the folder is left");
+    }
+}
+
+impl Drop for Shop {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        for name in SERVICES.iter().chain(&["bus"]) {
+            let log = self.log(name);
+            let lines: Vec<_> = log.lines().rev().take(LOG_LINES_SHOWN).collect();
+            eprintln!("--- {name}\n{}", lines.into_iter().rev().collect::<Vec<_>>().join("\n"));
+        }
+        let mut down = std::process::Command::new(built::binary("tombolo"));
+        let ended = down.arg("down").arg("--data").arg(self.data()).status();
+        eprintln!("--- ended after a failure: {ended:?}");
+    }
+}
+
+fn manifest(replicas_of_orders: u32) -> String {
+    let service = |name: &str| {
+        let replicas = if name == "orders" { replicas_of_orders } else { 1 };
+        format!(
+            "[services.{name}]\ncommand = [\"{{target}}/shop-{name}\"]\ndatabase = \"sqlite\"\nreplicas = {replicas}\n"
+        )
+    };
+    SERVICES.map(service).join("\n")
+}
+
+/// A JSON string as text.
+pub(crate) fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_else(|| panic!("{value} is not a string")).to_owned()
+}
