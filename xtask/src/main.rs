@@ -4,6 +4,7 @@
 mod chore;
 mod ci;
 mod error;
+mod faults;
 mod interrupt;
 mod proto;
 mod services;
@@ -48,6 +49,8 @@ enum Command {
     Services(services::Options),
     /// Build the shop and run it: `tombolo dev examples/shop`.
     Shop(shop::Options),
+    /// Kill real processes at every barrier of the path, and check that nothing was lost, doubled or reordered.
+    Faults(faults::Options),
     /// Generate the code of the server protocol from its .proto files.
     Proto(proto::Options),
 }
@@ -70,6 +73,7 @@ fn run(command: Command) -> Result<(), Error> {
         Command::Tidy(options) => tidy::run(&workspace, &options),
         Command::Services(options) => services::run(&workspace, &options),
         Command::Shop(options) => shop::run(&workspace, &options),
+        Command::Faults(options) => faults::run(&workspace, &options),
         Command::Proto(options) => proto::run(&workspace, &options),
     }
 }
