@@ -23,6 +23,9 @@ use crate::{Claim, Committed, Error, Kind, Outgoing, Result, Transaction};
 /// The sizes of one insert, so that only these few statements are ever prepared.
 const INSERT_ROWS: [usize; 4] = [512, 64, 8, 1];
 
+/// The most bytes of events of one insert; one larger event is an insert of its own.
+const INSERT_BYTES_MAX: usize = 16 << 20;
+
 /// A transaction: dereferences to sqlx's connection for the user's own statements. Dropped, it is rolled back.
 pub struct Tx {
     inner: sqlx::Transaction<'static, sqlx::Sqlite>,
@@ -150,8 +153,7 @@ async fn number(connection: &mut SqliteConnection, rows: &[Outbound]) -> Result<
 async fn insert(connection: &mut SqliteConnection, rows: &[Outbound], sequences: &[i64]) -> Result<()> {
     let mut done = 0;
     while done < rows.len() {
-        let left = rows.len() - done;
-        let size = INSERT_ROWS.into_iter().find(|size| *size <= left).unwrap_or(1);
+        let size = insert_rows(&rows[done..]);
         let values = vec!["(?, ?, ?, ?, ?)"; size].join(", ");
         let sql = format!(
             "INSERT INTO tombolo_outbox (partition, sequence, id, event_type, bytes) VALUES {values}"
@@ -165,6 +167,15 @@ async fn insert(connection: &mut SqliteConnection, rows: &[Outbound], sequences:
         done += size;
     }
     Ok(())
+}
+
+/// How many of `rows` the next insert takes.
+fn insert_rows(rows: &[Outbound]) -> usize {
+    let fits = |size: &usize| {
+        rows.get(..*size)
+            .is_some_and(|some| some.iter().map(|row| row.bytes.len()).sum::<usize>() <= INSERT_BYTES_MAX)
+    };
+    INSERT_ROWS.into_iter().find(fits).unwrap_or(1)
 }
 
 fn no_partition(partition: u32) -> Error {
