@@ -348,12 +348,20 @@ impl Postgres {
         let partitions: Vec<i32> = news.iter().map(|mark| signed(mark.partition)).collect();
         let sequences: Vec<i64> = news.iter().map(|mark| mark.sequence as i64).collect();
         let ids: Vec<Option<Uuid>> = news.iter().map(|mark| mark.id.map(|id| id.0)).collect();
+        // From the last mark on, so that index entries of rows that are long gone are not passed again.
         let moved = sqlx::query(self.sql(
             "WITH done AS (
-                 SELECT * FROM unnest($1::integer[], $2::bigint[], $3::uuid[]) AS d (partition, sequence, id)
+                 SELECT d.*, p.removed_sequence
+                 FROM unnest($1::integer[], $2::bigint[], $3::uuid[]) AS d (partition, sequence, id)
+                 JOIN tombolo.partition AS p USING (partition)
              ), gone AS (
-                 DELETE FROM tombolo.outbox AS o USING done AS d
-                 WHERE o.partition = d.partition AND o.sequence <= d.sequence
+                 DELETE FROM tombolo.outbox AS o
+                 USING done AS d, LATERAL (
+                     SELECT position FROM tombolo.outbox AS w
+                     WHERE w.partition = d.partition AND w.sequence > d.removed_sequence
+                       AND w.sequence <= d.sequence
+                     OFFSET 0) AS known
+                 WHERE o.position = known.position
              )
              UPDATE tombolo.partition AS p SET removed_sequence = d.sequence, removed_id = d.id
              FROM done AS d WHERE p.partition = d.partition AND p.numbered >= d.sequence",

@@ -45,6 +45,8 @@ CREATE TABLE tombolo.outbox (           -- the events that wait for the relay
     bytes bytea NOT NULL,
     size integer NOT NULL,
     written timestamptz NOT NULL DEFAULT clock_timestamp()
+) WITH (                                -- a queue: each row is updated and deleted soon, so it is tidied often
+    autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000, autovacuum_vacuum_cost_delay = 0
 );
 CREATE UNIQUE INDEX outbox_numbered ON tombolo.outbox (partition, sequence) WHERE sequence IS NOT NULL;
 CREATE INDEX outbox_unnumbered ON tombolo.outbox (position) WHERE sequence IS NULL;
