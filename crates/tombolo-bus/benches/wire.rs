@@ -1,6 +1,7 @@
 //! What the wire costs: the same appends and the same reading, in process and through a server on this machine.
 //!
-//! `cargo bench -p tombolo-bus --bench wire`. Each round has a log of its own, on disk, synced.
+//! `cargo bench -p tombolo-bus --bench wire`. Each place has a log of its own, on disk, synced. Every figure is the
+//! best of several rounds, so that what else the machine does counts less.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,13 +11,14 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio_util::sync::CancellationToken;
 use tombolo_bus::embedded::{Log, Options};
 use tombolo_bus::server::{Client, Listen, Server};
-use tombolo_bus::{Append, Bus, Identity, Read, Record, Result, TopicSpec};
+use tombolo_bus::{Append, Bus, Identity, Read, Record, Result, Topic, TopicSpec};
 use tombolo_event::{Cursor, EventId, ServiceName};
 
 const EVENT_BYTES: usize = 256;
 const EVENTS_PER_APPEND: u64 = 256;
-const APPENDS: u64 = 4096;
+const APPENDS: u64 = 1024;
 const UNDER_WAY: usize = 32;
+const ROUNDS: u64 = 8;
 
 #[tokio::main]
 async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
@@ -42,35 +44,40 @@ async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
 async fn measure(name: &str, bus: &dyn Bus) -> Result<()> {
     let topic = bus.ensure_topic(&TopicSpec { name: topic_name(), partitions: 1 }).await?;
     bus.raise_epoch(&topic.name, topic.incarnation, 1).await?;
-    let appends: Vec<Append> = (0..APPENDS)
-        .map(|round| Append {
-            topic: topic.name.clone(),
-            incarnation: topic.incarnation,
-            epoch: 1,
-            partition: 0,
-            records: records(1 + round * EVENTS_PER_APPEND),
-        })
-        .collect();
-    let began = Instant::now();
-    stream::iter(appends)
-        .map(|append| bus.append(append))
-        .buffered(UNDER_WAY)
-        .try_for_each(async |_| Ok(()))
-        .await?;
-    said(name, "append", APPENDS * EVENTS_PER_APPEND, began.elapsed());
+    let mut best = Duration::MAX;
+    for round in 0..ROUNDS {
+        let appends: Vec<Append> =
+            (0..APPENDS).map(|n| append(&topic, 1 + (round * APPENDS + n) * EVENTS_PER_APPEND)).collect();
+        let began = Instant::now();
+        let appended = stream::iter(appends).map(|append| bus.append(append)).buffered(UNDER_WAY);
+        appended.try_for_each(async |_| Ok(())).await?;
+        best = best.min(began.elapsed());
+    }
+    said(name, "append", APPENDS * EVENTS_PER_APPEND, best);
 
-    let began = Instant::now();
-    let batches = bus.read(Read::to_tail(&topic.name, 0, Cursor::start(topic.incarnation))).await?;
-    let count = batches.try_fold(0, async |count, batch| Ok(count + batch.records.len() as u64)).await?;
-    said(name, "read", count, began.elapsed());
+    let (mut best, mut count) = (Duration::MAX, 0);
+    for _ in 0..ROUNDS {
+        let began = Instant::now();
+        let batches = bus.read(Read::to_tail(&topic.name, 0, Cursor::start(topic.incarnation))).await?;
+        count = batches.try_fold(0, async |count, batch| Ok(count + batch.records.len() as u64)).await?;
+        best = best.min(began.elapsed());
+    }
+    said(name, "read", count, best);
     Ok(())
 }
 
+fn append(topic: &Topic, first: u64) -> Append {
+    Append {
+        topic: topic.name.clone(),
+        incarnation: topic.incarnation,
+        epoch: 1,
+        partition: 0,
+        records: records(first),
+    }
+}
+
 fn said(name: &str, what: &str, events: u64, took: Duration) {
-    println!(
-        "{name}: {what} {events} events in {took:.0?}: {:.0} events/s",
-        events as f64 / took.as_secs_f64()
-    );
+    println!("{name}: {what}: {:.0} events/s", events as f64 / took.as_secs_f64());
 }
 
 fn topic_name() -> ServiceName {

@@ -66,3 +66,26 @@ impl Interceptor for Identified {
         Ok(request)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_is_recognised_as_what_it_says() {
+        for identity in [Identity::Service(ServiceName::new("orders").unwrap()), Identity::Operator] {
+            let request = Identified::new(&identity).unwrap().call(Request::new(())).unwrap();
+            assert_eq!(of(request.metadata()).unwrap(), identity);
+        }
+    }
+
+    #[test]
+    fn a_caller_that_does_not_say_who_it_is_is_refused() {
+        assert_eq!(of(&MetadataMap::new()).unwrap_err().kind(), Kind::Configuration);
+        for odd in ["", "orders", "service/", "service/Orders", "operator/x", "root"] {
+            let mut metadata = MetadataMap::new();
+            metadata.insert(HEADER, odd.parse().unwrap());
+            assert!(of(&metadata).is_err(), "{odd:?}");
+        }
+    }
+}

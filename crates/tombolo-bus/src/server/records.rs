@@ -31,26 +31,29 @@ pub(super) fn pack(records: &[Record]) -> Bytes {
 ///
 /// # Errors
 /// `Configuration` if it is not a block.
-pub(super) fn unpack(mut block: Bytes) -> Result<Vec<Record>> {
+pub(super) fn unpack(block: Bytes) -> Result<Vec<Record>> {
     let mut records = Vec::with_capacity(block.len() / RECORD_BYTES_TYPICAL + 1);
-    while !block.is_empty() {
-        if block.len() < HEAD_BYTES {
-            return Err(broken(HEAD_BYTES, block.len()));
-        }
-        let mut head = block.split_to(HEAD_BYTES);
+    let mut at = 0;
+    while at < block.len() {
+        let left = block.len() - at;
+        let mut head = block.get(at..at + HEAD_BYTES).ok_or_else(|| broken(HEAD_BYTES, left))?;
         let sequence = head.get_u64_le();
         let mut id = [0; 16];
         head.copy_to_slice(&mut id);
         let (type_bytes, event_bytes) = (head.get_u32_le() as usize, head.get_u32_le() as usize);
-        if block.len() < type_bytes.saturating_add(event_bytes) {
-            return Err(broken(type_bytes.saturating_add(event_bytes), block.len()));
+        let record_bytes = HEAD_BYTES.saturating_add(type_bytes).saturating_add(event_bytes);
+        if left < record_bytes {
+            return Err(broken(record_bytes, left));
         }
+        // Slices are the whole cost of unpacking, one counted reference each; the head needs none.
+        let (type_at, end) = (at + HEAD_BYTES, at + record_bytes);
         records.push(Record {
             sequence,
             id: EventId(Uuid::from_bytes(id)),
-            event_type: block.split_to(type_bytes),
-            bytes: block.split_to(event_bytes),
+            event_type: block.slice(type_at..type_at + type_bytes),
+            bytes: block.slice(type_at + type_bytes..end),
         });
+        at = end;
     }
     Ok(records)
 }

@@ -3,6 +3,7 @@
 #![cfg(feature = "server")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails where it stands")]
 
+mod logged;
 mod stand_in;
 #[cfg(feature = "conformance")]
 mod owners;
@@ -425,6 +426,27 @@ async fn a_server_that_is_away_is_no_error_until_it_is_needed() {
     let server = Running::at(address, Arc::new(StandIn::new(OPEN))).await;
     until_available(async || bus.topics().await).await;
     assert_eq!(bus.guarantee().engine, "stand-in");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn that_the_bus_is_away_is_logged_once_and_that_it_is_back_once() {
+    let log = logged::Logged::default();
+    let _logging = tracing::subscriber::set_default(log.clone());
+    let bus: Arc<dyn Bus> = Arc::new(StandIn::new(OPEN));
+    let mut server = Running::on_unix(Arc::clone(&bus)).await;
+    let client = server.client();
+    for round in 1..=2 {
+        client.append(append(1)).await.unwrap();
+        let (address, folder) = server.stop().await;
+        for _ in 0..20 {
+            assert_eq!(client.append(append(1)).await.unwrap_err().kind(), Kind::Unavailable);
+            assert!(client.topics().await.is_err() && client.read(from_start()).await.is_err());
+        }
+        server = Running { _folder: folder, ..Running::at(address, Arc::clone(&bus)).await };
+        until_available(async || client.append(append(1)).await).await;
+        assert_eq!((log.count("the bus is away"), log.count("the bus is back")), (round, round));
+    }
     server.stop().await;
 }
 

@@ -78,10 +78,7 @@ impl Pipeline {
         let replies = match connection.appends(ReceiverStream::new(outgoing)).await {
             Ok(replies) => replies,
             Err(error) => {
-                self.fail(&error);
-                while let Ok(waiting) = waiting.try_recv() {
-                    settle(waiting.answer, Err(copy(&error)));
-                }
+                self.fail(&error, waiting);
                 return None;
             }
         };
@@ -97,22 +94,25 @@ impl Pipeline {
     ) -> Option<Waiting> {
         loop {
             tokio::select! {
-                biased;
-                reply = replies.message() => match reply {
-                    Ok(Some(reply)) => self.settle(reply),
-                    Ok(None) => return self.broken(connection, &Status::unavailable("the server ended the stream")),
-                    Err(status) => return self.broken(connection, &status),
-                },
-                () = connection.closed().cancelled() => {
-                    self.fail(&connection.closed_error());
-                    return None;
-                }
-                next = waiting.recv(), if self.under_way.len() < UNDER_WAY_MAX => match next {
-                    Some(next) if requests.is_closed() => return Some(next),
-                    Some(next) => self.send(requests, next),
-                    None => return None,
-                },
+                            biased;
+                            reply = replies.message() => match reply {
+                                Ok(Some(reply)) => self.settle(reply),
+                                Ok(None) => {
+             let ended = Status::unavailable("the server ended the stream");
+             return self.broken(connection, waiting, &ended);
             }
+                                Err(status) => return self.broken(connection, waiting, &status),
+                            },
+                            () = connection.closed().cancelled() => {
+                                self.fail(&connection.closed_error(), waiting);
+                                return None;
+                            }
+                            next = waiting.recv(), if self.under_way.len() < UNDER_WAY_MAX => match next {
+                                Some(next) if requests.is_closed() => return Some(next),
+                                Some(next) => self.send(requests, next),
+                                None => return None,
+                            },
+                        }
         }
     }
 
@@ -141,17 +141,26 @@ impl Pipeline {
         }
     }
 
-    fn broken(&mut self, connection: &Connection, status: &Status) -> Option<Waiting> {
+    fn broken(
+        &mut self,
+        connection: &Connection,
+        waiting: &mut mpsc::Receiver<Waiting>,
+        status: &Status,
+    ) -> Option<Waiting> {
         if self.under_way.is_empty() {
             tracing::debug!(bus = connection.address(), "the stream of appends ended while idle");
             return None;
         }
-        self.fail(&connection.lost(status));
+        self.fail(&connection.lost(status), waiting);
         None
     }
 
-    fn fail(&mut self, error: &Error) {
+    /// Answers what is under way, and what waits behind it: sent alone, it could only be refused as a hole.
+    fn fail(&mut self, error: &Error, waiting: &mut mpsc::Receiver<Waiting>) {
         self.under_way.drain().for_each(|(_, answer)| settle(answer, Err(copy(error))));
+        while let Ok(behind) = waiting.try_recv() {
+            settle(behind.answer, Err(copy(error)));
+        }
     }
 }
 
