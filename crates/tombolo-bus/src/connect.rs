@@ -53,8 +53,9 @@ impl FromStr for Identity {
 
 /// The bus at `url`, used as `identity`.
 ///
-/// An engine in this process is opened now; a server that is away is no error, and the calls answer
-/// `Unavailable` until it is there. Each call makes a bus of its own: share the result within a process.
+/// An engine in this process is opened now; a `tombolo bus` that is away is no error, and the calls answer
+/// `Unavailable` until it is there. Each call makes a bus of its own: share the result within a process. The
+/// identity counts where a `tombolo bus` asks for it; other engines have accounts of their own.
 ///
 /// # Errors
 /// `Configuration` if the URL names no bus that this build has, and what the engine says when it cannot be opened.
@@ -70,7 +71,7 @@ pub async fn connect(url: &str, identity: &Identity) -> Result<Arc<dyn Bus>> {
             _ => Err(unusable(url, "has no absolute path (file:// and then /folder)")),
         },
         "tombolo" | "tombolo+unix" => to_server(url, identity).await,
-        "nats" => to_nats(url, identity).await,
+        "nats" => to_nats(url).await,
         other => Err(unusable(url, &format!("has the unknown scheme {other:?}"))),
     }
 }
@@ -123,15 +124,16 @@ async fn to_server(url: &str, _identity: &Identity) -> Result<Arc<dyn Bus>> {
     Err(absent(url, "server"))
 }
 
-/// The server's own accounts say who may do what; the identity is that of the address.
+/// The server's own accounts say who may do what.
 #[cfg(feature = "nats")]
-async fn to_nats(url: &str, _identity: &Identity) -> Result<Arc<dyn Bus>> {
+async fn to_nats(url: &str) -> Result<Arc<dyn Bus>> {
     Ok(Arc::new(crate::nats::connect(url).await?))
 }
 
+/// The URL may hold a password, so it is not repeated.
 #[cfg(not(feature = "nats"))]
-async fn to_nats(url: &str, _identity: &Identity) -> Result<Arc<dyn Bus>> {
-    Err(absent(url, "nats"))
+async fn to_nats(_url: &str) -> Result<Arc<dyn Bus>> {
+    Err(absent("nats://…", "nats"))
 }
 
 #[cfg(not(all(feature = "embedded", feature = "server", feature = "nats")))]

@@ -397,6 +397,17 @@ async fn a_url_that_cannot_be_used_says_what_was_found_and_what_there_is() {
     }
 }
 
+#[cfg(not(feature = "nats"))]
+#[tokio::test]
+async fn an_engine_that_was_not_built_in_is_named_and_no_password_told() {
+    let error = connect("nats://me:secret@localhost:1", &Identity::Operator).await.map(drop).unwrap_err();
+    assert_eq!(error.kind(), Kind::Configuration);
+    assert!(
+        error.to_string().contains("feature \"nats\"") && !error.to_string().contains("secret"),
+        "{error}"
+    );
+}
+
 #[tokio::test]
 async fn a_url_opens_the_log_that_it_names() {
     let folder = tempfile::tempdir().unwrap();
