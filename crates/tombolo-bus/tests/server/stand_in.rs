@@ -24,6 +24,8 @@ pub(crate) struct StandIn {
     registrations: Mutex<Vec<Registration>>,
     /// An append is answered once it got a permit.
     pub(crate) gate: Semaphore,
+    /// Passed by each append, always open: an engine may wait for room before it takes an append.
+    room: Semaphore,
     /// The first sequences of the appends that came, in order.
     pub(crate) came: watch::Sender<Vec<u64>>,
     /// How many batches were read by all readers.
@@ -37,6 +39,7 @@ impl StandIn {
             topics: Mutex::default(),
             registrations: Mutex::default(),
             gate: Semaphore::new(permits),
+            room: Semaphore::new(1),
             came: watch::Sender::default(),
             batches_read: Arc::default(),
             signals: broadcast::Sender::new(64),
@@ -75,6 +78,7 @@ impl Bus for StandIn {
     }
 
     async fn append(&self, append: Append) -> Result<Appended> {
+        drop(self.room.acquire().await.unwrap());
         self.came.send_modify(|came| came.push(append.records[0].sequence));
         self.gate.acquire().await.unwrap().forget();
         Ok(Appended { last: append.records[append.records.len() - 1].sequence })

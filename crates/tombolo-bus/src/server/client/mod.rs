@@ -13,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 use async_trait::async_trait;
 use futures_util::{StreamExt, TryStreamExt};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, unconstrained};
 use tombolo_event::{Incarnation, ServiceName};
 
 use super::{Listen, appends, convert, generated as wire, streams};
@@ -92,7 +92,8 @@ impl Bus for Client {
         let (answer, answered) = oneshot::channel();
         let waiting = Waiting { request: convert::append_request(0, &append), answer };
         let closed = || self.connection.closed_error();
-        self.appends.send(waiting).await.map_err(|_| closed())?;
+        // A task that has done much at one go is made to yield here, and those that yielded go on in reverse.
+        unconstrained(self.appends.send(waiting)).await.map_err(|_| closed())?;
         answered.await.unwrap_or_else(|_| Err(closed()))
     }
 
