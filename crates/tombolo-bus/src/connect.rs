@@ -53,7 +53,7 @@ impl FromStr for Identity {
 
 /// The bus at `url`, used as `identity`.
 ///
-/// An engine in this process is opened now; a `tombolo bus` that is away is no error, and the calls answer
+/// An engine in this process is opened now; a server that is away is no error, and the calls answer
 /// `Unavailable` until it is there. Each call makes a bus of its own: share the result within a process. The
 /// identity counts where a `tombolo bus` asks for it; other engines have accounts of their own.
 ///
