@@ -1,0 +1,82 @@
+//! How long `tombolo dev` takes from nothing but built binaries until the whole shop is ready.
+//!
+//! The runner itself says when: with `--detach` it returns once the bus listens and every service has answered
+//! `GET /ready`. Each round has a data folder of its own, so the databases, the log and the topics are made in it.
+//!
+//! Invariant: what was started here is ended here, also when it was never ready.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Instant;
+
+use tokio::process::Command;
+
+use crate::error::{Error, Result};
+use crate::rounds::median;
+use crate::scratch::Scratch;
+use crate::table::{Bar, Row};
+
+const ROUNDS: usize = 5;
+const BAR: Bar = Bar::UnderSeconds(2.0);
+const WHAT: &str = "`tombolo dev examples/shop` to ready, already built, with an empty data folder";
+/// The shop, seen from this crate.
+const SHOP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/shop/tombolo.toml");
+
+/// The median of the rounds.
+pub(crate) async fn until_ready(scratch: &Scratch) -> Result<Vec<Row>> {
+    let runner = runner()?;
+    if !runner.is_file() {
+        let why = format!("not measured: {} is not built; `cargo xtask bench` builds it", runner.display());
+        return Ok(vec![Row::absent(WHAT, why, BAR)]);
+    }
+    let manifest = scratch.path("tombolo.toml");
+    fs::write(&manifest, on_free_ports(&fs::read_to_string(SHOP)?))?;
+    let mut seconds = Vec::with_capacity(ROUNDS);
+    for round in 0..ROUNDS {
+        let data = scratch.path(&format!("shop-{round}"));
+        let start: [&Path; 5] = ["dev".as_ref(), &manifest, "--detach".as_ref(), "--data".as_ref(), &data];
+        let began = Instant::now();
+        let started = call(&runner, &start).await;
+        let took = began.elapsed();
+        let ended = call(&runner, &["down".as_ref(), "--data".as_ref(), &data]).await;
+        started?;
+        ended?;
+        seconds.push(took.as_secs_f64());
+    }
+    let slowest = seconds.iter().copied().fold(0.0, f64::max);
+    let row = Row::of_seconds(WHAT, median(seconds.into_iter()), BAR);
+    Ok(vec![row.noting(&format!("slowest {slowest:.2} s"))])
+}
+
+fn runner() -> Result<PathBuf> {
+    Ok(std::env::current_exe()?.with_file_name("tombolo"))
+}
+
+/// The same system on any ports, so that a shop which runs beside this is left alone.
+fn on_free_ports(manifest: &str) -> String {
+    let lines = manifest.lines().filter(|line| !line.starts_with("port = "));
+    lines.map(|line| format!("{line}\n")).collect()
+}
+
+async fn call(runner: &Path, arguments: &[&Path]) -> Result<()> {
+    let mut command = Command::new(runner);
+    let output = command.args(arguments).stdin(Stdio::null()).output().await?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    Err(Error::new(format!("{command:?} ended with {}: {}", output.status, complaint.trim())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_port_of_the_shop_is_taken() {
+        let manifest = fs::read_to_string(SHOP).unwrap();
+        assert!(manifest.contains("\nport = "), "{manifest}");
+        assert!(!on_free_ports(&manifest).contains("port = "));
+    }
+}

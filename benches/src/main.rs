@@ -1,0 +1,153 @@
+//! The speed of Tombolo: every figure beside a yardstick that was measured in the same run.
+//!
+//! `cargo xtask bench` builds this in release and runs it. Each figure is a ratio, because the machine is never the
+//! same: yardstick and subject take turns for several rounds, and the median of the rounds' ratios counts.
+//!
+//! Invariant: yardstick and subject write the same bytes, with the same durability, to the same disk.
+
+mod append;
+mod clock;
+mod dev;
+mod error;
+mod hops;
+mod observed;
+mod quantiles;
+mod reading;
+mod rounds;
+mod scratch;
+mod server;
+mod table;
+mod topic;
+mod visible;
+mod yardstick;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use error::Result;
+use scratch::Scratch;
+use table::Row;
+
+/// Measures, and prints a table.
+#[derive(Parser)]
+#[command(name = "cargo xtask bench", args_conflicts_with_subcommands = true)]
+struct Arguments {
+    /// Measure only this; may be given several times.
+    #[arg(long, value_enum)]
+    only: Vec<Figure>,
+    /// How to print.
+    #[arg(long, value_enum, default_value = "markdown")]
+    format: Format,
+    /// Where to put the files, on a disk; by default beside this program.
+    #[arg(long)]
+    folder: Option<PathBuf>,
+    #[command(subcommand)]
+    role: Option<Role>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Markdown,
+    Json,
+}
+
+/// What can be measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Figure {
+    /// Appending in process.
+    Append,
+    /// One append acknowledged.
+    Single,
+    /// Appending through the server.
+    Server,
+    /// Reading back, in process and through the server.
+    Read,
+    /// From a commit to visible in another process's database.
+    Visible,
+    /// `tombolo dev` until the shop is ready.
+    Dev,
+}
+
+/// The other processes of a measurement: this program, run again by itself.
+#[derive(Subcommand)]
+enum Role {
+    /// The bus.
+    #[command(name = "role-bus", hide = true)]
+    Bus {
+        #[arg(long)]
+        log: PathBuf,
+        #[arg(long)]
+        socket: PathBuf,
+        #[arg(long)]
+        hops: Option<PathBuf>,
+    },
+    /// The service that commits.
+    #[command(name = "role-producer", hide = true)]
+    Producer(ServiceFiles),
+    /// The service that sees.
+    #[command(name = "role-consumer", hide = true)]
+    Consumer(ServiceFiles),
+}
+
+#[derive(clap::Args)]
+struct ServiceFiles {
+    #[arg(long)]
+    socket: PathBuf,
+    #[arg(long)]
+    database: PathBuf,
+    #[arg(long)]
+    hops: PathBuf,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let ran = match arguments.role {
+        None => measure(&arguments).await,
+        Some(Role::Bus { log, socket, hops }) => server::run(log, socket, hops).await,
+        Some(Role::Producer(files)) => visible::producer(files.socket, files.database, files.hops).await,
+        Some(Role::Consumer(files)) => visible::consumer(files.socket, files.database, files.hops).await,
+    };
+    match ran {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn measure(arguments: &Arguments) -> Result<()> {
+    let scratch = Scratch::new(arguments.folder.as_deref())?;
+    let wanted = |figure: &&Figure| arguments.only.is_empty() || arguments.only.contains(figure);
+    let (mut rows, mut way) = (Vec::new(), String::new());
+    for figure in Figure::value_variants().iter().filter(wanted) {
+        eprintln!("bench: {figure:?} …");
+        rows.extend(match figure {
+            Figure::Append => append::in_process(&scratch).await?,
+            Figure::Single => append::single(&scratch).await?,
+            Figure::Server => append::through_server(&scratch).await?,
+            Figure::Read => reading::back(&scratch).await?,
+            Figure::Visible => {
+                let (rows, hops) = visible::measure(&scratch).await?;
+                way = hops;
+                rows
+            }
+            Figure::Dev => dev::until_ready(&scratch).await?,
+        });
+    }
+    print(arguments.format, &rows, &way)
+}
+
+fn print(format: Format, rows: &[Row], way: &str) -> Result<()> {
+    match format {
+        Format::Json => println!("{}", serde_json::to_string_pretty(rows)?),
+        Format::Markdown if way.is_empty() => println!("{}", table::markdown(rows)),
+        Format::Markdown => {
+            println!("{}\n\nFrom commit to visible, hop by hop:\n\n{way}", table::markdown(rows));
+        }
+    }
+    Ok(())
+}

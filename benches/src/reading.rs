@@ -1,0 +1,91 @@
+//! How fast a partition is read back: in process, and through the server.
+//!
+//! Invariant: the yardstick reads the very bytes that the log reads, its own files, from the same page cache.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::error::Result;
+use crate::rounds::{Round, Rounds, Turns};
+use crate::scratch::Scratch;
+use crate::server;
+use crate::table::{Bar, Row, rate};
+use crate::topic::{BATCH_EVENTS, OWNER, Target};
+use crate::yardstick;
+
+/// Batches in the partition: 140 MiB on disk, many times what the log keeps in memory.
+const BATCHES: usize = 2_000;
+const ROUNDS: usize = 9;
+
+/// Both ways of reading back.
+pub(crate) async fn back(scratch: &Scratch) -> Result<Vec<Row>> {
+    let (local_folder, remote_folder) = (scratch.path("read-in-process"), scratch.path("read-server"));
+    write(&local_folder).await?;
+    copy(&local_folder, &remote_folder)?;
+    let log = server::in_process(&local_folder).await?;
+    let local = Target::new(log.clone(), 1).await?;
+    let socket = scratch.path("read.sock");
+    let process = server::start(&remote_folder, &socket, None).await?;
+    let client = server::client(&socket, OWNER).await?;
+    let remote = Target::new(client.clone(), 1).await?;
+    let files = written_parts(&local_folder)?;
+    let (mut in_process, mut through_server) = (Rounds::default(), Rounds::default());
+    let mut turns = Turns::new(ROUNDS + 1);
+    while turns.next() {
+        let ns = yardstick::scan_ns(files.clone()).await?;
+        let bare = (BATCHES * BATCH_EVENTS) as f64 * 1e9 / ns as f64;
+        let near = rate_of(&local).await?;
+        let far = rate_of(&remote).await?;
+        in_process.0.push(Round { yardstick: bare, subject: near });
+        through_server.0.push(Round { yardstick: near, subject: far });
+    }
+    client.close().await;
+    process.end().await?;
+    log.close().await;
+    // The first round only filled the page cache.
+    in_process.0.remove(0);
+    through_server.0.remove(0);
+    let first = "reading a partition back, in process / bare sequential read of the same files, both from the page cache";
+    let second = "reading a partition back through the server (Unix socket) / in process";
+    Ok(vec![
+        Row::of(first, &in_process, Bar::AtLeast(0.25), rate),
+        Row::of(second, &through_server, Bar::AtLeast(0.5), rate),
+    ])
+}
+
+async fn rate_of(target: &Target) -> Result<f64> {
+    let (events, ns) = target.read_back().await?;
+    Ok(events as f64 * 1e9 / ns as f64)
+}
+
+async fn write(folder: &Path) -> Result<()> {
+    let log = server::in_process(folder).await?;
+    Target::new(log.clone(), 1).await?.one_by_one(BATCHES, BATCH_EVENTS, |_| {}).await?;
+    log.close().await;
+    Ok(())
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        fs::copy(entry.path(), to.join(entry.file_name()))?;
+    }
+    Ok(())
+}
+
+/// The log's segments, and how much of each is more than the zeros that it was filled with.
+fn written_parts(folder: &Path) -> Result<Vec<(PathBuf, u64)>> {
+    let mut parts = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "segment") {
+            let bytes = fs::read(&path)?;
+            let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64 + 1);
+            parts.push((path, end));
+        }
+    }
+    parts.retain(|(_, end)| *end > 0);
+    parts.sort();
+    Ok(parts)
+}
