@@ -1,6 +1,7 @@
 //! The one way in to this repository's chores. Reads the command line and hands over; each command
 //! is a module of its own. Invariant: no command touches a process or a server that it didn't start.
 
+mod bench;
 mod chore;
 mod ci;
 mod error;
@@ -51,6 +52,11 @@ enum Command {
     Shop(shop::Options),
     /// Kill real processes at every barrier of the path, and check that nothing was lost, doubled or reordered.
     Faults(faults::Options),
+    /// Measure the speed, each figure beside a yardstick of the same run, and print a table.
+    ///
+    /// Builds in release first, the shop included. What follows is passed on: `--only NAME`,
+    /// `--format json`, `--folder DIR` (on the disk that is to be measured).
+    Bench(bench::Options),
     /// Generate the code of the server protocol from its .proto files.
     Proto(proto::Options),
 }
@@ -72,6 +78,7 @@ fn run(command: Command) -> Result<(), Error> {
         Command::Ci => ci::run(&workspace),
         Command::Tidy(options) => tidy::run(&workspace, &options),
         Command::Services(options) => services::run(&workspace, &options),
+        Command::Bench(options) => bench::run(&workspace, &options),
         Command::Shop(options) => shop::run(&workspace, &options),
         Command::Faults(options) => faults::run(&workspace, &options),
         Command::Proto(options) => proto::run(&workspace, &options),

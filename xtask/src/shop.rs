@@ -41,7 +41,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<(), Error>
 }
 
 /// The runner, the shop's own crates, and the ready-made services that it uses.
-fn packages(all: &[Package]) -> Result<Vec<&str>, Error> {
+pub(crate) fn packages(all: &[Package]) -> Result<Vec<&str>, Error> {
     let runner = all.iter().filter(|package| package.name == RUNNER);
     let inside = |folder: &'static str| {
         all.iter().filter(move |package| package.folder.starts_with(Path::new(folder)))
