@@ -1,0 +1,70 @@
+//! The port's suite, against the embedded log on a disk and in memory.
+#![cfg(all(feature = "embedded", feature = "conformance"))]
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tempfile::TempDir;
+use tokio::sync::Mutex;
+use tombolo_bus::Bus;
+use tombolo_bus::conformance::{self, Abilities, Ability, Factory};
+use tombolo_bus::embedded::{Log, Options};
+
+/// Segments so small that every case rolls.
+fn options() -> Options {
+    Options {
+        segment_bytes: 64 << 10,
+        first_segment_bytes: 16 << 10,
+        recent_bytes_max: 64 << 10,
+        ..Options::default()
+    }
+}
+
+struct OnDisk {
+    folder: TempDir,
+    log: Mutex<Arc<Log>>,
+}
+
+#[async_trait]
+impl Factory for OnDisk {
+    async fn handle(&self) -> Arc<dyn Bus> {
+        self.log.lock().await.clone()
+    }
+
+    async fn reopen(&self) -> Arc<dyn Bus> {
+        let mut log = self.log.lock().await;
+        log.close().await;
+        *log = Log::open(self.folder.path(), options()).unwrap().0;
+        log.clone()
+    }
+}
+
+struct InMemory(Mutex<Arc<Log>>);
+
+#[async_trait]
+impl Factory for InMemory {
+    async fn handle(&self) -> Arc<dyn Bus> {
+        self.0.lock().await.clone()
+    }
+
+    async fn reopen(&self) -> Arc<dyn Bus> {
+        let mut log = self.0.lock().await;
+        log.close().await;
+        *log = Log::in_memory(options()).unwrap();
+        log.clone()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_on_disk_is_a_bus() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = Mutex::new(Log::open(folder.path(), options()).unwrap().0);
+    conformance::run("embedded", Abilities::all(), Arc::new(OnDisk { folder, log })).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_in_memory_is_a_bus() {
+    let log = Mutex::new(Log::in_memory(options()).unwrap());
+    let abilities = Abilities { reopens: Ability::Cannot("memory keeps nothing"), ..Abilities::all() };
+    conformance::run("embedded in memory", abilities, Arc::new(InMemory(log))).await;
+}
