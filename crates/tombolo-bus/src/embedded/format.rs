@@ -290,6 +290,11 @@ impl BlockReader {
         (self.next < self.end).then_some(self.next)
     }
 
+    /// How many records are left.
+    pub(super) fn remaining(&self) -> usize {
+        usize::try_from(self.end - self.next).unwrap_or(usize::MAX)
+    }
+
     fn lengths(&self) -> Option<(usize, usize)> {
         self.next_sequence()?;
         let head = self.block.get(self.at..self.at + RECORD_HEADER_BYTES)?;
@@ -329,15 +334,19 @@ impl BlockReader {
 
     /// Takes the next record, as slices of the block.
     pub(super) fn take(&mut self) -> Option<Record> {
-        let (event_type, _) = self.lengths()?;
-        let (id, sequence, from) = (self.peek_id()?, self.next, self.at + RECORD_HEADER_BYTES);
-        self.skip()?;
-        Some(Record {
-            sequence,
-            id,
+        let (event_type, bytes) = self.lengths()?;
+        let from = self.at + RECORD_HEADER_BYTES;
+        let mut id = [0; 16];
+        id.copy_from_slice(&self.block[self.at..self.at + 16]);
+        let record = Record {
+            sequence: self.next,
+            id: EventId(Uuid::from_bytes(id)),
             event_type: self.block.slice(from..from + event_type),
-            bytes: self.block.slice(from + event_type..self.at),
-        })
+            bytes: self.block.slice(from + event_type..from + event_type + bytes),
+        };
+        self.at = from + event_type + bytes;
+        self.next += 1;
+        Some(record)
     }
 }
 

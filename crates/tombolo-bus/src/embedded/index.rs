@@ -12,6 +12,7 @@ use tombolo_event::EventId;
 use uuid::Uuid;
 
 use super::format::{System, length32, u32_at, u64_at};
+use super::published::from;
 
 /// Which partition of which topic, by the topic's number.
 pub(super) type PartitionKey = (u32, u32);
@@ -73,6 +74,11 @@ const SUMMARY_BYTES: usize = 44;
 const ENTRY_BYTES: usize = 16;
 
 impl SegmentIndex {
+    /// The blocks of a partition from the one that holds `sequence` on, up to `bytes_max`.
+    pub(super) fn entries(&self, key: PartitionKey, sequence: u64, bytes_max: usize) -> Vec<Entry> {
+        self.partitions.get(&key).map_or(Vec::new(), |held| from(&held.entries, sequence, bytes_max))
+    }
+
     /// The sidecar's bytes: a header, the summary, and the blocks.
     pub(super) fn encode(&self) -> Vec<u8> {
         let summary = self.encode_summary();
@@ -140,9 +146,9 @@ impl SegmentIndex {
         if entries.is_some_and(|bytes| crc32c(bytes) != u32_at(header, 20)) {
             return None;
         }
-        let mut from = Take(summary);
-        let system = (0..from.u32()?).map(|_| from.system()).collect::<Option<_>>()?;
-        let partitions = (0..from.u32()?).map(|_| from.held(&mut entries)).collect::<Option<_>>()?;
+        let mut rest = Take(summary);
+        let system = (0..rest.u32()?).map(|_| rest.system()).collect::<Option<_>>()?;
+        let partitions = (0..rest.u32()?).map(|_| rest.held(&mut entries)).collect::<Option<_>>()?;
         Some(Self {
             lineage: u64_at(header, 24),
             segment: u64_at(header, 32),

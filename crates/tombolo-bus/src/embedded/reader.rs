@@ -18,6 +18,9 @@ use super::source::malformed;
 use super::staging::{check_incarnation, unknown_partition, unknown_topic};
 use crate::{Batch, Error, Kind, Read, RecordStream, Result};
 
+/// The records for which a batch makes room at once.
+const EXPECTED_RECORDS_MAX: usize = 1024;
+
 struct Reader {
     shared: Arc<Shared>,
     view: Arc<TopicView>,
@@ -90,7 +93,7 @@ impl Reader {
 
     /// Gets blocks, the first of which then begins with `sequence`.
     async fn fetch(&mut self, sequence: u64) -> Result<()> {
-        let blocks = match self.shared.source.recent_blocks(&self.view, self.partition, sequence) {
+        let blocks = match self.shared.source.cached_blocks(&self.view, self.partition, sequence)? {
             Some(blocks) => blocks,
             None => {
                 let (shared, view, partition) = (self.shared.clone(), self.view.clone(), self.partition);
@@ -141,10 +144,16 @@ impl Reader {
         }
     }
 
+    /// How many records a batch of the blocks at hand has, roughly.
+    fn expected_records(&self) -> usize {
+        let waiting: usize = self.blocks.iter().map(BlockReader::remaining).sum();
+        if self.types.is_some() { 0 } else { waiting.min(EXPECTED_RECORDS_MAX) }
+    }
+
     /// Puts a batch together from the blocks at hand.
     fn fill(&mut self) -> Result<Batch> {
         let first = self.next;
-        let mut records = Vec::new();
+        let mut records = Vec::with_capacity(self.expected_records());
         let (mut bytes, mut last_id) = (0, None);
         while let Some(block) = self.blocks.front_mut() {
             let Some(sequence) = block.next_sequence().filter(|sequence| *sequence <= self.until) else {

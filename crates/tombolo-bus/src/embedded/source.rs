@@ -12,13 +12,15 @@ use tombolo_event::EventId;
 
 use super::format::{BlockHeader, BlockReader};
 use super::index::{Entry, Extent, SegmentIndex};
-use super::published::{self, TopicView, Where, read, write};
+use super::published::{TopicView, Where, read, write};
 use super::recovery;
-use super::storage::{Blob, Storage, read_all};
+use super::storage::{Blob, Storage, read_all, read_fully};
 use crate::{Error, Kind, Result};
 
 /// The bytes of blocks that one step of a reader takes from disk.
 pub(super) const CHUNK_BYTES: usize = 1 << 20;
+/// The bytes of blocks that one step of a reader takes from the page cache, on the caller's own thread.
+const CACHED_CHUNK_BYTES: usize = 256 << 10;
 /// Two blocks that lie no further apart than this are read as one.
 const GAP_BYTES_MAX: u32 = 16 << 10;
 /// The segment files that are kept open for readers.
@@ -104,6 +106,31 @@ impl Source {
         (!readers.is_empty()).then_some(readers)
     }
 
+    /// The blocks from the one with `sequence` on, if the process or the page cache has them: never waits for the disk.
+    pub(super) fn cached_blocks(
+        &self,
+        topic: &TopicView,
+        partition: u32,
+        sequence: u64,
+    ) -> Result<Option<Vec<BlockReader>>> {
+        if let Some(blocks) = self.recent_blocks(topic, partition, sequence) {
+            return Ok(Some(blocks));
+        }
+        let (segment, entries) =
+            match topic.partition(partition).map(|own| own.find(sequence, CACHED_CHUNK_BYTES)) {
+                Some(Where::Active(segment, entries)) => (segment, entries),
+                Some(Where::Sealed(segment)) => {
+                    let Some(index) = self.known_index(segment) else { return Ok(None) };
+                    (segment, index.entries((topic.number, partition), sequence, CACHED_CHUNK_BYTES))
+                }
+                Some(Where::Absent) | None => return Ok(None),
+            };
+        let Some(file) = self.open_file(segment).filter(|_| !entries.is_empty()) else { return Ok(None) };
+        self.load(segment, &entries, (topic.number, partition), &|buffer, offset| {
+            file.read_cached(buffer, offset)
+        })
+    }
+
     /// The blocks from the one with `sequence` on, at least one and about [`CHUNK_BYTES`]. Blocks the thread.
     pub(super) fn blocks(
         &self,
@@ -119,9 +146,7 @@ impl Source {
             Where::Active(segment, entries) => (segment, entries),
             Where::Sealed(segment) => {
                 let index = self.index(segment)?;
-                let held = index.partitions.get(&(topic.number, partition));
-                let entries = held.map(|held| published::from(&held.entries, sequence, CHUNK_BYTES));
-                (segment, entries.unwrap_or_default())
+                (segment, index.entries((topic.number, partition), sequence, CHUNK_BYTES))
             }
             Where::Absent => (0, Vec::new()),
         };
@@ -129,7 +154,11 @@ impl Source {
             let message = format!("{}/{partition} has no event {sequence} where its index says", topic.name);
             return Err(Error::new(Kind::Corrupt, message));
         }
-        self.load(segment, &entries, (topic.number, partition))
+        let file = self.file(segment)?;
+        let blocks = self.load(segment, &entries, (topic.number, partition), &|buffer, offset| {
+            read_fully(&*file, buffer, offset).map(Some)
+        })?;
+        blocks.ok_or_else(malformed)
     }
 
     /// The ids of `first..=last`, which are stored. Blocks the thread.
@@ -156,50 +185,44 @@ impl Source {
         Ok(ids)
     }
 
-    fn load(&self, segment: u64, entries: &[Entry], key: (u32, u32)) -> Result<Vec<BlockReader>> {
-        let file = self.file(segment)?;
+    /// Reads blocks, those that lie near each other at once; none if `fill` has not got them.
+    fn load(
+        &self,
+        segment: u64,
+        entries: &[Entry],
+        key: (u32, u32),
+        fill: &dyn Fn(&mut [u8], u64) -> io::Result<Option<usize>>,
+    ) -> Result<Option<Vec<BlockReader>>> {
         let mut blocks = Vec::with_capacity(entries.len());
         let mut rest = entries;
         while let Some(first) = rest.first() {
             let near =
                 rest.windows(2).take_while(|pair| pair[1].offset - end(pair[0]) <= GAP_BYTES_MAX).count();
             let (run, after) = rest.split_at(near + 1);
-            let bytes = (end(run[near]) - first.offset) as usize;
-            let buffer = self.read(segment, &*file, first.offset, bytes)?;
+            let mut buffer = vec![0; (end(run[near]) - first.offset) as usize];
+            let read = fill(&mut buffer, u64::from(first.offset));
+            match read.map_err(|error| self.unreadable(segment, error))? {
+                None => return Ok(None),
+                Some(read) if read < buffer.len() => return Err(self.damaged(segment, first.offset)),
+                Some(_) => {}
+            }
+            let buffer = Bytes::from(buffer);
             for entry in run {
                 let from = (entry.offset - first.offset) as usize;
                 let block = buffer.slice(from..from + entry.length as usize);
-                let header = BlockHeader::decode(&block).filter(|found| {
-                    (found.topic, found.partition) == key
-                        && found.first == entry.first
-                        && found.length() == block.len()
-                });
-                let header = header.ok_or_else(|| self.damaged(segment, entry.offset))?;
-                blocks.push(BlockReader::new(block, &header));
+                let found = checked(&block, entry, key).ok_or_else(|| self.damaged(segment, entry.offset))?;
+                blocks.push(BlockReader::new(block, &found));
             }
             rest = after;
         }
-        Ok(blocks)
-    }
-
-    fn read(&self, segment: u64, file: &dyn Blob, offset: u32, bytes: usize) -> Result<Bytes> {
-        let mut buffer = vec![0; bytes];
-        let mut read = 0;
-        while read < bytes {
-            let n = file.read_at(&mut buffer[read..], u64::from(offset) + read as u64);
-            match n.map_err(|error| self.unreadable(segment, error))? {
-                0 => return Err(self.damaged(segment, offset)),
-                n => read += n,
-            }
-        }
-        Ok(buffer.into())
+        Ok(Some(blocks))
     }
 
     fn file(&self, segment: u64) -> Result<Arc<dyn Blob>> {
-        let mut files = lock(&self.files);
-        if let Some(at) = files.iter().position(|(number, _)| *number == segment) {
-            return Ok(files[at].1.clone());
+        if let Some(file) = self.open_file(segment) {
+            return Ok(file);
         }
+        let mut files = lock(&self.files);
         let file =
             self.storage.open(&segment_name(segment)).map_err(|error| self.unreadable(segment, error))?;
         files.push_front((segment, file.clone()));
@@ -207,10 +230,16 @@ impl Source {
         Ok(file)
     }
 
+    fn open_file(&self, segment: u64) -> Option<Arc<dyn Blob>> {
+        lock(&self.files).iter().find(|(number, _)| *number == segment).map(|(_, file)| file.clone())
+    }
+
+    fn known_index(&self, segment: u64) -> Option<Arc<SegmentIndex>> {
+        lock(&self.indexes).iter().find(|(number, _)| *number == segment).map(|(_, index)| index.clone())
+    }
+
     fn index(&self, segment: u64) -> Result<Arc<SegmentIndex>> {
-        let known =
-            lock(&self.indexes).iter().find(|(number, _)| *number == segment).map(|(_, index)| index.clone());
-        if let Some(index) = known {
+        if let Some(index) = self.known_index(segment) {
             return Ok(index);
         }
         let sidecar = self.storage.open(&sidecar_name(segment)).and_then(|blob| read_all(&*blob)).ok();
@@ -246,6 +275,13 @@ pub(super) fn malformed() -> Error {
         Kind::Corrupt,
         "a block passes its checksum and does not consist of its records; report this as a bug",
     )
+}
+
+/// The header of a block that passes its checksum and is the one that was looked for.
+fn checked(block: &[u8], entry: &Entry, key: (u32, u32)) -> Option<BlockHeader> {
+    let found = BlockHeader::decode(block)?;
+    let is_it = (found.topic, found.partition) == key && found.first == entry.first;
+    (is_it && found.length() == block.len()).then_some(found)
 }
 
 fn end(entry: Entry) -> u32 {

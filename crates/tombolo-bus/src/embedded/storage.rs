@@ -36,6 +36,10 @@ pub(super) trait Blob: Send + Sync {
     fn len(&self) -> io::Result<u64>;
     /// Fills `buffer` from `offset`, or what there is.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Fills `buffer` from `offset` without waiting for a disk; none if that cannot be done now.
+    fn read_cached(&self, _buffer: &mut [u8], _offset: u64) -> io::Result<Option<usize>> {
+        Ok(None)
+    }
     /// Writes all of `bytes` at `offset`.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
     /// Cuts or grows it.
@@ -48,15 +52,21 @@ pub(super) trait Blob: Send + Sync {
 pub(super) fn read_all(blob: &dyn Blob) -> io::Result<Vec<u8>> {
     let length = usize::try_from(blob.len()?).map_err(io::Error::other)?;
     let mut bytes = vec![0; length];
+    let read = read_fully(blob, &mut bytes, 0)?;
+    bytes.truncate(read);
+    Ok(bytes)
+}
+
+/// Fills `buffer` from `offset`; less only at the end of the file.
+pub(super) fn read_fully(blob: &dyn Blob, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     let mut read = 0;
-    while read < length {
-        match blob.read_at(&mut bytes[read..], read as u64)? {
+    while read < buffer.len() {
+        match blob.read_at(&mut buffer[read..], offset + read as u64)? {
             0 => break,
             n => read += n,
         }
     }
-    bytes.truncate(read);
-    Ok(bytes)
+    Ok(read)
 }
 
 /// Real files.
@@ -132,6 +142,15 @@ impl Blob for Plain {
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         self.0.read_at(buffer, offset)
+    }
+
+    #[cfg(target_os = "linux")]
+    fn read_cached(&self, buffer: &mut [u8], offset: u64) -> io::Result<Option<usize>> {
+        use rustix::io::{ReadWriteFlags, preadv2};
+        let wanted = buffer.len();
+        let read = preadv2(&self.0, &mut [io::IoSliceMut::new(buffer)], offset, ReadWriteFlags::NOWAIT);
+        // Whatever is not simply there, an error included, is for the read that waits to find out.
+        Ok(read.ok().filter(|read| *read == wanted))
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
