@@ -14,7 +14,7 @@ use tombolo_event::EventId;
 use super::Shared;
 use super::format::BlockReader;
 use super::published::TopicView;
-use super::source::malformed;
+use super::source::{Spare, malformed};
 use super::staging::{check_incarnation, unknown_partition, unknown_topic};
 use crate::{Batch, Error, Kind, Read, RecordStream, Result};
 
@@ -33,6 +33,7 @@ struct Reader {
     types: Option<Vec<String>>,
     batch_bytes_max: usize,
     blocks: VecDeque<BlockReader>,
+    spare: Spare,
     is_over: bool,
 }
 
@@ -50,6 +51,7 @@ pub(super) async fn read(shared: Arc<Shared>, read: Read) -> Result<RecordStream
         types: read.types,
         batch_bytes_max: read.batch_bytes_max,
         blocks: VecDeque::new(),
+        spare: Spare::default(),
         is_over: false,
         shared,
         view,
@@ -93,7 +95,8 @@ impl Reader {
 
     /// Gets blocks, the first of which then begins with `sequence`.
     async fn fetch(&mut self, sequence: u64) -> Result<()> {
-        let blocks = match self.shared.source.cached_blocks(&self.view, self.partition, sequence)? {
+        let source = &self.shared.source;
+        let blocks = match source.cached_blocks(&self.view, self.partition, sequence, &mut self.spare)? {
             Some(blocks) => blocks,
             None => {
                 let (shared, view, partition) = (self.shared.clone(), self.view.clone(), self.partition);

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tombolo_event::EventId;
 
 use super::format::{BlockHeader, BlockReader};
@@ -46,6 +46,19 @@ pub(super) struct Source {
     recent_bytes_max: usize,
     files: Mutex<VecDeque<(u64, Arc<dyn Blob>)>>,
     indexes: Mutex<VecDeque<(u64, Arc<SegmentIndex>)>>,
+}
+
+/// The buffer that a reader read into last. It is read into again once nobody holds a record of it: fresh memory costs
+/// the kernel more than the copy.
+#[derive(Default)]
+pub(super) struct Spare(Option<Bytes>);
+
+impl Spare {
+    fn buffer(&mut self, bytes: usize) -> BytesMut {
+        let mut buffer = self.0.take().and_then(|held| held.try_into_mut().ok()).unwrap_or_default();
+        buffer.resize(bytes, 0);
+        buffer
+    }
 }
 
 /// The newest groups, in the order of the log.
@@ -112,6 +125,7 @@ impl Source {
         topic: &TopicView,
         partition: u32,
         sequence: u64,
+        spare: &mut Spare,
     ) -> Result<Option<Vec<BlockReader>>> {
         if let Some(blocks) = self.recent_blocks(topic, partition, sequence) {
             return Ok(Some(blocks));
@@ -126,9 +140,13 @@ impl Source {
                 Some(Where::Absent) | None => return Ok(None),
             };
         let Some(file) = self.open_file(segment).filter(|_| !entries.is_empty()) else { return Ok(None) };
-        self.load(segment, &entries, (topic.number, partition), &|buffer, offset| {
-            file.read_cached(buffer, offset)
-        })
+        self.load(
+            segment,
+            &entries,
+            (topic.number, partition),
+            &|buffer, offset| file.read_cached(buffer, offset),
+            spare,
+        )
     }
 
     /// The blocks from the one with `sequence` on, at least one and about [`CHUNK_BYTES`]. Blocks the thread.
@@ -155,9 +173,13 @@ impl Source {
             return Err(Error::new(Kind::Corrupt, message));
         }
         let file = self.file(segment)?;
-        let blocks = self.load(segment, &entries, (topic.number, partition), &|buffer, offset| {
-            read_fully(&*file, buffer, offset).map(Some)
-        })?;
+        let blocks = self.load(
+            segment,
+            &entries,
+            (topic.number, partition),
+            &|buffer, offset| read_fully(&*file, buffer, offset).map(Some),
+            &mut Spare::default(),
+        )?;
         blocks.ok_or_else(malformed)
     }
 
@@ -192,6 +214,7 @@ impl Source {
         entries: &[Entry],
         key: (u32, u32),
         fill: &dyn Fn(&mut [u8], u64) -> io::Result<Option<usize>>,
+        spare: &mut Spare,
     ) -> Result<Option<Vec<BlockReader>>> {
         let mut blocks = Vec::with_capacity(entries.len());
         let mut rest = entries;
@@ -199,14 +222,15 @@ impl Source {
             let near =
                 rest.windows(2).take_while(|pair| pair[1].offset - end(pair[0]) <= GAP_BYTES_MAX).count();
             let (run, after) = rest.split_at(near + 1);
-            let mut buffer = vec![0; (end(run[near]) - first.offset) as usize];
+            let mut buffer = spare.buffer((end(run[near]) - first.offset) as usize);
             let read = fill(&mut buffer, u64::from(first.offset));
             match read.map_err(|error| self.unreadable(segment, error))? {
                 None => return Ok(None),
                 Some(read) if read < buffer.len() => return Err(self.damaged(segment, first.offset)),
                 Some(_) => {}
             }
-            let buffer = Bytes::from(buffer);
+            let buffer = buffer.freeze();
+            spare.0 = Some(buffer.clone());
             for entry in run {
                 let from = (entry.offset - first.offset) as usize;
                 let block = buffer.slice(from..from + entry.length as usize);
