@@ -61,6 +61,9 @@ impl Spare {
     }
 }
 
+/// Fills a buffer from an offset, or has nothing to fill it with; tells how much it filled.
+type Fill<'a> = dyn Fn(&mut [u8], u64) -> io::Result<Option<usize>> + 'a;
+
 /// The newest groups, in the order of the log.
 #[derive(Default)]
 struct Recent {
@@ -213,7 +216,7 @@ impl Source {
         segment: u64,
         entries: &[Entry],
         key: (u32, u32),
-        fill: &dyn Fn(&mut [u8], u64) -> io::Result<Option<usize>>,
+        fill: &Fill<'_>,
         spare: &mut Spare,
     ) -> Result<Option<Vec<BlockReader>>> {
         let mut blocks = Vec::with_capacity(entries.len());

@@ -1,5 +1,6 @@
 //! The port's suite, against the embedded log on a disk and in memory.
 #![cfg(all(feature = "embedded", feature = "conformance"))]
+#![expect(clippy::unwrap_used, reason = "a broken test ends by panicking")]
 
 use std::sync::Arc;
 
