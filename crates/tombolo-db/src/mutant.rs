@@ -1,6 +1,6 @@
 //! Deliberate faults, for the tests that must catch them.
 //!
-//! Invariant: without the feature `mutants`, [`Mutation::is`] is `false` for ever and costs nothing.
+//! Invariant: without the feature `mutants`, `Mutation::is` is `false` for ever and costs nothing.
 
 /// A fault that the conformance suite must catch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

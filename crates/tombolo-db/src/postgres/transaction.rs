@@ -95,7 +95,7 @@ impl Tx {
     }
 
     /// Locks the stripes in order until the commit, and makes the commit a synced one, in one statement that proves
-    /// the same as [`Tx::check_alive`].
+    /// the same as `check_alive`.
     async fn lock_stripes(&mut self, rows: &[Outbound]) -> Result<()> {
         let stripes = match self.database.mutation.is(Mutant::NoKeyLock) {
             true => vec![],
