@@ -8,7 +8,9 @@ pub mod outgoing;
 pub mod port;
 pub mod transient;
 mod error;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod owner;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod fencing;
 pub mod mutant;
 #[cfg(feature = "sqlite")]
