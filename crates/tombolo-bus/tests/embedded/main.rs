@@ -69,3 +69,16 @@ async fn the_log_in_memory_is_a_bus() {
     let abilities = Abilities { reopens: Ability::Cannot("memory keeps nothing"), ..Abilities::all() };
     conformance::run("embedded in memory", abilities, Arc::new(InMemory(log))).await;
 }
+
+#[cfg(feature = "mutants")]
+#[tokio::test]
+async fn the_suite_catches_a_log_without_fencing() {
+    use tombolo_bus::conformance::Outcome;
+    use tombolo_bus::embedded::Mutant;
+    let log = Log::in_memory(Options { mutant: Some(Mutant::NoFencing), ..options() }).unwrap();
+    let case = "an_older_epoch_is_refused_after_a_raise";
+    let factory = Arc::new(InMemory(Mutex::new(log)));
+    let report =
+        conformance::report("without fencing", Abilities::all(), factory, &|name| name == case).await;
+    assert!(matches!(&report[..], [(_, Outcome::Failed(_))]), "{report:?}");
+}

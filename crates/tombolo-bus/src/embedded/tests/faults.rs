@@ -1,4 +1,4 @@
-//! Disks that are full or fail, group commit, and mutants that need no power cut.
+//! Disks that are full or fail, and group commit.
 
 use super::simulated::Faults;
 use super::*;
@@ -113,15 +113,4 @@ async fn what_a_failed_write_left_behind_is_erased_by_the_next() {
     let (log, recovered) = Log::start(Arc::new(disk.clone()), small(), None).unwrap();
     assert_eq!((recovered.events, recovered.cut), (4, None));
     assert_eq!(records(&log, &topic, 0).await.unwrap(), expected(0, 1..=4));
-}
-
-#[cfg(feature = "mutants")]
-#[tokio::test]
-async fn a_log_without_fencing_is_caught() {
-    let options = Options { mutant: Some(crate::embedded::Mutant::NoFencing), ..small() };
-    let log = Log::in_memory(options).unwrap();
-    let old = topic(&log, 1).await;
-    log.raise_epoch(&old.name, old.incarnation, 2).await.unwrap();
-    // The assertion of `an_older_epoch_is_fenced_also_after_reopening` fails on this log:
-    assert!(append(&log, &old, 0, 1..=1).await.is_ok());
 }
