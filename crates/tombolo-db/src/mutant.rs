@@ -18,9 +18,11 @@ pub enum Mutant {
 }
 
 /// Which fault a database handle has, if any.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Mutation(#[cfg(feature = "mutants")] pub(crate) Option<Mutant>);
 
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 impl Mutation {
     /// Whether the fault is `mutant`.
     #[cfg(feature = "mutants")]
