@@ -3,12 +3,12 @@
 //! Invariant of what is tested: everything that a runner started ends with it or at the next start, and nothing
 //! else ever does.
 
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::stage::{Stage, get, is_alive, signal, text, until};
+use crate::stage::{Bystander, Stage, get, is_alive, signal, text, until};
 
 /// A service that is deaf to SIGTERM: what is ignored stays ignored in the program that the shell becomes.
 const DEAF: &str = "[services.deaf]\ncommand = [\"sh\", \"-c\", \"trap '' TERM; exec {service}\"]\n";
@@ -238,7 +238,7 @@ fn what_a_killed_runner_left_behind_is_ended_at_the_next_start_and_nothing_else(
     let child = stage.must(&["logs", "deaf"]);
     let child: u32 = child.lines().find_map(|line| line.strip_prefix("child ")?.parse().ok()).unwrap();
     let (runner, deaf) = (stage.runner_pid(), stage.pid("deaf"));
-    let mut bystander = Command::new("sleep").arg("1000").env("TOMBOLO_RUN", "another").spawn().unwrap();
+    let bystander = Bystander::of_another_run();
     signal(runner, Signal::SIGKILL);
     until("the runner is dead", || !is_alive(runner));
     assert!(stage.refused(&["status"], 4).contains("no system of Tombolo runs here"));
@@ -247,8 +247,6 @@ fn what_a_killed_runner_left_behind_is_ended_at_the_next_start_and_nothing_else(
     assert_eq!([deaf, child].map(is_alive), [false; 2]);
     assert_ne!(stage.pid("deaf"), deaf);
     assert!(is_alive(bystander.id()));
-    bystander.kill().unwrap();
-    bystander.wait().unwrap();
 }
 
 #[test]

@@ -139,10 +139,38 @@ impl Drop for Stage {
                 !is_alive(pid)
             });
         }
+        // What a failed test of a killed runner left: the processes that carry its run's name.
+        if let Some(run) = record["run"].as_str() {
+            members_of(run).into_iter().for_each(|pid| signal(pid, Signal::SIGKILL));
+        }
         for runner in &mut self.runners {
             drop(runner.kill());
             drop(runner.wait());
         }
+    }
+}
+
+/// A process that no runner started, and that none may end.
+pub(crate) struct Bystander(Child);
+
+impl Bystander {
+    /// One that bears the name of another run.
+    pub(crate) fn of_another_run() -> Self {
+        let mut command = Command::new("sleep");
+        command.arg("1000").env("TOMBOLO_RUN", "another");
+        Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+
+    /// Its number.
+    pub(crate) fn id(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Bystander {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
     }
 }
 
@@ -174,6 +202,17 @@ pub(crate) fn is_alive(pid: u32) -> bool {
     let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
     let state = stat.rsplit_once(") ").map(|(_, rest)| rest.chars().next());
     !matches!(state, Some(Some('Z' | 'X')))
+}
+
+fn members_of(run: &str) -> Vec<u32> {
+    let mark = format!("TOMBOLO_RUN={run}");
+    let pids =
+        fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes())
+    })
+    .collect()
 }
 
 fn is_tombolo(pid: u32) -> bool {
