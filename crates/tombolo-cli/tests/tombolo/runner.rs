@@ -144,7 +144,7 @@ fn a_stopped_bus_is_gone_until_it_is_started() {
 #[test]
 fn down_leaves_no_process() {
     let stage = Stage::with(
-        "[services.users]\ncommand = [\"sh\", \"-c\", \"sleep 1000 & echo child $!; exec {service}\"]\n",
+        "[services.users]\ncommand = [\"sh\", \"-c\", \"(trap '' TERM; exec sleep 1000) & echo child $!; exec {service}\"]\n",
     );
     stage.must(&["dev", ".", "--detach"]);
     let bus = u32::try_from(stage.status()["bus"]["pid"].as_u64().unwrap()).unwrap();
