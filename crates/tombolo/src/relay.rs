@@ -13,6 +13,7 @@
 mod lanes;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -35,6 +36,9 @@ pub(crate) const LEASE: Duration = Duration::from_secs(10);
 const RENEW_EVERY: Duration = Duration::from_secs(3);
 /// Rows that are taken and not yet acknowledged, at most.
 const IN_FLIGHT_ROWS_MAX: usize = 8_000;
+/// The bytes that wait in the outbox, at most; looked at every few seconds, so passed by what comes in between.
+const OUTBOX_BYTES_MAX: u64 = 4 << 30;
+const HALF: i64 = (OUTBOX_BYTES_MAX / 2) as i64;
 /// The net under the wake-ups: how often an idle outbox is looked at, from and to.
 const POLL: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
 const RETRY: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(5));
@@ -66,6 +70,7 @@ impl Relay {
         while !self.stop.is_cancelled() {
             let began = Instant::now();
             let Err(error) = self.lead().await else { continue };
+            self.measure().await.ok();
             self.metrics.relay_retries.inc();
             attempt = if began.elapsed() > LEASE { 0 } else { attempt + 1 };
             let stopped = is_stop(&error);
@@ -228,11 +233,24 @@ impl Relay {
         Ok(lanes.take_done())
     }
 
+    /// Refuses what comes next while the outbox is full, and warns at half.
+    fn bound(&self, bytes: u64) {
+        let service = &self.publisher.service;
+        let full = bytes >= OUTBOX_BYTES_MAX;
+        if self.publisher.full.swap(full, Ordering::Relaxed) != full {
+            let now = if full { "is full: nothing more is taken" } else { "has room again" };
+            tracing::error!(%service, bytes, bound = OUTBOX_BYTES_MAX, "the outbox {now}");
+        } else if !full && self.metrics.outbox_bytes.get() < HALF && bytes >= HALF as u64 {
+            tracing::warn!(%service, bytes, bound = OUTBOX_BYTES_MAX, "the outbox is more than half full");
+        }
+    }
+
     async fn measure(&self) -> Result<()> {
         let depth = self.outbox.depth().await?;
         let age = depth
             .oldest
             .map_or(0.0, |oldest| jiff::Timestamp::now().duration_since(oldest).as_secs_f64().max(0.0));
+        self.bound(depth.bytes);
         self.metrics.outbox_rows.set(depth.rows as i64);
         self.metrics.outbox_bytes.set(depth.bytes as i64);
         self.metrics.outbox_age.set(age);

@@ -278,7 +278,9 @@ impl Bus for Log {
         port::check_append(&append)?;
         let bytes: usize = append.records.iter().map(crate::Record::size).sum();
         let permits = u32::try_from(bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX).clamp(1, self.permits);
-        let permit = self.room.clone().acquire_many_owned(permits).await.map_err(|_| closed())?;
+        // Unconstrained: a task that has used up its budget would be woken after later ones, and its append overtaken.
+        let room = tokio::task::unconstrained(self.room.clone().acquire_many_owned(permits));
+        let permit = room.await.map_err(|_| closed())?;
         self.ask(|reply| Request::Append(append, reply, permit)).await
     }
 

@@ -64,7 +64,11 @@ impl Cursors for Postgres {
              WHERE c.subscription = $3 AND c.topic = free.topic AND c.partition = free.partition
              RETURNING c.topic, c.partition, incarnation, sequence, id, lease_epoch, attempts",
         ));
-        let claimed = claimed.bind(holder).bind(millis(lease)).bind(subscription).bind(most as i64);
+        let claimed = claimed
+            .bind(holder)
+            .bind(millis(lease))
+            .bind(subscription)
+            .bind(i64::try_from(most).unwrap_or(i64::MAX));
         claimed.fetch_all(&self.pool).await?.iter().map(|row| claim(subscription, row)).collect()
     }
 

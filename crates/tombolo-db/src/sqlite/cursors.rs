@@ -76,7 +76,7 @@ impl Cursors for Sqlite {
                      ORDER BY topic, partition LIMIT ?4)
                  RETURNING topic, partition, incarnation, sequence, id, lease_epoch, attempts",
             );
-            let taken = taken.bind(holder).bind(millis(lease)).bind(subscription).bind(most as i64);
+            let taken = taken.bind(holder).bind(millis(lease)).bind(subscription).bind(i64::try_from(most).unwrap_or(i64::MAX));
             taken.fetch_all(connection).await?.into_iter().map(claimed).collect()
         })
         .await

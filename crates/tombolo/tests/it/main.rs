@@ -6,3 +6,5 @@ mod failures;
 mod questions;
 mod wiring;
 mod weather;
+#[cfg(all(feature = "postgres", feature = "nats"))]
+mod engines;
