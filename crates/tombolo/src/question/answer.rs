@@ -166,10 +166,28 @@ async fn reply<D: Database>(app: App<D>, bus: Arc<dyn Bus>, name: String, signal
         Err(problem) => Outcome::Failure(Failure { why: why(problem.status), detail: problem.detail }),
     };
     let answered = Answered { id: asked.id, service: app.service().to_string(), outcome };
-    let payload = serde_json::to_vec(&answered).map(Bytes::from).unwrap_or_default();
-    if let Err(error) = bus.signal(&reply_to, Signal { reply_to: None, payload }).await {
+    send(&*bus, &reply_to, &name, answered).await;
+}
+
+/// Sends an answer. One that the bus cannot carry becomes a failure, so that nobody waits for it in vain.
+async fn send(bus: &dyn Bus, reply_to: &str, name: &str, answered: Answered) {
+    let mut sent = bus.signal(reply_to, signal_of(&answered)).await;
+    if let Err(error) = &sent
+        && error.kind() == tombolo_bus::Kind::TooLarge
+    {
+        let detail =
+            format!("its answer is too large for a gather: {error}; ask for less, or call the service");
+        let failed = Answered { outcome: Outcome::Failure(Failure { why: Why::Failed, detail }), ..answered };
+        sent = bus.signal(reply_to, signal_of(&failed)).await;
+    }
+    if let Err(error) = sent {
         tracing::warn!(question = name, "an answer cannot be sent: {error}");
     }
+}
+
+fn signal_of(answered: &Answered) -> Signal {
+    let payload = serde_json::to_vec(answered).map(Bytes::from).unwrap_or_default();
+    Signal { reply_to: None, payload }
 }
 
 /// What a status of an answer means to a gather.

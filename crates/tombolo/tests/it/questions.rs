@@ -166,3 +166,28 @@ async fn a_question_within_a_used_transaction_is_refused() {
     assert!(error.to_string().contains("while a transaction"), "{error}");
     drop(counter);
 }
+
+#[derive(Serialize, Deserialize, JsonSchema)]
+struct Everything {}
+
+impl Question for Everything {
+    const NAME: &'static str = "test.everything.v1";
+    type Answer = String;
+}
+
+/// More than a signal may hold.
+async fn two_mebibytes(_: Everything, _: App) -> Result<String, Problem> {
+    Ok("x".repeat(2 << 20))
+}
+
+#[tokio::test]
+async fn an_answer_too_large_for_a_gather_is_missing_by_name_at_once_and_a_call_gets_it() {
+    let ground = Ground::new();
+    let large = ground.start(Service::new("large", ground.database("large")).answer(two_mebibytes)).await;
+    let asker = service(&ground, "asker").await;
+    let gathered = asker.app.gather(&Everything {}).within(Duration::from_secs(60)).await.unwrap();
+    assert_eq!((gathered.missing[0].service.as_str(), gathered.missing[0].reason), ("large", Why::Failed));
+    assert!(gathered.missing[0].detail.contains("too large"), "{:?}", gathered.missing);
+    assert_eq!(asker.app.call("large", &Everything {}).await.unwrap().len(), 2 << 20);
+    drop(large);
+}
