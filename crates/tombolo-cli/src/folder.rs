@@ -185,16 +185,21 @@ impl Run {
     }
 }
 
-/// The run that a command is about: that in `data`, or in the current folder or one above it, or the only one.
+/// The run that a command is about: that in `data`, or in the current folder or one above it, or the only one whose
+/// manifest lies below the current folder, or the only one.
 pub(crate) fn find(data: Option<&Path>) -> Result<Run> {
     if let Some(path) = data {
         let folder = DataFolder::at(path)?;
         return folder.running().ok_or_else(|| not_running(&format!("nothing runs in {}", path.display())));
     }
-    if let Some(run) = near(&std::env::current_dir().context(|| "cannot find the current folder".into())?)? {
+    let here = std::env::current_dir().context(|| "cannot find the current folder".into())?;
+    if let Some(run) = near(&here)? {
         return Ok(run);
     }
     let mut runs = announced()?;
+    if runs.iter().filter(|run| run.manifest.starts_with(&here)).count() == 1 {
+        runs.retain(|run| run.manifest.starts_with(&here));
+    }
     match runs.len() {
         0 => Err(not_running("no system of Tombolo runs here")),
         1 => Ok(runs.remove(0)),

@@ -79,6 +79,7 @@ enum Ended {
 impl<D: Database> Worker<D> {
     /// Runs until it is stopped.
     pub(crate) async fn run(mut self) {
+        self.board.subscription(self.blank_status());
         let mut attempt = 0;
         let mut said = String::new();
         while !self.stop.is_cancelled() {

@@ -215,9 +215,10 @@ async fn any_bytes_come_back_as_they_were(stage: Stage) {
 
 async fn appends_that_do_not_wait_for_each_other_are_stored_in_order(stage: Stage) {
     let line = stage.topic(&stage.handle().await, 2).await;
-    let all = [records(1, 120), records(1, 120)];
-    let rounds = (0..120).step_by(4).flat_map(|at| {
-        [(0, &all[0][at..at + 4]), (1, &all[1][at..at + 4])]
+    // More appends than the runtime lets one task do without a pause.
+    let all = [records(1, 400), records(1, 400)];
+    let rounds = (0..400).step_by(2).flat_map(|at| {
+        [(0, &all[0][at..at + 2]), (1, &all[1][at..at + 2])]
             .map(|(partition, round)| line.bus.append(line.in_partition(partition).prepare(round)))
     });
     for appended in join_all(rounds).await {

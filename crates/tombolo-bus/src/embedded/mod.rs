@@ -110,15 +110,7 @@ impl Log {
     ) -> Result<(Arc<Self>, Recovered)> {
         check(&options)?;
         let opened = recovery::open(&storage, &options)?;
-        if let Some(cut) = &opened.recovered.cut {
-            let Cut { file, offset, bytes } = cut;
-            tracing::warn!(
-                file,
-                offset,
-                bytes,
-                "an interrupted write was cut off; nothing of it had been acknowledged"
-            );
-        }
+        say_cut(&opened.recovered);
         let permits = u32::try_from(options.waiting_bytes_max / PERMIT_BYTES).unwrap_or(u32::MAX).max(1);
         let shared = Arc::new(Shared {
             source: Source::new(storage, opened.lineage, options.recent_bytes_max),
@@ -138,19 +130,11 @@ impl Log {
             failed: None,
             preparing: None,
         };
-        let thread = std::thread::Builder::new().name("tombolo-log".into()).spawn(move || {
-            let queue = CloseOnExit(writer.shared.clone());
-            writer.run();
-            drop(queue);
-        });
-        let thread = thread.map_err(|error| {
-            Error::new(Kind::Unavailable, "the writer's thread cannot be started").because(error)
-        })?;
         let log = Self {
             shared,
             room: Arc::new(Semaphore::new(permits as usize)),
             permits,
-            writer: Mutex::new(Some(thread)),
+            writer: Mutex::new(Some(spawn(writer)?)),
             lock: Mutex::new(lock),
         };
         Ok((Arc::new(log), opened.recovered))
@@ -225,6 +209,29 @@ impl Drop for Log {
             drop(thread.join());
         }
     }
+}
+
+fn say_cut(recovered: &Recovered) {
+    if let Some(Cut { file, offset, bytes }) = &recovered.cut {
+        tracing::warn!(
+            file,
+            offset,
+            bytes,
+            "an interrupted write was cut off; nothing of it had been acknowledged"
+        );
+    }
+}
+
+/// Starts the writer's thread.
+fn spawn(writer: Writer) -> Result<JoinHandle<()>> {
+    let thread = std::thread::Builder::new().name("tombolo-log".into()).spawn(move || {
+        let queue = CloseOnExit(writer.shared.clone());
+        writer.run();
+        drop(queue);
+    });
+    thread.map_err(|error| {
+        Error::new(Kind::Unavailable, "the writer's thread cannot be started").because(error)
+    })
 }
 
 #[async_trait]

@@ -202,19 +202,9 @@ fn index(storage: &dyn Storage, header: &SegmentHeader, bytes: &Bytes, scan: &Sc
             offset: u32::try_from(block.offset).map_err(|_| wrong("lies too far into its segment"))?,
             length: u32::try_from(block.header.length()).map_err(|_| wrong("is too long"))?,
         };
-        let nil = tombolo_event::EventId(Uuid::nil());
-        let fresh =
-            || (Held { first: entry.first, last: entry.first - 1, last_id: nil, entries: Vec::new() }, at);
-        if entry.first == 0 {
-            return Err(wrong("holds sequence 0"));
-        }
-        let (held, latest) =
-            partitions.entry((block.header.topic, block.header.partition)).or_insert_with(fresh);
-        if entry.first != held.last + 1 {
-            return Err(wrong(&format!("begins at sequence {}; expected {}", entry.first, held.last + 1)));
-        }
-        held.last = block.header.last();
-        held.entries.push(entry);
+        let key = (block.header.topic, block.header.partition);
+        let (held, latest) = partitions.entry(key).or_insert_with(|| (nothing_before(&entry), at));
+        hold(held, entry, block.header.last()).map_err(|found| wrong(&found))?;
         *latest = at;
     }
     let with_ids = partitions.into_iter().map(|(key, (mut held, latest))| {
@@ -229,6 +219,25 @@ fn index(storage: &dyn Storage, header: &SegmentHeader, bytes: &Bytes, scan: &Sc
         system,
         partitions: with_ids.collect::<Result<_>>()?,
     })
+}
+
+/// A partition of which this entry is the first in the segment.
+fn nothing_before(entry: &Entry) -> Held {
+    let last_id = tombolo_event::EventId(Uuid::nil());
+    Held { first: entry.first, last: entry.first.saturating_sub(1), last_id, entries: Vec::new() }
+}
+
+/// Adds a block to its partition, which it must continue.
+fn hold(held: &mut Held, entry: Entry, last: u64) -> std::result::Result<(), String> {
+    if entry.first == 0 {
+        return Err("holds sequence 0".into());
+    }
+    if entry.first != held.last + 1 {
+        return Err(format!("begins at sequence {}; expected {}", entry.first, held.last + 1));
+    }
+    held.last = last;
+    held.entries.push(entry);
+    Ok(())
 }
 
 fn reader(bytes: &Bytes, scan: &Scan, at: usize) -> BlockReader {
@@ -288,30 +297,11 @@ fn open_last(
     let blob = storage.open(&segment_name(header.segment)).map_err(failed)?;
     let bytes = Bytes::from(read_all(&*blob).map_err(failed)?);
     let scan = scan(&bytes, header);
-    match &scan.ending {
-        Ending::Clean => {}
-        Ending::Torn(cut) => {
-            let file = storage.path(&segment_name(header.segment));
-            recovered.cut = Some(Cut { file, offset: scan.end as u64, bytes: *cut });
-        }
-        Ending::Damaged(offset, found) => {
-            return Err(damaged(storage, header.segment, *offset as u64, found));
-        }
-    }
+    recovered.cut = cut(storage, header, &scan)?;
     let index = index(storage, header, &bytes, &scan)?;
     settle(&*blob, &bytes, &scan).map_err(failed)?;
     apply_system(&published, &index, storage)?;
-    for ((topic, partition), held) in index.partitions {
-        let view = published.numbered(topic);
-        let first = held.first;
-        let follows = view
-            .as_ref()
-            .and_then(|view| view.partition(partition))
-            .map(|own| own.adopt(header.segment, held));
-        if follows != Some(true) {
-            return Err(does_not_follow(storage, header.segment, (topic, partition), first));
-        }
-    }
+    adopt(&published, header.segment, index.partitions, storage)?;
     recovered.events =
         published.topics().iter().flat_map(|topic| topic.tails()).map(|tail| tail.sequence).sum();
     let active = Active {
@@ -329,6 +319,36 @@ fn open_last(
         is_witnessed: scan.is_witnessed || scan.last_group.is_none(),
         recovered,
     })
+}
+
+/// What an interrupted write left at the end, if one did.
+fn cut(storage: &dyn Storage, header: &SegmentHeader, scan: &Scan) -> Result<Option<Cut>> {
+    match &scan.ending {
+        Ending::Clean => Ok(None),
+        Ending::Torn(bytes) => {
+            let file = storage.path(&segment_name(header.segment));
+            Ok(Some(Cut { file, offset: scan.end as u64, bytes: *bytes }))
+        }
+        Ending::Damaged(offset, found) => Err(damaged(storage, header.segment, *offset as u64, found)),
+    }
+}
+
+/// Gives each partition what the last segment holds of it.
+fn adopt(
+    published: &Published,
+    segment: u64,
+    partitions: BTreeMap<(u32, u32), Held>,
+    storage: &dyn Storage,
+) -> Result<()> {
+    for ((topic, partition), held) in partitions {
+        let view = published.numbered(topic);
+        let first = held.first;
+        let own = view.as_ref().and_then(|view| view.partition(partition));
+        if own.map(|own| own.adopt(segment, held)) != Some(true) {
+            return Err(does_not_follow(storage, segment, (topic, partition), first));
+        }
+    }
+    Ok(())
 }
 
 /// Erases an interrupted write, and writes and syncs the last group once more.

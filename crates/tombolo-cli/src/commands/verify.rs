@@ -66,18 +66,7 @@ fn files(data: &Path, format: Format) -> Result<()> {
         return Err(Error::not_found(format!("there is no folder {}", path.display())));
     }
     let inspection = embedded::verify(path)?;
-    let findings = inspection.topics.iter().flat_map(|topic| {
-        topic.partitions.iter().zip(0..).map(|(found, partition)| Finding {
-            topic: topic.name.to_string(),
-            partition,
-            events: found.events,
-            faults: match found.last.saturating_sub(found.events) {
-                0 => Vec::new(),
-                lost => vec![format!("{lost} of {} events cannot be read", found.last)],
-            },
-        })
-    });
-    let findings: Vec<_> = findings.collect();
+    let findings = readable(&inspection);
     let list: Vec<_> = findings.iter().map(json).collect();
     show(
         format,
@@ -98,6 +87,22 @@ fn files(data: &Path, format: Format) -> Result<()> {
             first.found
         ))),
     }
+}
+
+/// What can be read of each partition.
+fn readable(inspection: &Inspection) -> Vec<Finding> {
+    let findings = inspection.topics.iter().flat_map(|topic| {
+        topic.partitions.iter().zip(0..).map(|(found, partition)| Finding {
+            topic: topic.name.to_string(),
+            partition,
+            events: found.events,
+            faults: match found.last.saturating_sub(found.events) {
+                0 => Vec::new(),
+                lost => vec![format!("{lost} of {} events cannot be read", found.last)],
+            },
+        })
+    });
+    findings.collect()
 }
 
 /// What is no fault, and still worth knowing.
