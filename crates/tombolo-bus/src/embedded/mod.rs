@@ -1,9 +1,9 @@
 //! The embedded engine: one log on one machine, in process, and under the server of `tombolo bus`.
 //!
 //! One physical log, segmented and append-only, under all topics, so that one sync serves everybody who waits (group
-//! commit). Requests go through a [`queue`] to the one [`writer`] thread, which checks them and puts a group together
-//! ([`staging`]), writes and syncs it, and then makes it readable ([`published`]). Readers ([`reader`]) take blocks from
-//! the memory of the newest groups or from disk ([`source`]). Opening is in [`recovery`], the bytes are in [`format`].
+//! commit). Requests go through a `queue` to the one `writer` thread, which checks them and puts a group together
+//! (`staging`), writes and syncs it, and then makes it readable (`published`). Readers (`reader`) take blocks from
+//! the memory of the newest groups or from disk (`source`). Opening is in `recovery`, the bytes are in `format`.
 //!
 //! It serves one machine, by design: whoever outgrows it moves to a cluster of an existing engine.
 //!

@@ -1,5 +1,7 @@
 //! The library on the embedded engines: real SQLite files, the log in memory, real sockets.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
 mod support;
 mod path;
 mod failures;
