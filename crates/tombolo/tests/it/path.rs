@@ -1,9 +1,15 @@
 //! The path when the weather is fine: one commit here, one row there, in order.
 
+use axum::Router;
+use axum::extract::Path;
+use axum::routing::post;
+use futures_util::StreamExt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tombolo::sqlite::{Sqlite, Tx};
-use tombolo::{Event, Handled, Reactor, Received, Service, State, View};
+use tombolo::{Event, Handled, Problem, Reactor, Received, Service, State, View};
+use tombolo_bus::{Bus, Read};
+use tombolo_event::{Cursor, Envelope, ServiceName};
 
 use crate::support::{Ground, Placed, copies, copy, eventually, place, until_copied, with_copies};
 
@@ -176,4 +182,54 @@ async fn many_writers_at_once_lose_nothing() {
         assert_eq!(applied, (0..25).collect::<Vec<_>>());
     }
     assert_eq!(copies(&history.app).await.len(), 500);
+}
+
+async fn place_by_http(
+    axum::extract::State(app): AppState,
+    Path(order): Path<String>,
+) -> Result<(), Problem> {
+    let mut tx = app.begin().await?;
+    tx.publish(&Placed { order, cents: 1 })?;
+    tx.commit().await?;
+    Ok(())
+}
+
+type AppState = axum::extract::State<tombolo::App<Sqlite>>;
+
+/// The first event of a topic, once it is there.
+async fn first_event(ground: &Ground, topic: &str) -> Envelope {
+    let name = ServiceName::new(topic).unwrap();
+    eventually("a topic with an event", || async {
+        ground.bus.tails(&name).await.is_ok_and(|tails| tails.iter().any(|tail| tail.sequence > 0))
+    })
+    .await;
+    let tails = ground.bus.tails(&name).await.unwrap();
+    let partition = tails.iter().find(|tail| tail.sequence > 0).unwrap().partition;
+    let start = Cursor::start(ground.bus.topic(&name).await.unwrap().incarnation);
+    let mut batches = ground.bus.read(Read::to_tail(&name, partition, start)).await.unwrap();
+    let batch = batches.next().await.unwrap().unwrap();
+    Envelope::decode(batch.records[0].bytes.clone()).unwrap()
+}
+
+#[tokio::test]
+async fn a_trace_is_followed_from_the_request_through_every_event() {
+    let ground = Ground::new();
+    let routes = Router::new().route("/orders/{order}", post(place_by_http));
+    let orders = ground.start(ground.orders_service().routes(routes)).await;
+    let mail = Service::new("mail", ground.database("mail"))
+        .state("robot".to_owned())
+        .publishes::<Confirmed>()
+        .react(Reactor::from_start("confirm").on(confirm));
+    let mail = ground.start(mail).await;
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    let request = reqwest::Client::new().post(format!("{}/orders/o1", orders.url));
+    let header = format!("00-{trace}-b7ad6b7169203331-01");
+    request.header("traceparent", header).send().await.unwrap().error_for_status().unwrap();
+    let placed = first_event(&ground, "orders").await;
+    let confirmed = first_event(&ground, "mail").await;
+    assert_eq!(placed.trace.unwrap().trace_id(), trace);
+    assert_eq!(confirmed.trace.unwrap().trace_id(), trace);
+    assert_eq!(confirmed.causation, Some(placed.id));
+    assert_eq!(confirmed.correlation, Some(placed.id.to_string()));
+    drop(mail);
 }
