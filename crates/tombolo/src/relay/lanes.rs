@@ -13,6 +13,7 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{Future, StreamExt};
 use tombolo_bus::{Append, Bus, Record, Topic, port};
 use tombolo_db::{Mark, OutboxRow};
+use tracing::Instrument;
 
 use crate::{Error, Kind, Result};
 
@@ -109,11 +110,13 @@ impl Lanes {
         };
         let bus = Arc::clone(&self.bus);
         self.busy[lane] = true;
-        self.sent.push(Box::pin(async move {
+        let span = tracing::debug_span!("append", topic = %append.topic, partition = lane, events, last = mark.sequence);
+        let sent = async move {
             let began = Instant::now();
             bus.append(append).await?;
             Ok(Acknowledged { mark, events, took: began.elapsed() })
-        }));
+        };
+        self.sent.push(Box::pin(sent.instrument(span)));
     }
 
     fn next_batch(&mut self, lane: usize) -> Vec<Record> {

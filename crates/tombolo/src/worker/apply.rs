@@ -65,7 +65,9 @@ impl<D: Database> Worker<D> {
             let (now, later) = rest.split_at(session.batch_events.min(rest.len()));
             rest = later;
             let now: Vec<&Step> = now.iter().filter(|step| !session.lanes[step.lane].is_waiting()).collect();
-            match self.transaction(session, &now).await {
+            let span =
+                tracing::debug_span!("apply", subscription = self.subscription.name, events = now.len());
+            match self.transaction(session, &now).instrument(span).await {
                 Ok(took) => session.batch_events = next_size(session.batch_events, now.len(), took),
                 Err(Undone::Away(error)) => return Err(error),
                 Err(Undone::Failed(_)) => {
