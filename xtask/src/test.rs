@@ -66,8 +66,11 @@ fn servers(workspace: &Workspace, options: &Options, interrupt: &Interrupt) -> R
     Servers::for_tests(workspace, options.install, &wanted, interrupt)
 }
 
-/// The doc tests are a run of their own: `ignore` means something else to them.
-fn commands(workspace: &Workspace, quick: bool) -> [Command; 2] {
+/// Examples are built first, as the programs that some tests start; named as targets of a test run they would be built as
+/// tests. The doc tests are a run of their own: `ignore` means something else to them.
+fn commands(workspace: &Workspace, quick: bool) -> [Command; 3] {
+    let mut examples = workspace.cargo();
+    examples.args(["build", "--workspace", "--all-features", "--examples"]);
     let test = |targets: &[&str]| {
         let mut command = workspace.cargo();
         command.args(["test", "--workspace", "--all-features", "--no-fail-fast"]).args(targets);
@@ -76,11 +79,11 @@ fn commands(workspace: &Workspace, quick: bool) -> [Command; 2] {
         }
         command
     };
-    let mut tests = test(&["--lib", "--bins", "--tests", "--examples"]);
+    let mut tests = test(&["--lib", "--bins", "--tests"]);
     tests.args(["--", "--show-output"]).args((!quick).then_some("--include-ignored"));
     let mut doc_tests = test(&["--doc"]);
     doc_tests.args(["--", "--show-output"]);
-    [tests, doc_tests]
+    [examples, tests, doc_tests]
 }
 
 enum Line {
