@@ -3,8 +3,6 @@
 //! Invariant: yardstick and log write the same number of events' bytes, on the same disk, into files that were filled
 //! with zeros ahead, each batch synced before it counts.
 
-use std::path::Path;
-
 use crate::error::Result;
 use crate::quantiles::Latencies;
 use crate::rounds::{Round, Rounds, Turns};
@@ -12,7 +10,7 @@ use crate::scratch::{Scratch, THIS, quiet, written_bytes};
 use crate::server;
 use crate::table::{Bar, Row, micros, rate};
 use crate::topic::{BATCH_EVENTS, EVENT_BYTES, Target};
-use crate::yardstick;
+use crate::yardstick::BareFile;
 
 /// Batches of one round: 64 MiB, a whole segment of the log, so that each round pays for preparing one.
 const BATCHES: usize = 1_024;
@@ -26,8 +24,8 @@ fn rate_of(ns: u64) -> f64 {
     (BATCHES * BATCH_EVENTS) as f64 * 1e9 / ns as f64
 }
 
-async fn bare_loop(path: &Path) -> Result<f64> {
-    Ok(rate_of(yardstick::write_loop_ns(path.to_path_buf(), BATCHES, BATCH_EVENTS * EVENT_BYTES).await?))
+async fn bare_loop(file: &BareFile) -> Result<f64> {
+    Ok(rate_of(file.write_loop_ns(BATCHES, BATCH_EVENTS * EVENT_BYTES).await?))
 }
 
 async fn one_by_one(target: &mut Target) -> Result<f64> {
@@ -42,7 +40,8 @@ pub(crate) async fn in_process(scratch: &Scratch) -> Result<Vec<Row>> {
     let log = server::in_process(&scratch.path("append-in-process")).await?;
     let mut target = Target::new(log.clone(), 1).await?;
     one_by_one(&mut target).await?;
-    let bare = scratch.path("append-yardstick");
+    let bytes = BATCHES * BATCH_EVENTS * EVENT_BYTES;
+    let bare = BareFile::prepare(scratch.path("append-yardstick"), bytes).await?;
     let rounds =
         Rounds::measure(ROUNDS, async || bare_loop(&bare).await, async || one_by_one(&mut target).await)
             .await?;
@@ -56,10 +55,10 @@ pub(crate) async fn single(scratch: &Scratch) -> Result<Vec<Row>> {
     let log = server::in_process(&scratch.path("append-single")).await?;
     let mut target = Target::new(log.clone(), 1).await?;
     let bytes = written_by_one(&mut target).await?;
-    let bare = scratch.path("single-yardstick");
+    let bare = BareFile::prepare(scratch.path("single-yardstick"), SINGLES * bytes).await?;
     let (mut slowest, mut slowest_bare) = (Vec::new(), Vec::new());
     let yardstick = async || {
-        let latencies = yardstick::sync_latencies(bare.clone(), SINGLES, bytes).await?;
+        let latencies = bare.latencies(SINGLES, bytes).await?;
         slowest_bare.push(latencies.us(0.99));
         Ok(latencies.p50_us())
     };

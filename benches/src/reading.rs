@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Result;
 use crate::rounds::{Round, Rounds, Turns};
-use crate::scratch::Scratch;
+use crate::scratch::{Scratch, THIS, quiet};
 use crate::server;
 use crate::table::{Bar, Row, rate};
 use crate::topic::{BATCH_EVENTS, OWNER, Target};
@@ -29,28 +29,56 @@ pub(crate) async fn back(scratch: &Scratch) -> Result<Vec<Row>> {
     let client = server::client(&socket, OWNER).await?;
     let remote = Target::new(client.clone(), 1).await?;
     let files = written_parts(&local_folder)?;
-    let (mut in_process, mut through_server) = (Rounds::default(), Rounds::default());
-    let mut turns = Turns::new(ROUNDS + 1);
-    while turns.next() {
-        let ns = yardstick::scan_ns(files.clone()).await?;
-        let bare = (BATCHES * BATCH_EVENTS) as f64 * 1e9 / ns as f64;
-        let near = rate_of(&local).await?;
-        let far = rate_of(&remote).await?;
-        in_process.0.push(Round { yardstick: bare, subject: near });
-        through_server.0.push(Round { yardstick: near, subject: far });
-    }
+    let copies = written_parts(&remote_folder)?;
+    quiet(THIS).await?;
+    let warm = turns(&files, &copies, &local, &remote, false).await?;
+    let cold = turns(&files, &copies, &local, &remote, true).await?;
     client.close().await;
     process.end().await?;
     log.close().await;
-    // The first round only filled the page cache.
-    in_process.0.remove(0);
-    through_server.0.remove(0);
-    let first = "reading a partition back, in process / bare sequential read of the same files, both from the page cache";
-    let second = "reading a partition back through the server (Unix socket) / in process";
     Ok(vec![
-        Row::of(first, &in_process, Bar::AtLeast(0.25), rate),
-        Row::of(second, &through_server, Bar::AtLeast(0.5), rate),
+        Row::of(&format!("{NEAR}, both from the page cache"), &warm.near, Bar::AtLeast(0.25), rate),
+        Row::of(&format!("{FAR}, both from the page cache"), &warm.far, Bar::AtLeast(0.5), rate),
+        Row::of(&format!("{NEAR}, both from the disk"), &cold.near, Bar::AtLeast(0.25), rate),
+        Row::of(&format!("{FAR}, both from the disk"), &cold.far, Bar::AtLeast(0.5), rate),
     ])
+}
+
+const NEAR: &str = "reading a partition back, in process / bare sequential read of the same files";
+const FAR: &str = "reading a partition back through the server (Unix socket) / in process";
+
+#[derive(Default)]
+struct Ways {
+    near: Rounds,
+    far: Rounds,
+}
+
+/// The yardstick, the log in process and the log behind the server by turns, each from the page cache or from the disk.
+async fn turns(
+    files: &[(PathBuf, u64)],
+    copies: &[(PathBuf, u64)],
+    local: &Target,
+    remote: &Target,
+    is_cold: bool,
+) -> Result<Ways> {
+    let mut ways = Ways::default();
+    let mut turns = Turns::new(ROUNDS + 1);
+    let prepare = async |files| if is_cold { yardstick::forget(files).await } else { Ok(()) };
+    while turns.next() {
+        prepare(files).await?;
+        let ns = yardstick::scan_ns(files.to_vec()).await?;
+        let bare = (BATCHES * BATCH_EVENTS) as f64 * 1e9 / ns as f64;
+        prepare(files).await?;
+        let near = rate_of(local).await?;
+        prepare(copies).await?;
+        let far = rate_of(remote).await?;
+        ways.near.0.push(Round { yardstick: bare, subject: near });
+        ways.far.0.push(Round { yardstick: near, subject: far });
+    }
+    // The first round only warms up.
+    ways.near.0.remove(0);
+    ways.far.0.remove(0);
+    Ok(ways)
 }
 
 async fn rate_of(target: &Target) -> Result<f64> {

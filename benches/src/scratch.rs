@@ -9,6 +9,7 @@ use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use tempfile::TempDir;
 
 use crate::error::{Error, Result};
+use crate::yardstick::blocking;
 
 /// How long the log may go on preparing files before the next measurement begins all the same.
 const QUIET_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -47,8 +48,8 @@ fn beside_program() -> Result<PathBuf> {
 /// The number of this process in `/proc`.
 pub(crate) const THIS: &str = "self";
 
-/// Waits until a process writes nothing any more: until its log has prepared its next segment, whose zeros would
-/// otherwise be written during somebody else's turn.
+/// Waits until a process writes nothing any more and the disk has everything: until its log has prepared its next
+/// segment, whose zeros would otherwise be written during somebody else's turn.
 pub(crate) async fn quiet(process: &str) -> Result<()> {
     let mut before = written_bytes(process)?;
     let mut still = 0;
@@ -60,7 +61,12 @@ pub(crate) async fn quiet(process: &str) -> Result<()> {
         still = if now - before < 1_000 { still + 1 } else { 0 };
         before = now;
     }
-    Ok(())
+    blocking(|| {
+        // What was written may still be on its way to the disk.
+        nix::unistd::sync();
+        Ok(())
+    })
+    .await
 }
 
 /// The bytes that a process has given to write calls so far.

@@ -6,8 +6,11 @@
 use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use crate::error::Result;
 use crate::quantiles::Latencies;
@@ -16,74 +19,95 @@ use crate::quantiles::Latencies;
 const SCAN_BYTES: usize = 256 << 10;
 const ZEROS_BYTES: usize = 1 << 20;
 
-/// A file of zeros that is on disk whole.
-fn prepared(path: &Path, bytes: u64) -> Result<File> {
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
-    let zeros = vec![0; ZEROS_BYTES];
-    let mut at = 0;
-    while at < bytes {
-        let next = zeros.len().min((bytes - at) as usize);
-        file.write_all_at(&zeros[..next], at)?;
-        at += next as u64;
+/// A bare file, filled with zeros and synced, that is written from its beginning in each round.
+///
+/// It is kept until the end of the run: removing a file makes the disk busy with its freed blocks for seconds.
+#[derive(Clone)]
+pub(crate) struct BareFile(Arc<File>);
+
+impl BareFile {
+    /// Prepares a file of `bytes`.
+    pub(crate) async fn prepare(path: PathBuf, bytes: usize) -> Result<Self> {
+        blocking(move || {
+            let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
+            let zeros = vec![0; ZEROS_BYTES];
+            for at in (0..bytes).step_by(ZEROS_BYTES) {
+                file.write_all_at(&zeros[..ZEROS_BYTES.min(bytes - at)], at as u64)?;
+            }
+            file.sync_all()?;
+            Ok(Self(Arc::new(file)))
+        })
+        .await
     }
-    file.sync_all()?;
-    Ok(file)
-}
 
-/// Writes `count` times `bytes` one after the other, each synced and after a pause; hands the nanoseconds of each
-/// to `seen`.
-fn write_synced(
-    path: &Path,
-    (count, bytes): (usize, usize),
-    mut pause: impl FnMut(),
-    mut seen: impl FnMut(u64),
-) -> Result<()> {
-    let file = prepared(path, (count * bytes) as u64)?;
-    // Not zeros, which a disk might not write at all.
-    let block: Vec<u8> = (0..bytes).map(|at| (at % 251) as u8 + 1).collect();
-    for number in 0..count {
-        pause();
-        let began = Instant::now();
-        file.write_all_at(&block, (number * bytes) as u64)?;
-        file.sync_data()?;
-        seen(u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX));
+    /// Writes `count` times `bytes`, each after a pause and synced; hands the nanoseconds of each to `seen`.
+    fn write_synced(
+        &self,
+        (count, bytes): (usize, usize),
+        mut pause: impl FnMut(),
+        mut seen: impl FnMut(u64),
+    ) -> Result<()> {
+        // Not zeros, which a disk might not write at all.
+        let block: Vec<u8> = (0..bytes).map(|at| (at % 251) as u8 + 1).collect();
+        for number in 0..count {
+            pause();
+            let began = Instant::now();
+            self.0.write_all_at(&block, (number * bytes) as u64)?;
+            self.0.sync_data()?;
+            seen(u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX));
+        }
+        Ok(())
     }
-    drop(file);
-    Ok(std::fs::remove_file(path)?)
+
+    /// The nanoseconds that `count` writes of `bytes` take, each synced.
+    pub(crate) async fn write_loop_ns(&self, count: usize, bytes: usize) -> Result<u64> {
+        let file = self.clone();
+        blocking(move || {
+            let mut total = 0;
+            file.write_synced((count, bytes), || {}, |ns| total += ns)?;
+            Ok(total)
+        })
+        .await
+    }
+
+    /// The latencies of `count` single writes of `bytes`, each synced, one after the other.
+    pub(crate) async fn latencies(&self, count: usize, bytes: usize) -> Result<Latencies> {
+        let file = self.clone();
+        blocking(move || {
+            let mut latencies = Latencies::new();
+            file.write_synced((count, bytes), || {}, |ns| latencies.record(ns))?;
+            Ok(latencies)
+        })
+        .await
+    }
+
+    /// The latencies of single writes of `bytes`, each synced, that begin at `arrivals` (nanoseconds from now on).
+    pub(crate) async fn paced_latencies(&self, arrivals: Vec<u64>, bytes: usize) -> Result<Latencies> {
+        let file = self.clone();
+        blocking(move || {
+            let mut latencies = Latencies::new();
+            let began = Instant::now();
+            let mut next = arrivals.iter().map(|at| Duration::from_nanos(*at));
+            let pause = || {
+                let next = next.next().unwrap_or_default();
+                std::thread::sleep(next.saturating_sub(began.elapsed()));
+            };
+            file.write_synced((arrivals.len(), bytes), pause, |ns| latencies.record(ns))?;
+            Ok(latencies)
+        })
+        .await
+    }
 }
 
-/// The nanoseconds that `count` writes of `bytes` take, each synced.
-pub(crate) async fn write_loop_ns(path: PathBuf, count: usize, bytes: usize) -> Result<u64> {
+/// Makes the system forget what it holds of files, so that the next read comes from the disk.
+pub(crate) async fn forget(files: &[(PathBuf, u64)]) -> Result<()> {
+    let files = files.to_vec();
     blocking(move || {
-        let mut total = 0;
-        write_synced(&path, (count, bytes), || {}, |ns| total += ns)?;
-        Ok(total)
-    })
-    .await
-}
-
-/// The latencies of `count` single writes of `bytes`, each synced.
-pub(crate) async fn sync_latencies(path: PathBuf, count: usize, bytes: usize) -> Result<Latencies> {
-    blocking(move || {
-        let mut latencies = Latencies::new();
-        write_synced(&path, (count, bytes), || {}, |ns| latencies.record(ns))?;
-        Ok(latencies)
-    })
-    .await
-}
-
-/// The latencies of single writes of `bytes`, each synced, that begin at `arrivals` (in nanoseconds from the first).
-pub(crate) async fn paced_latencies(path: PathBuf, arrivals: Vec<u64>, bytes: usize) -> Result<Latencies> {
-    blocking(move || {
-        let mut latencies = Latencies::new();
-        let began = Instant::now();
-        let mut next = arrivals.iter().map(|at| Duration::from_nanos(*at));
-        let pause = || {
-            let next = next.next().unwrap_or_default();
-            std::thread::sleep(next.saturating_sub(began.elapsed()));
-        };
-        write_synced(&path, (arrivals.len(), bytes), pause, |ns| latencies.record(ns))?;
-        Ok(latencies)
+        for (path, _) in &files {
+            let file = File::open(path)?;
+            posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+        }
+        Ok(())
     })
     .await
 }
@@ -114,11 +138,11 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn every_write_is_measured_and_the_file_is_gone() {
+    async fn every_write_is_measured() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("yardstick");
-        let latencies = sync_latencies(path.clone(), 7, 300).await.unwrap();
-        assert_eq!(latencies.len(), 7);
-        assert!(!path.exists());
+        let file = BareFile::prepare(folder.path().join("bare"), 7 * 300).await.unwrap();
+        assert_eq!(file.latencies(7, 300).await.unwrap().len(), 7);
+        assert_eq!(file.paced_latencies(vec![0, 1_000], 300).await.unwrap().len(), 2);
+        assert!(std::fs::read(folder.path().join("bare")).unwrap().iter().all(|byte| *byte != 0));
     }
 }
