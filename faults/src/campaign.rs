@@ -1,5 +1,6 @@
 //! The campaign: each barrier so often, then random moments; after each part everything settles and is checked.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
@@ -7,6 +8,7 @@ use rand::{Rng, SeedableRng};
 use tokio::time::sleep;
 use tombolo_event::barrier;
 
+use crate::databases::{Databases, Ground};
 use crate::load::Load;
 use crate::process::{Outcome, Which, World};
 use crate::verify;
@@ -18,6 +20,7 @@ const RANDOM_PAUSE_MAX: Duration = Duration::from_millis(400);
 
 /// What to do.
 pub(crate) struct Plan {
+    pub(crate) ground: Ground,
     pub(crate) each: u32,
     pub(crate) random: u32,
     pub(crate) seed: u64,
@@ -39,10 +42,10 @@ pub(crate) async fn run(plan: Plan) -> Outcome<()> {
     let barriers = barrier::ALL.iter().filter(|name| plan.only.as_deref().is_none_or(|only| only == **name));
     let mut total = Tally::default();
     for barrier in barriers {
-        total.add(&part(barrier, plan.each, &mut random).await?);
+        total.add(&part(barrier, plan.each, &plan.ground, &mut random).await?);
     }
     if plan.only.is_none() && plan.random > 0 {
-        total.add(&part("random moments", plan.random, &mut random).await?);
+        total.add(&part("random moments", plan.random, &plan.ground, &mut random).await?);
     }
     println!(
         "{} kills landed, {} of them with work in flight; nothing lost, doubled, reordered or skipped",
@@ -59,11 +62,31 @@ impl Tally {
     }
 }
 
-/// One part in a world of its own.
-async fn part(name: &str, kills: u32, random: &mut StdRng) -> Outcome<Tally> {
-    let began = Instant::now();
+/// One part on ground of its own, which is kept if it failed.
+async fn part(name: &str, kills: u32, ground: &Ground, random: &mut StdRng) -> Outcome<Tally> {
     let folder = tempfile::tempdir()?;
-    let mut world = World::start(folder.path()).await?;
+    let databases = ground.make(folder.path()).await?;
+    match visit(name, kills, folder.path(), &databases, random).await {
+        Ok(tally) => databases.drop().await.map(|()| tally),
+        Err(error) => Err(format!(
+            "{name}: {error}; its files are kept in {}, its databases are {}",
+            folder.keep().display(),
+            databases.names()
+        )
+        .into()),
+    }
+}
+
+/// Kills so often at one place, then lets everything settle and checks it.
+async fn visit(
+    name: &str,
+    kills: u32,
+    folder: &Path,
+    databases: &Databases<'_>,
+    random: &mut StdRng,
+) -> Outcome<Tally> {
+    let began = Instant::now();
+    let mut world = World::start(folder, databases).await?;
     let load = Load::start(&world.producer_url, 0);
     let at_random = !barrier::ALL.contains(&name);
     let mut tally = Tally::default();
@@ -84,7 +107,7 @@ async fn part(name: &str, kills: u32, random: &mut StdRng) -> Outcome<Tally> {
         world.ready(which).await?;
     }
     let acknowledged = load.stop().await;
-    let checked = verify::settled(&world, &acknowledged).await.map_err(|error| keep(&error, folder, name))?;
+    let checked = verify::settled(&world, &acknowledged).await?;
     println!(
         "| `{name}` | {} | {} | {} | {} | {:.1} s |",
         tally.landed,
@@ -97,7 +120,7 @@ async fn part(name: &str, kills: u32, random: &mut StdRng) -> Outcome<Tally> {
 }
 
 /// Lets the process in which the barrier lies run until it dies there.
-async fn kill_at(barrier: &str, world: &mut World, random: &mut StdRng) -> Outcome<Which> {
+async fn kill_at(barrier: &str, world: &mut World<'_>, random: &mut StdRng) -> Outcome<Which> {
     let which = Which::of(barrier);
     world.kill(which).await?;
     let passes = random.random_range(1..=PASSES_MAX);
@@ -110,7 +133,7 @@ async fn kill_at(barrier: &str, world: &mut World, random: &mut StdRng) -> Outco
 }
 
 /// Kills one of the three at a random moment.
-async fn kill_somebody(world: &mut World, random: &mut StdRng) -> Outcome<Which> {
+async fn kill_somebody(world: &mut World<'_>, random: &mut StdRng) -> Outcome<Which> {
     let which = Which::ALL[random.random_range(0..3)];
     // The pause is the experiment: it decides where on the path the kill lands.
     sleep(RANDOM_PAUSE_MAX.mul_f64(random.random())).await;
@@ -119,18 +142,10 @@ async fn kill_somebody(world: &mut World, random: &mut StdRng) -> Outcome<Which>
 }
 
 /// Whether the kill left something half done: a request, a row in the outbox, an event that is not in the view.
-async fn has_work_in_flight(world: &World, load: &Load) -> Outcome<bool> {
-    let behind = match verify::open(&world.database(Which::Consumer)).await {
-        Ok(history) => {
-            let copies: i64 = sqlx::query_scalar("SELECT count(*) FROM copies").fetch_one(&history).await?;
-            usize::try_from(copies)? < load.count()
-        }
+async fn has_work_in_flight(world: &World<'_>, load: &Load) -> Outcome<bool> {
+    let behind = match world.databases.read(Which::Consumer).await {
+        Ok(mut history) => usize::try_from(history.count(verify::COPIES).await?)? < load.count(),
         Err(_) => true,
     };
     Ok(behind || load.outstanding() > 0 || verify::outbox_rows(world).await? > 0)
-}
-
-/// Keeps the files of a failed part, and says where they are.
-fn keep(error: &dyn std::fmt::Display, folder: tempfile::TempDir, name: &str) -> Box<dyn std::error::Error> {
-    format!("{name}: {error}; its files are kept in {}", folder.keep().display()).into()
 }

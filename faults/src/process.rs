@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::process::{Child, Command};
 use tokio::time::{interval, timeout};
 
+use crate::databases::Databases;
 use crate::roles;
 
 pub(crate) type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
@@ -41,18 +42,20 @@ impl Which {
 }
 
 /// The three processes and where their files are.
-pub(crate) struct World {
-    pub(crate) folder: PathBuf,
+pub(crate) struct World<'a> {
+    folder: PathBuf,
+    pub(crate) databases: &'a Databases<'a>,
     pub(crate) producer_url: String,
     consumer_url: String,
     children: [Option<Child>; 3],
     http: reqwest::Client,
 }
 
-impl World {
-    pub(crate) async fn start(folder: &Path) -> Outcome<Self> {
+impl<'a> World<'a> {
+    pub(crate) async fn start(folder: &Path, databases: &'a Databases<'a>) -> Outcome<Self> {
         let mut world = Self {
             folder: folder.to_owned(),
+            databases,
             producer_url: format!("http://{}", free_port()?),
             consumer_url: format!("http://{}", free_port()?),
             children: [None, None, None],
@@ -69,10 +72,6 @@ impl World {
 
     pub(crate) fn bus_url(&self) -> String {
         format!("tombolo+unix://{}/bus.sock", self.folder.display())
-    }
-
-    pub(crate) fn database(&self, which: Which) -> PathBuf {
-        self.folder.join(if which == Which::Producer { "orders.db" } else { "history.db" })
     }
 
     /// Starts a process, which kills itself at `kill_at` if one is given.
@@ -92,7 +91,7 @@ impl World {
             Which::Consumer => command.arg("consumer").env("TOMBOLO_LISTEN", listen(&self.consumer_url)),
         };
         command.env("TOMBOLO_BUS", self.bus_url()).env("TOMBOLO_REPLICA", "1");
-        command.env("TOMBOLO_DATABASE", format!("sqlite:{}", self.database(which).display()));
+        command.env("TOMBOLO_DATABASE", self.databases.url(which));
         if let Some(kill_at) = kill_at {
             command.env("TOMBOLO_KILL_AT", kill_at);
         }

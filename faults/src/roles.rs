@@ -1,6 +1,11 @@
 //! The processes that are killed: the bus, a producer, a consumer with a view and a reactor.
 //!
-//! Nothing here guards against doubles: a double would show.
+//! Nothing here guards against doubles: a double would show. What differs between databases is a [`Store`].
+
+mod sqlite;
+mod postgres;
+
+use std::future::Future;
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -9,12 +14,27 @@ use axum::{Json, Router};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
-use tombolo::sqlite::{Sqlite, Tx};
-use tombolo::{Event, Handled, Problem, Reactor, Service, Settings, View};
+use tombolo::postgres::Postgres;
+use tombolo::sqlite::Sqlite;
+use tombolo::{App, Database, Event, Handled, Problem, Reactor, Service, Settings, Transaction, View};
 use tombolo_bus::embedded::{Log, Options};
 use tombolo_bus::server::Server;
 
-type App = tombolo::App<Sqlite>;
+const INSERT_ORDER: &str = "INSERT INTO orders (id, key, n) VALUES ($1, $2, $3)";
+const INSERT_COPY: &str = "INSERT INTO copies (id, key, n) VALUES ($1, $2, $3)";
+
+/// What a role needs of its database beyond what Tombolo does.
+pub(crate) trait Store: Database {
+    /// Makes the table in which orders or copies are kept, in the order in which they came.
+    fn table(self, name: &'static str) -> impl Future<Output = tombolo::Result<()>> + Send;
+
+    /// Keeps an order, or a copy of one.
+    fn insert(
+        tx: &mut Self::Tx,
+        insert: &'static str,
+        row: &Placed,
+    ) -> impl Future<Output = sqlx::Result<()>> + Send;
+}
 
 /// What the producer says. `n` counts up for each key, so that a reordering shows.
 #[derive(Serialize, Deserialize, JsonSchema, Clone)]
@@ -45,66 +65,64 @@ impl Event for Seen {
     }
 }
 
-async fn place(State(app): State<App>, Json(placed): Json<Placed>) -> Result<StatusCode, Problem> {
+async fn place<D: Store>(
+    State(app): State<App<D>>,
+    Json(placed): Json<Placed>,
+) -> Result<StatusCode, Problem> {
     let mut tx = app.begin().await?;
-    sqlx::query("INSERT INTO orders (id, key, n) VALUES (?, ?, ?)")
-        .bind(&placed.id)
-        .bind(&placed.key)
-        .bind(placed.n)
-        .execute(&mut *tx)
-        .await?;
-    tx.publish(&placed)?;
+    D::insert(&mut tx, INSERT_ORDER, &placed).await?;
+    tx.outgoing().publish(&placed)?;
     tx.commit().await?;
     Ok(StatusCode::CREATED)
 }
 
-async fn copy(event: Placed, tx: &mut Tx) -> Handled {
-    sqlx::query("INSERT INTO copies (id, key, n) VALUES (?, ?, ?)")
-        .bind(event.id)
-        .bind(event.key)
-        .bind(event.n)
-        .execute(&mut **tx)
-        .await?;
+async fn copy<D: Store>(event: Placed, tx: &mut D::Tx) -> Handled {
+    D::insert(tx, INSERT_COPY, &event).await?;
     Ok(())
 }
 
-async fn react(event: Placed, tx: &mut Tx) -> Handled {
-    tx.publish(&Seen { id: event.id, key: event.key })?;
+async fn react<D: Store>(event: Placed, tx: &mut D::Tx) -> Handled {
+    tx.outgoing().publish(&Seen { id: event.id, key: event.key })?;
     Ok(())
 }
 
-async fn table(database: Sqlite, name: &'static str) -> tombolo::Result<()> {
-    let columns = "place INTEGER PRIMARY KEY, id TEXT NOT NULL, key TEXT NOT NULL, n INTEGER NOT NULL";
-    let create = format!("CREATE TABLE IF NOT EXISTS {name} ({columns}) STRICT");
-    sqlx::raw_sql(sqlx::AssertSqlSafe(create)).execute(database.pool()).await?;
-    Ok(())
+fn orders<D: Store>(database: D) -> Service<D> {
+    Service::new("orders", database)
+        .setup(|database| database.table("orders"))
+        .routes(Router::new().route("/orders", post(place::<D>)))
+        .publishes::<Placed>()
 }
 
-fn database() -> tombolo::Result<Sqlite> {
-    Ok(Sqlite::open(tombolo::settings::database_or("sqlite:unnamed.db"))?)
+fn history<D: Store>(database: D) -> Service<D> {
+    Service::new("history", database)
+        .setup(|database| database.table("copies"))
+        .publishes::<Seen>()
+        .view(View::new("copies", 1).on(copy::<D>))
+        .react(Reactor::from_start("seen").on(react::<D>))
 }
 
 /// Runs until it is killed, at the barrier that the environment names or from outside.
-async fn serve(service: Service<Sqlite>) -> tombolo::Result<()> {
+async fn serve<D: Store>(service: Service<D>) -> tombolo::Result<()> {
     tombolo::barriers::install_from_env()?;
     service.start(Settings::from_env()?).await?.failed().await
 }
 
+fn database_url() -> String {
+    tombolo::settings::database_or("sqlite:unnamed.db")
+}
+
 pub(crate) async fn producer() -> tombolo::Result<()> {
-    let service = Service::new("orders", database()?)
-        .setup(async |database| table(database, "orders").await)
-        .routes(Router::new().route("/orders", post(place)))
-        .publishes::<Placed>();
-    serve(service).await
+    match database_url() {
+        url if url.starts_with("postgres") => serve(orders(Postgres::open(&url)?)).await,
+        url => serve(orders(Sqlite::open(url)?)).await,
+    }
 }
 
 pub(crate) async fn consumer() -> tombolo::Result<()> {
-    let service = Service::new("history", database()?)
-        .setup(async |database| table(database, "copies").await)
-        .publishes::<Seen>()
-        .view(View::new("copies", 1).on(copy))
-        .react(Reactor::from_start("seen").on(react));
-    serve(service).await
+    match database_url() {
+        url if url.starts_with("postgres") => serve(history(Postgres::open(&url)?)).await,
+        url => serve(history(Sqlite::open(url)?)).await,
+    }
 }
 
 pub(crate) async fn bus(folder: &str) -> Result<(), Box<dyn std::error::Error>> {

@@ -4,54 +4,47 @@
 //!   contiguous and in order. **I4** every event is applied once per subscription. **I5** a view equals the fold of its topics.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions};
 use tokio::time::{interval, timeout};
 use tombolo::Event;
 use tombolo_bus::{Identity, Read};
 use tombolo_event::{Cursor, Envelope, ServiceName};
 
+use crate::databases::Reader;
 use crate::process::{Outcome, Placed, Seen, Which, World};
 
 /// How long settling may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// (id, key, n), in the order of application.
-type Rows = Vec<(String, String, i64)>;
+pub(crate) type Rows = Vec<(String, String, i64)>;
+
+/// The rows of an outbox.
+const WAITING: &str = "SELECT count(*) FROM tombolo.outbox";
+/// How many events the subscriptions have behind them, all together.
+const APPLIED: &str = "SELECT CAST(coalesce(sum(sequence), 0) AS BIGINT) FROM tombolo.cursor";
+/// What is in the view.
+pub(crate) const COPIES: &str = "SELECT count(*) FROM copies";
 
 /// What was checked.
 pub(crate) struct Checked {
     pub(crate) events: usize,
 }
 
-/// Opens a service's database for reading.
-pub(crate) async fn open(path: &Path) -> Outcome<SqlitePool> {
-    let options =
-        SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(Duration::from_secs(10));
-    Ok(SqlitePoolOptions::new().max_connections(1).connect_with(options).await?)
-}
-
 /// What waits in the producer's outbox.
-pub(crate) async fn outbox_rows(world: &World) -> Outcome<i64> {
-    count(&open(&world.database(Which::Producer)).await?, "SELECT count(*) FROM tombolo_outbox").await
-}
-
-async fn count(pool: &SqlitePool, query: &'static str) -> Outcome<i64> {
-    Ok(sqlx::query_scalar(query).fetch_one(pool).await?)
+pub(crate) async fn outbox_rows(world: &World<'_>) -> Outcome<i64> {
+    world.databases.read(Which::Producer).await?.count(WAITING).await
 }
 
 /// Waits until nothing is left to do, then checks everything.
-pub(crate) async fn settled(world: &World, acknowledged: &[String]) -> Outcome<Checked> {
-    let orders = open(&world.database(Which::Producer)).await?;
-    let history = open(&world.database(Which::Consumer)).await?;
-    settle(&orders, &history).await?;
-    let ordered: Rows =
-        sqlx::query_as("SELECT id, key, n FROM orders ORDER BY place").fetch_all(&orders).await?;
-    let copied: Rows =
-        sqlx::query_as("SELECT id, key, n FROM copies ORDER BY place").fetch_all(&history).await?;
+pub(crate) async fn settled(world: &World<'_>, acknowledged: &[String]) -> Outcome<Checked> {
+    let mut orders = world.databases.read(Which::Producer).await?;
+    let mut history = world.databases.read(Which::Consumer).await?;
+    settle(&mut orders, &mut history).await?;
+    let ordered = orders.rows("SELECT id, key, n FROM orders ORDER BY place").await?;
+    let copied = history.rows("SELECT id, key, n FROM copies ORDER BY place").await?;
     let placed = topic::<Placed>(world, "orders").await?;
     let seen = topic::<Seen>(world, "history").await?;
     let committed = ids(ordered.iter().map(|row| &row.0))?;
@@ -69,16 +62,16 @@ pub(crate) async fn settled(world: &World, acknowledged: &[String]) -> Outcome<C
     Ok(Checked { events: placed.len() })
 }
 
-async fn settle(orders: &SqlitePool, history: &SqlitePool) -> Outcome<()> {
+async fn settle(orders: &mut Reader, history: &mut Reader) -> Outcome<()> {
     let mut look = interval(Duration::from_millis(10));
     let quiet = async {
         loop {
             look.tick().await;
-            let rows = count(orders, "SELECT count(*) FROM orders").await?;
-            let waiting = count(orders, "SELECT count(*) FROM tombolo_outbox").await?;
-            let copies = count(history, "SELECT count(*) FROM copies").await?;
-            let reactions = count(history, "SELECT count(*) FROM tombolo_outbox").await?;
-            let cursors = count(history, "SELECT coalesce(sum(sequence), 0) FROM tombolo_cursor").await?;
+            let rows = orders.count("SELECT count(*) FROM orders").await?;
+            let waiting = orders.count(WAITING).await?;
+            let copies = history.count(COPIES).await?;
+            let reactions = history.count(WAITING).await?;
+            let cursors = history.count(APPLIED).await?;
             if waiting == 0 && reactions == 0 && copies >= rows && cursors >= 2 * rows {
                 return Outcome::Ok(());
             }
@@ -90,7 +83,7 @@ async fn settle(orders: &SqlitePool, history: &SqlitePool) -> Outcome<()> {
 }
 
 /// Every event of a topic; sequences must be contiguous from 1 in each partition.
-async fn topic<E: Event>(world: &World, name: &str) -> Outcome<Vec<E>> {
+async fn topic<E: Event>(world: &World<'_>, name: &str) -> Outcome<Vec<E>> {
     let bus = tombolo_bus::connect(&world.bus_url(), &Identity::Operator).await?;
     let name = ServiceName::new(name)?;
     let topic = bus.topic(&name).await?;
