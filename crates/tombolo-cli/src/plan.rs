@@ -128,6 +128,8 @@ impl<'m> Planner<'m> {
         check_free(listen, BUS)?;
         let mut arguments = vec!["bus".to_owned(), "--data".into(), self.folder.bus().display().to_string()];
         arguments.extend(["--listen".into(), listen.to_string()]);
+        let metrics = SocketAddr::new(asked.ip(), self.free_port(asked.ip(), "bus-metrics", 1)?);
+        arguments.extend(["--metrics".into(), metrics.to_string()]);
         let mut url = format!("tombolo://{listen}");
         if let Some(socket) = self.folder.bus_socket() {
             arguments.extend(["--socket".into(), socket.display().to_string()]);
