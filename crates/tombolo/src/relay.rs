@@ -183,12 +183,13 @@ impl Relay {
                 self.measure().await?;
                 renew = Instant::now() + RENEW_EVERY;
             }
-            if (look || lanes.is_all_done()) && lanes.rows() < IN_FLIGHT_ROWS_MAX {
+            if (look || lanes.is_removal_due()) && lanes.rows() < IN_FLIGHT_ROWS_MAX {
                 let taken = self.round(leader, &mut lanes).await?;
                 look = taken.may_have_more;
                 idle = if taken.rows > 0 { 0 } else { idle };
             }
-            let can_look = look && lanes.rows() < IN_FLIGHT_ROWS_MAX;
+            let has_room = lanes.rows() < IN_FLIGHT_ROWS_MAX;
+            let upkeep = lanes.removal_at().filter(|_| has_room).map_or(renew, |at| at.min(renew));
             tokio::select! {
                 biased;
                 acknowledged = lanes.next(), if lanes.rows() > 0 => {
@@ -197,10 +198,10 @@ impl Relay {
                     self.metrics.relayed.inc_by(events as u64);
                     self.metrics.append_seconds.observe(took.as_secs_f64());
                 }
-                () = std::future::ready(()), if can_look => {}
+                () = std::future::ready(()), if look && has_room => {}
                 () = self.woken.notified() => look = true,
                 () = self.stop.cancelled() => {}
-                () = sleep_until(renew) => {}
+                () = sleep_until(upkeep) => {}
                 () = sleep(POLL.delay(idle, 1.0)), if lanes.rows() == 0 => {
                     idle += 1;
                     look = true;

@@ -6,11 +6,12 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{Future, StreamExt};
+use tokio::time::Instant;
 use tombolo_bus::{Append, Bus, Record, Topic, port};
 use tombolo_db::{Mark, OutboxRow};
 use tracing::Instrument;
@@ -19,6 +20,9 @@ use crate::{Error, Kind, Result};
 
 /// While more is on its way, so many rows are removed in one go.
 const REMOVE_ROWS_MIN: usize = 500;
+/// How long fewer rows stay once they are acknowledged: what arrives meanwhile is sent before they are removed, and
+/// they are removed together.
+const REMOVE_AFTER: Duration = Duration::from_millis(20);
 
 type Sent = Pin<Box<dyn Future<Output = Result<Acknowledged>> + Send>>;
 
@@ -38,6 +42,8 @@ pub(super) struct Lanes {
     sent: FuturesUnordered<Sent>,
     done: Vec<Mark>,
     done_rows: usize,
+    /// When the first of them was acknowledged.
+    done_since: Option<Instant>,
     rows: usize,
 }
 
@@ -53,6 +59,7 @@ impl Lanes {
             sent: FuturesUnordered::new(),
             done: Vec::new(),
             done_rows: 0,
+            done_since: None,
             rows: 0,
         }
     }
@@ -62,19 +69,26 @@ impl Lanes {
         self.rows
     }
 
-    /// Whether everything that was sent is acknowledged, and not all of it is reported yet.
-    pub(super) fn is_all_done(&self) -> bool {
-        self.rows == 0 && !self.done.is_empty()
+    /// When it is worth a write to remove what was acknowledged.
+    pub(super) fn removal_at(&self) -> Option<Instant> {
+        let since = self.done_since?;
+        Some(if self.done_rows >= REMOVE_ROWS_MIN { since } else { since + REMOVE_AFTER })
     }
 
-    /// What was acknowledged, if removing it now is worth a write: nothing is on its way, or much is done.
+    /// Whether it is by now.
+    pub(super) fn is_removal_due(&self) -> bool {
+        self.removal_at().is_some_and(|at| at <= Instant::now())
+    }
+
+    /// What was acknowledged, if removing it now is worth a write.
     pub(super) fn take_done_if_worth(&mut self) -> Vec<Mark> {
-        if self.rows == 0 || self.done_rows >= REMOVE_ROWS_MIN { self.take_done() } else { Vec::new() }
+        if self.is_removal_due() { self.take_done() } else { Vec::new() }
     }
 
     /// What was acknowledged since the last time, for the outbox to remove.
     pub(super) fn take_done(&mut self) -> Vec<Mark> {
         self.done_rows = 0;
+        self.done_since = None;
         std::mem::take(&mut self.done)
     }
 
@@ -147,6 +161,7 @@ impl Lanes {
         self.busy[lane] = false;
         self.done.retain(|earlier| earlier.partition != mark.partition);
         self.done.push(mark);
+        self.done_since.get_or_insert_with(Instant::now);
         self.start(lane);
         Ok((events, took))
     }
