@@ -87,7 +87,7 @@ async fn visit(
 ) -> Outcome<Tally> {
     let began = Instant::now();
     let mut world = World::start(folder, databases).await?;
-    let load = Load::start(&world.producer_url, 0);
+    let load = Load::start(&world.producers());
     let at_random = !barrier::ALL.contains(&name);
     let mut tally = Tally::default();
     while tally.landed < kills {
@@ -132,9 +132,9 @@ async fn kill_at(barrier: &str, world: &mut World<'_>, random: &mut StdRng) -> O
     }
 }
 
-/// Kills one of the three at a random moment.
+/// Kills one of them at a random moment.
 async fn kill_somebody(world: &mut World<'_>, random: &mut StdRng) -> Outcome<Which> {
-    let which = Which::ALL[random.random_range(0..3)];
+    let which = Which::ALL[random.random_range(0..Which::ALL.len())];
     // The pause is the experiment: it decides where on the path the kill lands.
     sleep(RANDOM_PAUSE_MAX.mul_f64(random.random())).await;
     world.kill(which).await?;

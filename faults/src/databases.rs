@@ -75,7 +75,7 @@ impl Databases<'_> {
     }
 
     fn name(&self, which: Which) -> String {
-        let owner = if which == Which::Producer { "orders" } else { "history" };
+        let owner = if which == Which::Consumer { "history" } else { "orders" };
         match self.ground {
             Ground::Files => format!("{}/{owner}.db", self.place),
             Ground::Server(_) => format!("{}_{owner}", self.place),

@@ -30,19 +30,16 @@ struct State {
 }
 
 impl Load {
-    pub(crate) fn start(url: &str, round: u32) -> Self {
+    /// Writers, spread over the addresses.
+    pub(crate) fn start(urls: &[&str]) -> Self {
         let state = Arc::new(State {
             stop: AtomicBool::new(false),
             outstanding: AtomicU64::new(0),
             acknowledged: Mutex::default(),
         });
         let mut writers = JoinSet::new();
-        for writer in 0..WRITERS {
-            writers.spawn(write(
-                format!("{url}/orders"),
-                format!("key-{round}-{writer}"),
-                Arc::clone(&state),
-            ));
+        for (writer, url) in (0..WRITERS).zip(urls.iter().cycle()) {
+            writers.spawn(write(format!("{url}/orders"), format!("key-{writer}"), Arc::clone(&state)));
         }
         Self { state, writers }
     }

@@ -20,16 +20,20 @@ pub(crate) type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 /// How long a process may take to be ready, or to come to its barrier.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Which of the three.
+/// Which of the four.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Which {
     Bus,
+    /// The producer's first replica, which leads.
     Producer,
     Consumer,
+    /// Its second replica on the same database: it goes on writing while the first is dead, so that what waits in the
+    /// outbox is not what waited when the numbers were given.
+    SecondProducer,
 }
 
 impl Which {
-    pub(crate) const ALL: [Self; 3] = [Self::Bus, Self::Producer, Self::Consumer];
+    pub(crate) const ALL: [Self; 4] = [Self::Bus, Self::Producer, Self::Consumer, Self::SecondProducer];
 
     /// The process in which a barrier lies.
     pub(crate) fn of(barrier: &str) -> Self {
@@ -41,13 +45,13 @@ impl Which {
     }
 }
 
-/// The three processes and where their files are.
+/// The processes and where their files are.
 pub(crate) struct World<'a> {
     folder: PathBuf,
     pub(crate) databases: &'a Databases<'a>,
-    pub(crate) producer_url: String,
-    consumer_url: String,
-    children: [Option<Child>; 3],
+    /// Where each serves, by its place in [`Which::ALL`]; the bus has a socket instead.
+    urls: [String; 4],
+    children: [Option<Child>; 4],
     http: reqwest::Client,
 }
 
@@ -56,18 +60,41 @@ impl<'a> World<'a> {
         let mut world = Self {
             folder: folder.to_owned(),
             databases,
-            producer_url: format!("http://{}", free_port()?),
-            consumer_url: format!("http://{}", free_port()?),
-            children: [None, None, None],
+            urls: [String::new(), url()?, url()?, url()?],
+            children: [None, None, None, None],
             http: reqwest::Client::new(),
         };
-        for which in Which::ALL {
+        for which in [Which::Bus, Which::Producer, Which::Consumer] {
             world.spawn(which, None)?;
         }
+        world.leads(Which::Producer).await?;
+        world.spawn(Which::SecondProducer, None)?;
         for which in Which::ALL {
             world.ready(which).await?;
         }
         Ok(world)
+    }
+
+    /// Where orders are placed: at each replica of the producer.
+    pub(crate) fn producers(&self) -> [&str; 2] {
+        [Which::Producer, Which::SecondProducer].map(|which| self.urls[which as usize].as_str())
+    }
+
+    /// Waits until a process leads the outbox of its service.
+    async fn leads(&self, which: Which) -> Outcome<()> {
+        let status = format!("{}/tombolo/status", self.urls[which as usize]);
+        let mut look = interval(Duration::from_millis(5));
+        let leading = async {
+            loop {
+                look.tick().await;
+                let Ok(answer) = self.http.get(&status).send().await else { continue };
+                let Ok(status) = answer.json::<tombolo::ServiceStatus>().await else { continue };
+                if status.relay.is_some_and(|relay| relay.leading) {
+                    return;
+                }
+            }
+        };
+        timeout(PATIENCE, leading).await.map_err(|_| format!("{which:?} never led its outbox").into())
     }
 
     pub(crate) fn bus_url(&self) -> String {
@@ -87,10 +114,12 @@ impl<'a> World<'a> {
             .env("RUST_LOG", "warn");
         match which {
             Which::Bus => command.arg("bus").arg(&self.folder),
-            Which::Producer => command.arg("producer").env("TOMBOLO_LISTEN", listen(&self.producer_url)),
-            Which::Consumer => command.arg("consumer").env("TOMBOLO_LISTEN", listen(&self.consumer_url)),
+            Which::Producer | Which::SecondProducer => command.arg("producer"),
+            Which::Consumer => command.arg("consumer"),
         };
-        command.env("TOMBOLO_BUS", self.bus_url()).env("TOMBOLO_REPLICA", "1");
+        let replica = if which == Which::SecondProducer { "2" } else { "1" };
+        command.env("TOMBOLO_BUS", self.bus_url()).env("TOMBOLO_REPLICA", replica);
+        command.env("TOMBOLO_LISTEN", self.urls[which as usize].trim_start_matches("http://"));
         command.env("TOMBOLO_DATABASE", self.databases.url(which));
         if let Some(kill_at) = kill_at {
             command.env("TOMBOLO_KILL_AT", kill_at);
@@ -101,11 +130,10 @@ impl<'a> World<'a> {
 
     /// Waits until a process serves, or until it is dead again, which a near barrier may make it.
     pub(crate) async fn ready(&mut self, which: Which) -> Outcome<()> {
-        let url = match which {
-            Which::Bus => return self.bus_ready().await,
-            Which::Producer => self.producer_url.clone(),
-            Which::Consumer => self.consumer_url.clone(),
-        };
+        if which == Which::Bus {
+            return self.bus_ready().await;
+        }
+        let url = self.urls[which as usize].clone();
         let mut look = interval(Duration::from_millis(5));
         let serving = async {
             loop {
@@ -162,12 +190,9 @@ impl<'a> World<'a> {
     }
 }
 
-fn listen(url: &str) -> &str {
-    url.trim_start_matches("http://")
-}
-
-fn free_port() -> Outcome<String> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string())
+/// An address with a port that is free.
+fn url() -> Outcome<String> {
+    Ok(format!("http://{}", TcpListener::bind("127.0.0.1:0")?.local_addr()?))
 }
 
 /// What a role's process says of an event, for the checks.
