@@ -69,6 +69,11 @@ impl Disk {
         self.0.lock().unwrap()
     }
 
+    /// Lets every operation wait until the guard is dropped.
+    pub(crate) fn hold(&self) -> impl Sized + '_ {
+        self.lock()
+    }
+
     /// Sets the faults; operations and syncs are counted from here.
     pub(crate) fn set(&self, faults: Faults) {
         let mut state = self.lock();
