@@ -6,7 +6,6 @@ use crate::error::Error;
 use crate::shop;
 use crate::workspace::Workspace;
 use clap::Args;
-use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 /// The crate of the benches, and its program.
@@ -28,6 +27,5 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<(), Error>
     chore::run(&mut build)?;
     let mut benches = Command::new(workspace.target.join("release").join(BENCHES));
     benches.current_dir(&workspace.root).args(&options.rest);
-    let failed = benches.exec();
-    Err(Error::new(format!("failed to run `{}`: {failed}", chore::shown(&benches))))
+    Err(chore::exec(&mut benches))
 }

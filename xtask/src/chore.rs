@@ -2,6 +2,7 @@
 //! Invariant: what is shown can be pasted into a shell.
 
 use crate::error::{Context, Error};
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 /// Runs a command with the terminal as its output.
@@ -10,6 +11,12 @@ pub(crate) fn run(command: &mut Command) -> Result<(), Error> {
     eprintln!("xtask: {shown}");
     let status = command.status().context(|| format!("run `{shown}`"))?;
     if status.success() { Ok(()) } else { Err(Error::new(format!("`{shown}` ended with {status}"))) }
+}
+
+/// Becomes a program, so that Ctrl-C and the exit code are its own; returns only if it could not be started.
+pub(crate) fn exec(program: &mut Command) -> Error {
+    let failed = program.exec();
+    Error::new(format!("failed to run `{}`: {failed}", shown(program)))
 }
 
 /// Whether a command can be run at all and succeeds, silently.

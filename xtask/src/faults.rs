@@ -4,7 +4,6 @@ use crate::chore;
 use crate::error::Error;
 use crate::workspace::Workspace;
 use clap::Args;
-use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 /// The crate of the fault run, and its program.
@@ -21,6 +20,5 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<(), Error>
     chore::run(workspace.cargo().args(["build", "--release", "--package", FAULTS]))?;
     let mut faults = Command::new(workspace.target.join("release").join(FAULTS));
     faults.current_dir(&workspace.root).args(&options.rest);
-    let failed = faults.exec();
-    Err(Error::new(format!("failed to run `{}`: {failed}", chore::shown(&faults))))
+    Err(chore::exec(&mut faults))
 }

@@ -5,7 +5,6 @@ use crate::chore;
 use crate::error::Error;
 use crate::workspace::{Package, Workspace};
 use clap::Args;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -36,8 +35,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<(), Error>
     let profile = if options.release { "release" } else { "debug" };
     let mut runner = Command::new(workspace.target.join(profile).join("tombolo"));
     runner.current_dir(&workspace.root).args(["dev", SHOP]).args(&options.rest);
-    let failed = runner.exec();
-    Err(Error::new(format!("failed to run `{}`: {failed}", chore::shown(&runner))))
+    Err(chore::exec(&mut runner))
 }
 
 /// The runner, the shop's own crates, and the ready-made services that it uses.

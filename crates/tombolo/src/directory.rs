@@ -13,7 +13,6 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tombolo_bus::{Bus, Registration, Signal};
-use tombolo_event::Backoff;
 use tombolo_event::descriptor::Descriptor;
 
 use crate::Result;
@@ -21,7 +20,6 @@ use crate::question::Listeners;
 
 const SUBJECT: &str = "directory";
 const REFRESH_EVERY: Duration = Duration::from_secs(15);
-const RETRY: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(5));
 
 /// A replica of a service, as it described itself.
 #[derive(Debug, Clone)]
@@ -82,7 +80,7 @@ impl Directory {
             }
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = sleep(RETRY.jittered(attempt)) => attempt += 1,
+                () = sleep(crate::RETRY.jittered(attempt)) => attempt += 1,
             }
         }
     }

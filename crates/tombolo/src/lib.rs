@@ -47,5 +47,9 @@ pub use tombolo_db::sqlite;
 #[cfg(feature = "postgres")]
 pub use tombolo_db::postgres;
 
+/// The pauses before a task of the service begins anew what the bus or the database broke off.
+const RETRY: tombolo_event::Backoff =
+    tombolo_event::Backoff::new(std::time::Duration::from_millis(20), std::time::Duration::from_secs(5));
+
 /// The result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

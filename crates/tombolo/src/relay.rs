@@ -41,7 +41,6 @@ const OUTBOX_BYTES_MAX: u64 = 4 << 30;
 const HALF: i64 = (OUTBOX_BYTES_MAX / 2) as i64;
 /// The net under the wake-ups: how often an idle outbox is looked at, from and to.
 const POLL: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
-const RETRY: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(5));
 const STOPPED_RETRY: Duration = Duration::from_secs(30);
 
 /// The subject on which a committing process that does not lead wakes the one that does.
@@ -75,7 +74,7 @@ impl Relay {
             attempt = if began.elapsed() > LEASE { 0 } else { attempt + 1 };
             let stopped = is_stop(&error);
             let state = if stopped { "stopped" } else { "waiting" };
-            let pause = if stopped { STOPPED_RETRY } else { RETRY.jittered(attempt) };
+            let pause = if stopped { STOPPED_RETRY } else { crate::RETRY.jittered(attempt) };
             self.board.relay(|relay| {
                 relay.leading = false;
                 relay.state = format!("{state}: {error}");

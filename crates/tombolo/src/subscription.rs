@@ -24,6 +24,16 @@ pub(crate) enum Role {
     Reactor,
 }
 
+impl Role {
+    /// The word for it, in descriptors and in status.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::View => "view",
+            Self::Reactor => "reactor",
+        }
+    }
+}
+
 /// A read model: tables that are nothing but the fold of events, and so can be rebuilt.
 ///
 /// It always starts from the first event, and may not publish.
@@ -156,12 +166,8 @@ impl<D: Database> Subscription<D> {
     }
 
     pub(crate) fn describe(&self) -> Result<Subscribed> {
-        let kind = match self.role {
-            Role::View => "view",
-            Role::Reactor => "reactor",
-        };
         let handles = self.handlers.iter().map(Registered::describe).collect::<Result<_>>()?;
-        Ok(Subscribed { name: self.name.clone(), kind: kind.to_owned(), handles })
+        Ok(Subscribed { name: self.name.clone(), kind: self.role.name().to_owned(), handles })
     }
 
     pub(crate) fn topic_names(&self) -> Result<Vec<ServiceName>> {

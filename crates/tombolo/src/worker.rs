@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tombolo_bus::{Batch, Bus, Read, RecordStream, Topic};
 use tombolo_db::{Database, Publisher, StartAt};
 use tombolo_event::barrier;
-use tombolo_event::{Backoff, Cursor, ServiceName};
+use tombolo_event::{Cursor, ServiceName};
 use uuid::Uuid;
 
 use crate::metrics::{Metrics, OfSubscription};
@@ -35,7 +35,6 @@ use lane::Lane;
 /// How long a worker that says nothing keeps its partitions.
 const LEASE: Duration = Duration::from_secs(10);
 const RENEW_EVERY: Duration = Duration::from_secs(3);
-const RETRY: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(5));
 /// How often a topic that does not exist yet, or a partition that somebody else holds, is looked at.
 const LOOK_AGAIN: Duration = Duration::from_secs(3);
 /// Events of one transaction, at most.
@@ -94,7 +93,7 @@ impl<D: Database> Worker<D> {
                         tracing::warn!(subscription = self.subscription.name, "waits: {error}");
                     }
                     self.report_waiting(&error);
-                    self.pause(RETRY.jittered(attempt)).await;
+                    self.pause(crate::RETRY.jittered(attempt)).await;
                 }
             }
         }
@@ -317,13 +316,9 @@ impl<D: Database> Worker<D> {
     }
 
     fn blank_status(&self) -> SubscriptionStatus {
-        let kind = match self.subscription.role {
-            Role::View => "view",
-            Role::Reactor => "reactor",
-        };
         SubscriptionStatus {
             name: self.subscription.name.clone(),
-            kind: kind.to_owned(),
+            kind: self.subscription.role.name().to_owned(),
             partitions: Vec::new(),
             lag_events: 0,
             lag_seconds: 0.0,

@@ -34,8 +34,7 @@ mod tests {
 
     #[test]
     fn a_machines_path_is_found_and_a_relative_one_is_not() {
-        let text =
-            format!("see {}main\ncd ../work/x\n\"{}.cargo\"\nhttp://a.b/root/c\n", FOLDERS[0], FOLDERS[1]);
+        let text = format!("see {0}main\ncd ..{0}x\n\"{1}.cargo\"\nhttp://a.b{1}c\n", FOLDERS[0], FOLDERS[1]);
         let lines: Vec<usize> = check(Path::new("a.md"), &text).iter().map(|finding| finding.line).collect();
         assert_eq!(lines, [1, 3]);
     }

@@ -17,7 +17,7 @@ use tombolo_bus::{Bus, Signal};
 use tombolo_db::Database;
 use tombolo_event::descriptor;
 use tombolo_event::event::schema_of;
-use tombolo_event::{Backoff, Question, TraceContext, Why};
+use tombolo_event::{Question, TraceContext, Why};
 use tracing::Instrument;
 
 use super::{Answered, Asked, Failure, Heard, Outcome, subject};
@@ -29,7 +29,6 @@ use crate::problem::Problem;
 const ANSWER_BOUND: Duration = Duration::from_secs(30);
 /// Questions from the bus that are answered at the same time; more wait.
 const ANSWERS_AT_ONCE_MAX: usize = 256;
-const RETRY: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(5));
 
 type Answering = Pin<Box<dyn Future<Output = Result<Box<RawValue>, Problem>> + Send>>;
 
@@ -144,7 +143,7 @@ pub(crate) async fn listen<D: Database>(
         }
         tokio::select! {
             () = stop.cancelled() => {}
-            () = sleep(RETRY.jittered(attempt)) => attempt += 1,
+            () = sleep(crate::RETRY.jittered(attempt)) => attempt += 1,
         }
     }
     while answering.join_next().await.is_some() {}

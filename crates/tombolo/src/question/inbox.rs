@@ -4,20 +4,16 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tombolo_bus::{Bus, SignalStream};
-use tombolo_event::Backoff;
 use uuid::Uuid;
 
 use super::{Answered, Heard};
 use crate::metrics::Metrics;
-
-const RETRY: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(5));
 
 /// The inbox of one process.
 pub(crate) struct Inbox {
@@ -72,7 +68,7 @@ impl Inbox {
             }
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = sleep(RETRY.jittered(attempt)) => attempt += 1,
+                () = sleep(crate::RETRY.jittered(attempt)) => attempt += 1,
             }
         }
     }
