@@ -9,6 +9,7 @@
 
 pub mod service;
 pub mod settings;
+mod clock;
 mod running;
 #[cfg(feature = "barriers")]
 pub mod barriers;
@@ -27,6 +28,7 @@ pub mod status;
 mod error;
 
 pub use app::App;
+pub use clock::Clock;
 pub use error::{Error, Kind};
 pub use handler::{Handled, HandlerError, Received, State, reject};
 pub use problem::Problem;

@@ -28,7 +28,7 @@ use uuid::Uuid;
 
 use crate::metrics::Metrics;
 use crate::status::Board;
-use crate::{Error, Kind, Result};
+use crate::{Clock, Error, Kind, Result};
 use lanes::Lanes;
 
 /// How long a leader that says nothing keeps the lead.
@@ -58,6 +58,7 @@ pub(crate) struct Relay {
     pub(crate) woken: Arc<Notify>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) board: Arc<Board>,
+    pub(crate) clock: Clock,
     pub(crate) stop: CancellationToken,
 }
 

@@ -31,7 +31,7 @@ use crate::question::inbox::Inbox;
 use crate::relay::Relay;
 use crate::status::Board;
 use crate::worker::Worker;
-use crate::{App, Error, Kind, Result, Service, Settings, edge};
+use crate::{App, Clock, Error, Kind, Result, Service, Settings, edge};
 
 /// How long a starting service waits for the bus before it serves without.
 const READY_WITHOUT_BUS: Duration = Duration::from_secs(1);
@@ -139,7 +139,7 @@ pub(crate) async fn start<D: Database>(mut service: Service<D>, settings: Settin
         }
     };
     let (listener, url) = bind(&settings).await?;
-    let starting = Starting::new(&descriptor, &settings, bus, &url)?;
+    let starting = Starting::new(&descriptor, &settings, bus, &url, service.clock.clone())?;
     Ok(starting.spawn(service, descriptor, listener, url, settings.grace).await)
 }
 
@@ -164,13 +164,20 @@ struct Starting {
     inbox: Arc<Inbox>,
     metrics: Arc<Metrics>,
     board: Arc<Board>,
+    clock: Clock,
     replica: u32,
     holder: Uuid,
     stop: CancellationToken,
 }
 
 impl Starting {
-    fn new(descriptor: &Descriptor, settings: &Settings, bus: Arc<dyn Bus>, url: &str) -> Result<Self> {
+    fn new(
+        descriptor: &Descriptor,
+        settings: &Settings,
+        bus: Arc<dyn Bus>,
+        url: &str,
+        clock: Clock,
+    ) -> Result<Self> {
         let metrics = Arc::new(Metrics::new(descriptor.service.as_str()));
         let woken = Arc::new(Notify::new());
         let wake = Arc::clone(&woken);
@@ -196,7 +203,7 @@ impl Starting {
         let inbox = Arc::new(Inbox::new(Arc::clone(&metrics)));
         let (board, stop) = (Arc::default(), CancellationToken::new());
         let holder = holder(&descriptor.service, settings.replica);
-        Ok(Self { bus, publisher, woken, directory, inbox, metrics, board, replica, holder, stop })
+        Ok(Self { bus, publisher, woken, directory, inbox, metrics, board, clock, replica, holder, stop })
     }
 
     async fn spawn<D: Database>(
@@ -281,6 +288,7 @@ impl Starting {
             woken: Arc::clone(&self.woken),
             metrics: Arc::clone(&self.metrics),
             board: Arc::clone(&self.board),
+            clock: self.clock.clone(),
             stop: self.stop.clone(),
         }
     }
@@ -300,6 +308,7 @@ impl Starting {
             states: Arc::clone(states),
             metrics: Arc::clone(&self.metrics),
             board: Arc::clone(&self.board),
+            clock: self.clock.clone(),
             registered: self.directory.changes(),
             stop: self.stop.clone(),
         }

@@ -20,7 +20,7 @@ use crate::problem::Problem;
 use crate::question::answer::Answerer;
 use crate::running::{self, Running};
 use crate::subscription::Subscription;
-use crate::{App, Error, Kind, Reactor, Result, Settings, View};
+use crate::{App, Clock, Error, Kind, Reactor, Result, Settings, View};
 
 type Setup<D> = Box<dyn FnOnce(D) -> Pin<Box<dyn Future<Output = Result<()>> + Send>> + Send>;
 
@@ -34,6 +34,7 @@ pub struct Service<D: Database> {
     asks: Vec<String>,
     pub(crate) database: D,
     pub(crate) bus: Option<Arc<dyn Bus>>,
+    pub(crate) clock: Clock,
     pub(crate) routes: Router<App<D>>,
     pub(crate) setup: Option<Setup<D>>,
     pub(crate) subscriptions: Vec<Subscription<D>>,
@@ -53,6 +54,7 @@ impl<D: Database> Service<D> {
             asks: Vec::new(),
             database,
             bus: None,
+            clock: Clock::default(),
             routes: Router::new(),
             setup: None,
             subscriptions: Vec::new(),
@@ -138,6 +140,13 @@ impl<D: Database> Service<D> {
     #[must_use]
     pub fn bus(mut self, bus: Arc<dyn Bus>) -> Self {
         self.bus = Some(bus);
+        self
+    }
+
+    /// The clock by which schedules are kept, for tests that move it.
+    #[must_use]
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
         self
     }
 

@@ -29,7 +29,7 @@ use uuid::Uuid;
 use crate::metrics::{Metrics, OfSubscription};
 use crate::status::{Board, State, SubscriptionStatus};
 use crate::subscription::{Role, Start, Subscription};
-use crate::{Error, Kind, Result};
+use crate::{Clock, Error, Kind, Result};
 use lane::Lane;
 
 /// How long a worker that says nothing keeps its partitions.
@@ -51,6 +51,7 @@ pub(crate) struct Worker<D: Database> {
     pub(crate) states: Arc<Extensions>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) board: Arc<Board>,
+    pub(crate) clock: Clock,
     /// Changes whenever a service registers: a topic that did not exist may exist now.
     pub(crate) registered: watch::Receiver<u64>,
     pub(crate) stop: CancellationToken,
