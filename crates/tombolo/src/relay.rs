@@ -27,13 +27,11 @@ use tombolo_event::barrier;
 use uuid::Uuid;
 
 use crate::metrics::Metrics;
+use crate::settings::Lease;
 use crate::status::Board;
 use crate::{Clock, Error, Kind, Result};
 use lanes::Lanes;
 
-/// How long a leader that says nothing keeps the lead.
-pub(crate) const LEASE: Duration = Duration::from_secs(10);
-const RENEW_EVERY: Duration = Duration::from_secs(3);
 /// Rows that are taken and not yet acknowledged, at most.
 const IN_FLIGHT_ROWS_MAX: usize = 8_000;
 /// The bytes that wait in the outbox, at most; looked at every few seconds, so passed by what comes in between.
@@ -59,6 +57,7 @@ pub(crate) struct Relay {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) board: Arc<Board>,
     pub(crate) clock: Clock,
+    pub(crate) lease: Lease,
     pub(crate) stop: CancellationToken,
 }
 
@@ -72,7 +71,7 @@ impl Relay {
             let Err(error) = self.lead().await else { continue };
             self.measure().await.ok();
             self.metrics.relay_retries.inc();
-            attempt = if began.elapsed() > LEASE { 0 } else { attempt + 1 };
+            attempt = if began.elapsed() > self.lease.0 { 0 } else { attempt + 1 };
             let stopped = is_stop(&error);
             let state = if stopped { "stopped" } else { "waiting" };
             let pause = if stopped { STOPPED_RETRY } else { crate::RETRY.jittered(attempt) };
@@ -97,7 +96,7 @@ impl Relay {
 
     /// Takes the lead, if it is free, and drains until something is refused.
     async fn lead(&self) -> Result<()> {
-        let Some(mut leader) = self.outbox.lead(self.holder, LEASE).await? else {
+        let Some(mut leader) = self.outbox.lead(self.holder, self.lease.0).await? else {
             return self.follow().await;
         };
         let topic = self.take_over(&mut *leader).await?;
@@ -123,7 +122,7 @@ impl Relay {
             relay.leading = false;
             relay.state = "idle: another replica leads".into();
         });
-        let again = Instant::now() + LEASE / 4;
+        let again = Instant::now() + self.lease.0 / 4;
         loop {
             tokio::select! {
                 () = self.stop.cancelled() => return Ok(()),
@@ -171,7 +170,7 @@ impl Relay {
     /// Rounds, pipelined: while appends are on their way the next rows are taken. Returns what is done but not yet reported.
     async fn drain(&self, leader: &mut dyn Leader, topic: &Topic) -> Result<Vec<Mark>> {
         let mut lanes = Lanes::new(Arc::clone(&self.bus), topic.clone(), leader.epoch());
-        let mut renew = Instant::now() + RENEW_EVERY;
+        let mut renew = Instant::now() + self.lease.renew_every();
         let mut idle = 0;
         let mut look = true;
         loop {
@@ -181,7 +180,7 @@ impl Relay {
             if Instant::now() >= renew {
                 leader.renew().await?;
                 self.measure().await?;
-                renew = Instant::now() + RENEW_EVERY;
+                renew = Instant::now() + self.lease.renew_every();
             }
             if (look || lanes.is_removal_due()) && lanes.rows() < IN_FLIGHT_ROWS_MAX {
                 let taken = self.round(leader, &mut lanes).await?;

@@ -29,6 +29,7 @@ use crate::question::answer::{self, Answerers};
 use crate::question::ask::Asker;
 use crate::question::inbox::Inbox;
 use crate::relay::Relay;
+use crate::settings::Lease;
 use crate::status::Board;
 use crate::worker::Worker;
 use crate::{App, Clock, Error, Kind, Result, Service, Settings, edge};
@@ -165,6 +166,7 @@ struct Starting {
     metrics: Arc<Metrics>,
     board: Arc<Board>,
     clock: Clock,
+    lease: Lease,
     replica: u32,
     holder: Uuid,
     stop: CancellationToken,
@@ -203,7 +205,21 @@ impl Starting {
         let inbox = Arc::new(Inbox::new(Arc::clone(&metrics)));
         let (board, stop) = (Arc::default(), CancellationToken::new());
         let holder = holder(&descriptor.service, settings.replica);
-        Ok(Self { bus, publisher, woken, directory, inbox, metrics, board, clock, replica, holder, stop })
+        let lease = settings.lease;
+        Ok(Self {
+            bus,
+            publisher,
+            woken,
+            directory,
+            inbox,
+            metrics,
+            board,
+            clock,
+            lease,
+            replica,
+            holder,
+            stop,
+        })
     }
 
     async fn spawn<D: Database>(
@@ -289,6 +305,7 @@ impl Starting {
             metrics: Arc::clone(&self.metrics),
             board: Arc::clone(&self.board),
             clock: self.clock.clone(),
+            lease: self.lease,
             stop: self.stop.clone(),
         }
     }
@@ -309,6 +326,7 @@ impl Starting {
             metrics: Arc::clone(&self.metrics),
             board: Arc::clone(&self.board),
             clock: self.clock.clone(),
+            lease: self.lease,
             registered: self.directory.changes(),
             stop: self.stop.clone(),
         }

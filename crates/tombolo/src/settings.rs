@@ -32,6 +32,27 @@ pub struct Settings {
     pub schema: tombolo_db::Schema,
     /// How long a stopping service waits for what it has begun.
     pub grace: Duration,
+    /// For tests, which do not want to wait so long; every replica of a service must have the same.
+    #[doc(hidden)]
+    pub lease: Lease,
+}
+
+/// How long a leader of the outbox, or a holder of partitions, that says nothing keeps what it holds.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy)]
+pub struct Lease(pub Duration);
+
+impl Default for Lease {
+    fn default() -> Self {
+        Self(Duration::from_secs(10))
+    }
+}
+
+impl Lease {
+    /// Renewed so often, it outlasts two renewals that fail.
+    pub(crate) fn renew_every(self) -> Duration {
+        self.0 * 3 / 10
+    }
 }
 
 impl Default for Settings {
@@ -43,6 +64,7 @@ impl Default for Settings {
             replica: None,
             schema: tombolo_db::Schema::Apply,
             grace: Duration::from_secs(5),
+            lease: Lease::default(),
         }
     }
 }

@@ -27,14 +27,12 @@ use tombolo_event::{Cursor, ServiceName};
 use uuid::Uuid;
 
 use crate::metrics::{Metrics, OfSubscription};
+use crate::settings::Lease;
 use crate::status::{Board, State, SubscriptionStatus};
 use crate::subscription::{Role, Start, Subscription};
 use crate::{Clock, Error, Kind, Result};
 use lane::Lane;
 
-/// How long a worker that says nothing keeps its partitions.
-const LEASE: Duration = Duration::from_secs(10);
-const RENEW_EVERY: Duration = Duration::from_secs(3);
 /// How often a topic that does not exist yet, or a partition that somebody else holds, is looked at.
 const LOOK_AGAIN: Duration = Duration::from_secs(3);
 /// Events of one transaction, at most.
@@ -52,6 +50,7 @@ pub(crate) struct Worker<D: Database> {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) board: Arc<Board>,
     pub(crate) clock: Clock,
+    pub(crate) lease: Lease,
     /// Changes whenever a service registers: a topic that did not exist may exist now.
     pub(crate) registered: watch::Receiver<u64>,
     pub(crate) stop: CancellationToken,
@@ -88,7 +87,7 @@ impl<D: Database> Worker<D> {
                 Ok(Ended::Stopped) => break,
                 Ok(Ended::Again) => attempt = 0,
                 Err(error) => {
-                    attempt = if began.elapsed() > RENEW_EVERY { 0 } else { attempt + 1 };
+                    attempt = if began.elapsed() > self.lease.renew_every() { 0 } else { attempt + 1 };
                     if said != error.to_string() {
                         said = error.to_string();
                         tracing::warn!(subscription = self.subscription.name, "waits: {error}");
@@ -113,7 +112,8 @@ impl<D: Database> Worker<D> {
         self.registered.borrow_and_update();
         let (topics, absent) = self.find_topics().await?;
         let partitions = self.open(&topics).await?;
-        let claims = self.database.claim(&self.subscription.name, self.holder, LEASE, usize::MAX).await?;
+        let claims =
+            self.database.claim(&self.subscription.name, self.holder, self.lease.0, usize::MAX).await?;
         let mut session = Session {
             lanes: claims.into_iter().map(Lane::new).collect(),
             streams: StreamMap::new(),
@@ -135,8 +135,8 @@ impl<D: Database> Worker<D> {
     /// Keeps the leases, and returns when they cannot be kept.
     async fn renew(&self, held: usize) -> Error {
         loop {
-            sleep(RENEW_EVERY).await;
-            match self.database.renew(&self.subscription.name, self.holder, LEASE).await {
+            sleep(self.lease.renew_every()).await;
+            match self.database.renew(&self.subscription.name, self.holder, self.lease.0).await {
                 Ok(renewed) if renewed >= held => {}
                 Ok(_) => return lost_lease(&self.subscription.name),
                 Err(error) => return error.into(),
