@@ -139,6 +139,15 @@ impl ObservedDatabase {
 #[async_trait]
 impl Database for ObservedDatabase {
     type Tx = ObservedTx;
+    type Connection = SqliteConnection;
+
+    async fn write_outgoing(
+        &self,
+        connection: &mut SqliteConnection,
+        outgoing: Outgoing,
+    ) -> tombolo_db::Result<Committed> {
+        self.inner.write_outgoing(connection, outgoing).await
+    }
 
     async fn begin(&self, publisher: &Publisher) -> tombolo_db::Result<ObservedTx> {
         let called = now_ns();

@@ -118,7 +118,10 @@ impl<'a> World<'a> {
             Which::Consumer => command.arg("consumer"),
         };
         let replica = if which == Which::SecondProducer { "2" } else { "1" };
-        command.env("TOMBOLO_BUS", self.bus_url()).env("TOMBOLO_REPLICA", replica);
+        command
+            .env("TOMBOLO_SCHEMA", "apply")
+            .env("TOMBOLO_BUS", self.bus_url())
+            .env("TOMBOLO_REPLICA", replica);
         command.env("TOMBOLO_LISTEN", self.urls[which as usize].trim_start_matches("http://"));
         command.env("TOMBOLO_DATABASE", self.databases.url(which));
         if let Some(kill_at) = kill_at {

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use tombolo_event::ServiceName;
 
 use crate::output::Format;
@@ -51,6 +51,62 @@ pub(crate) enum Command {
     /// See what services say of themselves
     #[command(subcommand)]
     Services(Services),
+    /// Make or check Tombolo's own tables in a service's database
+    #[command(subcommand)]
+    Schema(Schema),
+}
+
+/// What can be done about Tombolo's tables.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Schema {
+    /// Print the SQL that makes them in an empty database
+    Print(PrintSchema),
+    /// Make them, or bring them up to date: only ever adds
+    Apply(ApplySchema),
+    /// Check that they are there and not older than this program, and the settings; changes no table
+    Check(OfDatabase),
+}
+
+/// Which SQL is meant.
+#[derive(Debug, Args)]
+pub(crate) struct PrintSchema {
+    /// The kind of the database
+    #[arg(value_enum)]
+    pub(crate) kind: DatabaseKind,
+    /// The schema of the tables, on PostgreSQL
+    #[arg(long, value_name = "NAME", default_value = "tombolo")]
+    pub(crate) schema: String,
+}
+
+/// The databases that Tombolo has tables for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DatabaseKind {
+    Sqlite,
+    Postgres,
+}
+
+/// Options of `schema apply`.
+#[derive(Debug, Args)]
+pub(crate) struct ApplySchema {
+    #[command(flatten)]
+    pub(crate) database: OfDatabase,
+    /// The service that owns the database, for good
+    #[arg(long, value_name = "NAME")]
+    pub(crate) service: ServiceName,
+    /// The number of partitions of its topic, as in `Service::partitions`
+    #[arg(long, value_name = "COUNT", default_value_t = tombolo_event::key::PARTITIONS_DEFAULT)]
+    pub(crate) partitions: u32,
+}
+
+/// Which database is meant.
+#[derive(Debug, Args)]
+pub(crate) struct OfDatabase {
+    /// sqlite:PATH or postgres://…
+    #[arg(value_name = "URL", env = "TOMBOLO_DATABASE", hide_env_values = true)]
+    pub(crate) url: String,
+    /// The schema of the tables, on PostgreSQL
+    #[arg(long, value_name = "NAME", default_value = "tombolo")]
+    pub(crate) schema: String,
 }
 
 /// Options of `bus`.

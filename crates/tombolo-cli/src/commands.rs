@@ -8,6 +8,7 @@ pub(crate) mod topics;
 pub(crate) mod verify;
 pub(crate) mod subscriptions;
 pub(crate) mod services;
+pub(crate) mod schema;
 
 use std::sync::Arc;
 use std::time::Duration;

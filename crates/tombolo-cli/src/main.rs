@@ -20,8 +20,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::arguments::{Arguments, Command, Services, Subscriptions, Topics};
-use crate::commands::{bus, dev, logs, orders, services, subscriptions, topics, verify};
+use crate::arguments::{Arguments, Command, Schema, Services, Subscriptions, Topics};
+use crate::commands::{bus, dev, logs, orders, schema, services, subscriptions, topics, verify};
 use crate::error::{Context, Result};
 use crate::runner::control::Request;
 
@@ -62,6 +62,9 @@ fn act(command: Command) -> Result<()> {
             Command::Topics(Topics::Verify(arguments)) => verify::verify(arguments).await,
             Command::Subscriptions(Subscriptions::List(arguments)) => subscriptions::list(arguments).await,
             Command::Services(Services::List(arguments)) => services::list(arguments).await,
+            Command::Schema(Schema::Print(arguments)) => schema::print(&arguments),
+            Command::Schema(Schema::Apply(arguments)) => schema::apply(arguments).await,
+            Command::Schema(Schema::Check(arguments)) => schema::check(arguments).await,
         }
     })
 }

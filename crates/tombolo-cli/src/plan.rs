@@ -16,6 +16,8 @@ use crate::manifest::{BUS, Database, Manifest, Service};
 use crate::process::{RUN_VARIABLE, listener_on};
 
 /// Says where built binaries are, in place of the folder of `tombolo` itself.
+/// Whether a service makes its tables of Tombolo or only checks them; a manifest may say otherwise.
+const SCHEMA_VARIABLE: &str = "TOMBOLO_SCHEMA";
 const BIN_DIR_VARIABLE: &str = "TOMBOLO_BIN_DIR";
 /// What stands for that folder in a command.
 const TARGET: &str = "{target}";
@@ -207,6 +209,9 @@ impl<'m> Planner<'m> {
         set(RUN_VARIABLE, self.run.clone());
         if let Some(database) = database {
             set("TOMBOLO_DATABASE", database.to_owned());
+        }
+        if !service.env.contains_key(SCHEMA_VARIABLE) {
+            set(SCHEMA_VARIABLE, "apply".to_owned());
         }
         env
     }

@@ -38,9 +38,22 @@ pub const ROUND_BYTES_MAX: usize = 2 << 20;
 pub trait Database: Outbox + Cursors + Clone {
     /// The transaction, concrete for each database, in which the user's own statements run.
     type Tx: Transaction;
+    /// sqlx's connection, on which a transaction of the user's own runs.
+    type Connection: Send;
 
     /// Begins a transaction, which may write.
     async fn begin(&self, publisher: &Publisher) -> Result<Self::Tx>;
+
+    /// Writes the outbox rows of `outgoing` within a transaction of the user's own, which then commits or undoes them with
+    /// its state. Takes the locks of the keys now, until that transaction ends; nobody wakes the relay.
+    ///
+    /// # Errors
+    /// `Poisoned` if something in `outgoing` failed, or if no transaction is open on `connection`; `Unavailable`, `Database`.
+    async fn write_outgoing(
+        &self,
+        connection: &mut Self::Connection,
+        outgoing: Outgoing,
+    ) -> Result<Committed>;
 }
 
 /// A transaction of the service's database. Dropped without a commit, it is rolled back.

@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use tombolo_db::{Database, Publisher, Transaction};
-use tombolo_event::{Question, ServiceName};
+use tombolo_db::{Committed, Database, Outgoing, Publisher, Transaction};
+use tombolo_event::{Event, Position, Question, ServiceName};
 
 use crate::current::Current;
 use crate::metrics::Metrics;
 use crate::question::answer::Answerers;
 use crate::question::ask::{Asker, CALL_BOUND, Call, GATHER_BOUND, Gather};
 use crate::status::Board;
-use crate::{Result, ServiceStatus};
+use crate::{Error, Kind, Result, ServiceStatus};
 
 /// A running service, as its own code sees it. Cheap to clone; take it in a route as axum's `State<App<…>>`.
 pub struct App<D: Database>(Arc<Shared<D>>);
@@ -48,6 +48,54 @@ impl<D: Database> App<D> {
         outgoing.correlation = current.correlation;
         Current::opened(outgoing.used());
         Ok(tx)
+    }
+
+    /// Publishes `event` within a transaction of the user's own (`&mut *tx` of sqlx), which commits or undoes it with its state:
+    /// the way in for a service that has its transactions already. Call [`App::wake`] after the commit.
+    ///
+    /// The event's key is locked from here to the end of that transaction. Of several events at once ([`App::outgoing`]) the
+    /// locks are taken in one order, so that transactions cannot lock each other out.
+    ///
+    /// # Errors
+    /// `Database` for an event that may not be published, or if no transaction is open; `DatabaseAway`. Undo the transaction then.
+    pub async fn publish<E: Event>(&self, connection: &mut D::Connection, event: &E) -> Result<Position> {
+        let mut outgoing = self.outgoing();
+        outgoing.publish(event)?;
+        let mut committed = self.write_outgoing(connection, outgoing).await?;
+        committed.positions.pop().ok_or_else(|| {
+            Error::new(
+                Kind::Database,
+                "an event was written but has no place; this is a fault of Tombolo: please report it",
+            )
+        })
+    }
+
+    /// Events that are gathered for [`App::write_outgoing`].
+    #[must_use]
+    pub fn outgoing(&self) -> Outgoing {
+        let current = Current::get();
+        let mut outgoing = Outgoing::new(self.0.publisher.clone());
+        outgoing.trace = Some(current.trace);
+        outgoing.correlation = current.correlation;
+        outgoing
+    }
+
+    /// Publishes what was gathered, as [`App::publish`] does.
+    ///
+    /// # Errors
+    /// As [`App::publish`].
+    pub async fn write_outgoing(
+        &self,
+        connection: &mut D::Connection,
+        outgoing: Outgoing,
+    ) -> Result<Committed> {
+        Ok(self.0.database.write_outgoing(connection, outgoing).await?)
+    }
+
+    /// Wakes the relay after a transaction of the user's own. Only a hint: forgotten, events wait for the relay's next look, up to
+    /// a few seconds.
+    pub fn wake(&self) {
+        (self.0.publisher.wake)();
     }
 
     /// The service's own database, for reading outside a transaction.

@@ -140,9 +140,10 @@ impl Directory {
         self.peers().into_iter().filter(answers).map(|peer| peer.service).collect()
     }
 
-    /// Where a service can be called, one address for each replica.
+    /// Where a service can be called, one address for each replica that said one.
     pub(crate) fn urls(&self, service: &str) -> Vec<String> {
-        self.peers().into_iter().filter(|peer| peer.service == service).map(|peer| peer.url).collect()
+        let callable = |peer: &Peer| peer.service == service && !peer.url.is_empty();
+        self.peers().into_iter().filter(callable).map(|peer| peer.url).collect()
     }
 
     /// Every service's name.

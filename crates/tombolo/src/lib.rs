@@ -38,7 +38,7 @@ pub use service::Service;
 pub use settings::Settings;
 pub use status::ServiceStatus;
 pub use subscription::{Reactor, View};
-pub use tombolo_db::{Committed, Database, Transaction};
+pub use tombolo_db::{Committed, Database, Outgoing, Transaction};
 pub use tombolo_event::{Event, EventId, Gathered, Missing, Position, Question, Upcast, Why};
 
 /// SQLite as a service's database: `sqlite::Sqlite` and `sqlite::Tx`.

@@ -41,8 +41,10 @@ const READY_WITHOUT_BUS: Duration = Duration::from_secs(1);
 pub struct Running<D: Database> {
     /// The service, as its own code sees it.
     pub app: App<D>,
-    /// Where it serves.
+    /// Where it is called; empty for one that was started beside a program without saying where.
     pub url: String,
+    /// Its routes: the user's, and beside them what every service answers.
+    pub router: Router,
     stop: CancellationToken,
     tasks: JoinSet<()>,
     grace: Duration,
@@ -126,6 +128,27 @@ fn log_to_stderr() {
 }
 
 pub(crate) async fn start<D: Database>(mut service: Service<D>, settings: Settings) -> Result<Running<D>> {
+    let (descriptor, bus) = prepare(&mut service, &settings).await?;
+    let (listener, url) = bind(&settings).await?;
+    let starting = Starting::new(&descriptor, &settings, bus, &url, service.clock.clone())?;
+    Ok(starting.spawn(service, descriptor, Some(listener), url, settings.grace).await)
+}
+
+pub(crate) async fn start_beside<D: Database>(
+    mut service: Service<D>,
+    settings: Settings,
+) -> Result<Running<D>> {
+    let (descriptor, bus) = prepare(&mut service, &settings).await?;
+    let url = settings.url.clone().unwrap_or_default();
+    let starting = Starting::new(&descriptor, &settings, bus, &url, service.clock.clone())?;
+    Ok(starting.spawn(service, descriptor, None, url, settings.grace).await)
+}
+
+/// Makes the database ready, and joins the bus.
+async fn prepare<D: Database>(
+    service: &mut Service<D>,
+    settings: &Settings,
+) -> Result<(Descriptor, Arc<dyn Bus>)> {
     let descriptor = service.describe()?;
     let owner = Owner { service: descriptor.service.clone(), partitions: descriptor.partitions };
     service.database.prepare(&owner, settings.schema).await?;
@@ -139,9 +162,7 @@ pub(crate) async fn start<D: Database>(mut service: Service<D>, settings: Settin
             tombolo_bus::connect(&settings.bus, &identity).await?
         }
     };
-    let (listener, url) = bind(&settings).await?;
-    let starting = Starting::new(&descriptor, &settings, bus, &url, service.clock.clone())?;
-    Ok(starting.spawn(service, descriptor, listener, url, settings.grace).await)
+    Ok((descriptor, bus))
 }
 
 async fn bind(settings: &Settings) -> Result<(TcpListener, String)> {
@@ -226,7 +247,7 @@ impl Starting {
         self,
         mut service: Service<D>,
         descriptor: Descriptor,
-        listener: TcpListener,
+        listener: Option<TcpListener>,
         url: String,
         grace: Duration,
     ) -> Running<D> {
@@ -241,16 +262,15 @@ impl Starting {
         }
         let mut is_registered = self.spawn_questions(&app, &mut tasks);
         let (ready, is_ready) = watch::channel(false);
-        tasks.spawn(serve(
-            listener,
-            edge::router(app.clone(), service.routes, descriptor, is_ready),
-            self.stop.clone(),
-        ));
+        let router = edge::router(app.clone(), service.routes, descriptor, is_ready);
+        if let Some(listener) = listener {
+            tasks.spawn(serve(listener, router.clone(), self.stop.clone()));
+        }
         // Without the bus the service serves all the same; it only waits a moment for it.
         timeout(READY_WITHOUT_BUS, is_registered.wait_for(|&registered| registered)).await.ok();
         ready.send_replace(true);
         tracing::info!(service = %app.service(), url, "ready");
-        Running { app, url, stop: self.stop, tasks, grace }
+        Running { app, url, router, stop: self.stop, tasks, grace }
     }
 
     /// Answers and asks, and registers once everybody who asks would be heard.

@@ -217,6 +217,15 @@ impl<D: Database> Service<D> {
         running::start(self, settings).await
     }
 
+    /// Starts everything but the listener, for a program that serves by itself: [`Running::router`] holds the service's
+    /// routes, to merge into its own. Others can only call the service if [`Settings::url`] says where those are served.
+    ///
+    /// # Errors
+    /// As [`Service::start`], but for `Listen`.
+    pub async fn start_beside(self, settings: Settings) -> Result<Running<D>> {
+        running::start_beside(self, settings).await
+    }
+
     /// What most `main`s want: `--describe` prints the descriptor; else the service starts as the environment says, and
     /// runs until Ctrl-C or SIGTERM.
     ///

@@ -3,6 +3,8 @@
 use std::env;
 use std::time::Duration;
 
+use tombolo_db::Schema;
+
 use crate::{Error, Kind, Result};
 
 /// Where the bus is: `tombolo://host:port`, `tombolo+unix:///path`, `nats://…`, `memory:`.
@@ -15,6 +17,9 @@ pub const URL: &str = "TOMBOLO_URL";
 pub const DATABASE: &str = "TOMBOLO_DATABASE";
 /// Which of the service's replicas this is, from 1.
 pub const REPLICA: &str = "TOMBOLO_REPLICA";
+/// Whether Tombolo's own tables are made at the start: `apply`, or only checked: `check`, which is the default, so that what a
+/// database looks like is decided in a deployment (`tombolo schema apply`). `tombolo dev` says `apply`.
+pub const SCHEMA: &str = "TOMBOLO_SCHEMA";
 
 /// How a service is run. Everything has a default that works beside `tombolo bus` on one machine.
 #[derive(Debug, Clone)]
@@ -29,7 +34,7 @@ pub struct Settings {
     /// one without a number waits for the old leases to end.
     pub replica: Option<u32>,
     /// Whether Tombolo's own tables are made at the start, or only checked.
-    pub schema: tombolo_db::Schema,
+    pub schema: Schema,
     /// How long a stopping service waits for what it has begun.
     pub grace: Duration,
     /// For tests, which do not want to wait so long; every replica of a service must have the same.
@@ -62,7 +67,7 @@ impl Default for Settings {
             listen: "127.0.0.1:0".into(),
             url: None,
             replica: None,
-            schema: tombolo_db::Schema::Apply,
+            schema: Schema::Apply,
             grace: Duration::from_secs(5),
             lease: Lease::default(),
         }
@@ -89,6 +94,14 @@ impl Settings {
                 || Error::new(Kind::Settings, format!("{REPLICA} is {replica:?}; expected a number from 1"));
             settings.replica = Some(number.ok_or_else(wrong)?);
         }
+        settings.schema = match env::var(SCHEMA).as_deref() {
+            Ok("apply") => Schema::Apply,
+            Ok("check") | Err(_) => Schema::Check,
+            Ok(other) => {
+                let message = format!("{SCHEMA} is {other:?}; expected \"apply\" or \"check\"");
+                return Err(Error::new(Kind::Settings, message));
+            }
+        };
         Ok(settings)
     }
 }

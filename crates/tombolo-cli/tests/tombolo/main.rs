@@ -5,3 +5,4 @@
 mod stage;
 mod runner;
 mod topics;
+mod schema;

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::Database;
+use crate::{Committed, Database, Outgoing};
 pub use stage::Stage;
 
 /// How long one case may take, in seconds, before it counts as failed.
@@ -53,11 +53,32 @@ pub trait Fixture: Send + Sync + 'static {
     /// Adds 1 to the value under a key, from 0, and returns it, holding the row until the end of the transaction.
     async fn count(&self, tx: &mut Tx<Self>, key: &str) -> i64;
 
+    /// Publishes `outgoing` and inserts a row into `effect` on a connection of the user's own pool: within a transaction that
+    /// is committed or rolled back, or without any.
+    async fn write_own(
+        &self,
+        database: &Self::Database,
+        how: Own,
+        outgoing: Outgoing,
+        key: &str,
+    ) -> crate::Result<Committed>;
+
     /// Reads a value of `effect` outside a transaction.
     async fn read(&self, database: &Self::Database, key: &str) -> Option<i64>;
 
     /// What Tombolo's tables take on disk, in bytes, after what the engine can tidy up was tidied up.
     async fn size(&self, database: &Self::Database) -> u64;
+}
+
+/// What becomes of a transaction of the user's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Own {
+    /// It is committed.
+    Committed,
+    /// It is rolled back.
+    RolledBack,
+    /// There is none: each statement commits by itself.
+    None,
 }
 
 /// The transactions of a fixture's database.

@@ -23,12 +23,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
 use sqlx::{AssertSqlSafe, PgPool};
 use tombolo_event::KeyHash;
 
 use crate::mutant::Mutation;
-use crate::{Database, Error, Kind, Outgoing, Publisher, Result};
+use crate::{Committed, Database, Error, Kind, Outgoing, Publisher, Result};
 
 pub use schema::schema_sql;
 pub use transaction::Tx;
@@ -174,8 +174,13 @@ fn signed(partition: u32) -> i32 {
 #[async_trait]
 impl Database for Postgres {
     type Tx = Tx;
+    type Connection = PgConnection;
 
     async fn begin(&self, publisher: &Publisher) -> Result<Tx> {
         Postgres::begin(self, publisher).await
+    }
+
+    async fn write_outgoing(&self, connection: &mut PgConnection, outgoing: Outgoing) -> Result<Committed> {
+        self.write_within(connection, outgoing).await
     }
 }

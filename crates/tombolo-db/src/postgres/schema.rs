@@ -91,15 +91,25 @@ pub fn schema_sql(schema: &str) -> String {
 }
 
 impl Postgres {
-    pub(super) async fn prepare_schema(&self, owner: &Owner, schema: Schema) -> Result<()> {
+    /// Checks settings and Tombolo's tables, and changes nothing. Returns the version of the tables.
+    ///
+    /// # Errors
+    /// `Schema` for tables that are missing or older than this program's, `Unsafe`, `Unavailable`.
+    pub async fn check(&self) -> Result<i64> {
         let mut connection = self.pool.acquire().await.map_err(|error| self.unreachable(error))?;
         check_settings(&mut connection).await?;
         let (found, expected) = (self.version(&mut connection).await?, STEPS.len() as i32);
-        match schema {
-            Schema::Check if found < expected => return Err(self.missing(found, expected)),
-            Schema::Apply if found < expected => self.apply().await?,
-            _ => {}
+        if found < expected { Err(self.missing(found, expected)) } else { Ok(i64::from(found)) }
+    }
+
+    pub(super) async fn prepare_schema(&self, owner: &Owner, schema: Schema) -> Result<()> {
+        match self.check().await {
+            Err(error) if error.kind() == Kind::Schema && schema == Schema::Apply => self.apply().await?,
+            checked => {
+                checked?;
+            }
         }
+        let mut connection = self.pool.acquire().await?;
         if self.is_owned_by(&mut connection, owner).await? {
             return Ok(());
         }

@@ -68,15 +68,16 @@ impl Tx {
             self.inner.commit().await.map_err(name_unknown)?;
             return Ok(Committed::default());
         }
-        self.lock_stripes(&rows).await.map_err(name_aborted)?;
-        self.insert(&rows).await?;
+        let is_open = self.database.lock_stripes(&mut self.inner, &rows).await.map_err(name_aborted)?;
+        if !is_open {
+            return Err(lost());
+        }
+        self.database.insert(&mut self.inner, &rows).await?;
         barrier::reach("outbox.before-commit");
         self.inner.commit().await.map_err(name_unknown)?;
         barrier::reach("outbox.after-commit");
-        let publisher = self.outgoing.publisher();
-        (publisher.wake)();
-        let topic = publisher.service.as_str();
-        Ok(Committed { positions: rows.iter().map(|row| position(topic, row)).collect() })
+        (self.outgoing.publisher().wake)();
+        Ok(committed(&self.outgoing, &rows))
     }
 
     /// Undoes everything.
@@ -93,11 +94,13 @@ impl Tx {
         let mark: Option<String> = mark.fetch_one(&mut *self.inner).await?.try_get(0)?;
         if mark.as_deref() == Some("open") { Ok(()) } else { Err(lost()) }
     }
+}
 
+impl Postgres {
     /// Locks the stripes in order until the commit, and makes the commit a synced one, in one statement that proves
-    /// the same as `check_alive`.
-    async fn lock_stripes(&mut self, rows: &[Outbound]) -> Result<()> {
-        let stripes = match self.database.mutation.is(Mutant::NoKeyLock) {
+    /// the same as `check_alive`: returns whether the marked transaction is open.
+    async fn lock_stripes(&self, connection: &mut PgConnection, rows: &[Outbound]) -> Result<bool> {
+        let stripes = match self.mutation.is(Mutant::NoKeyLock) {
             true => vec![],
             false => Outgoing::stripes(rows, STRIPES),
         };
@@ -109,20 +112,20 @@ impl Tx {
                     pg_advisory_xact_lock($1, stripe)
              FROM unnest($2::integer[]) AS stripe",
         );
-        let locked = locked.bind(self.database.lock_class).bind(stripes).fetch_all(&mut *self.inner).await?;
+        let locked = locked.bind(self.lock_class).bind(stripes).fetch_all(connection).await?;
         let is_open = |row: &sqlx::postgres::PgRow| {
             row.try_get(0).is_ok_and(|mark: Option<String>| mark.as_deref() == Some("open"))
         };
-        if locked.iter().all(is_open) { Ok(()) } else { Err(lost()) }
+        Ok(locked.iter().all(is_open))
     }
 
-    async fn insert(&mut self, rows: &[Outbound]) -> Result<()> {
+    async fn insert(&self, connection: &mut PgConnection, rows: &[Outbound]) -> Result<()> {
         for some in chunks(rows) {
             let partitions: Vec<i32> = some.iter().map(|row| signed(row.partition)).collect();
             let ids: Vec<_> = some.iter().map(|row| row.id.0).collect();
             let types: Vec<&str> = some.iter().map(|row| row.event_type.as_str()).collect();
             let bytes: Vec<&[u8]> = some.iter().map(|row| &row.bytes[..]).collect();
-            sqlx::query(self.database.sql(
+            sqlx::query(self.sql(
                 "INSERT INTO tombolo.outbox (position, partition, id, event_type, bytes, size)
                  SELECT nextval('tombolo.position'), partition, id, event_type, bytes, octet_length(bytes)
                  FROM (SELECT * FROM unnest($1::integer[], $2::uuid[], $3::text[], $4::bytea[])
@@ -132,10 +135,27 @@ impl Tx {
             .bind(ids)
             .bind(types)
             .bind(bytes)
-            .execute(&mut *self.inner)
+            .execute(&mut *connection)
             .await?;
         }
         Ok(())
+    }
+
+    /// Writes what `outgoing` buffered within a transaction of the user's own. Its mark is only there in the next statement if
+    /// a transaction is open.
+    pub(super) async fn write_within(
+        &self,
+        connection: &mut PgConnection,
+        mut outgoing: Outgoing,
+    ) -> Result<Committed> {
+        let rows = outgoing.take()?;
+        let mark = sqlx::query("SELECT set_config('tombolo.transaction', 'open', true)");
+        mark.execute(&mut *connection).await.map_err(|error| name_aborted(error.into()))?;
+        if !self.lock_stripes(connection, &rows).await? {
+            return Err(no_transaction());
+        }
+        self.insert(connection, &rows).await?;
+        Ok(committed(&outgoing, &rows))
     }
 }
 
@@ -154,6 +174,11 @@ fn chunks(rows: &[Outbound]) -> Vec<&[Outbound]> {
     cut
 }
 
+fn committed(outgoing: &Outgoing, rows: &[Outbound]) -> Committed {
+    let topic = outgoing.publisher().service.as_str();
+    Committed { positions: rows.iter().map(|row| position(topic, row)).collect() }
+}
+
 fn position(topic: &str, row: &Outbound) -> Position {
     Position {
         topic: topic.to_owned(),
@@ -162,6 +187,13 @@ fn position(topic: &str, row: &Outbound) -> Position {
         id: row.id,
         sequence: None,
     }
+}
+
+fn no_transaction() -> Error {
+    Error::new(
+        Kind::Poisoned,
+        "events were to be published on a connection without a transaction, so that state and events could part; begin one (`pool.begin()`), publish in it, and commit it",
+    )
 }
 
 fn lost() -> Error {

@@ -36,7 +36,7 @@ use sqlx::{Connection, Row, SqlitePool};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::mutant::Mutation;
-use crate::{Database, Error, Kind, Outgoing, Publisher, Result};
+use crate::{Committed, Database, Error, Kind, Outgoing, Publisher, Result};
 
 pub use schema::schema_sql;
 pub use transaction::Tx;
@@ -219,9 +219,18 @@ impl Sqlite {
 #[async_trait]
 impl Database for Sqlite {
     type Tx = Tx;
+    type Connection = SqliteConnection;
 
     async fn begin(&self, publisher: &Publisher) -> Result<Tx> {
         Sqlite::begin(self, publisher).await
+    }
+
+    async fn write_outgoing(
+        &self,
+        connection: &mut SqliteConnection,
+        outgoing: Outgoing,
+    ) -> Result<Committed> {
+        transaction::write_outgoing(connection, outgoing).await
     }
 }
 

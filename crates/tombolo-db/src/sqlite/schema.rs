@@ -75,14 +75,25 @@ pub fn schema_sql() -> String {
 }
 
 impl Sqlite {
-    pub(super) async fn prepare_schema(&self, owner: &Owner, schema: Schema) -> Result<()> {
+    /// Checks settings and Tombolo's tables, and changes nothing. Returns the version of the tables.
+    ///
+    /// # Errors
+    /// `Schema` for tables that are missing or older than this program's, `Unsafe`, `Unavailable`.
+    pub async fn check(&self) -> Result<i64> {
         self.check_settings().await?;
         let found = version(&mut *self.writer.acquire().await?).await?;
         let expected = STEPS.len() as i64;
-        match schema {
-            Schema::Check if found < expected => return Err(missing(found, expected)),
-            Schema::Apply if found < expected => self.write(&self.writer, apply).await?,
-            _ => {}
+        if found < expected { Err(missing(found, expected)) } else { Ok(found) }
+    }
+
+    pub(super) async fn prepare_schema(&self, owner: &Owner, schema: Schema) -> Result<()> {
+        match self.check().await {
+            Err(error) if error.kind() == Kind::Schema && schema == Schema::Apply => {
+                self.write(&self.writer, apply).await?;
+            }
+            checked => {
+                checked?;
+            }
         }
         let settled = is_owned_by(&mut *self.writer.acquire().await?, owner).await?;
         if settled {

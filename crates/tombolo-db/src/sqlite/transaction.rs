@@ -18,7 +18,7 @@ use tombolo_event::{Cursor, Event, EventId, Position, barrier};
 use super::{Gate, cursors};
 use crate::mutant::Mutation;
 use crate::outgoing::Row as Outbound;
-use crate::{Claim, Committed, Error, Kind, Outgoing, Result, Transaction};
+use crate::{Claim, Committed, Error, Kind, Outgoing, Publisher, Result, Transaction};
 
 /// The sizes of one insert, so that only these few statements are ever prepared.
 const INSERT_ROWS: [usize; 4] = [512, 64, 8, 1];
@@ -70,7 +70,10 @@ impl Tx {
         };
         let positions = match rows.is_empty() {
             true => Vec::new(),
-            false => self.write_rows(&rows).await.map_err(name_lost)?,
+            false => {
+                let publisher = self.outgoing.publisher().clone();
+                write_rows(&mut self.inner, &publisher, &rows).await.map_err(name_lost)?
+            }
         };
         if !rows.is_empty() {
             barrier::reach("outbox.before-commit");
@@ -102,20 +105,40 @@ impl Tx {
         }
         self.outgoing.take()
     }
+}
 
-    async fn write_rows(&mut self, rows: &[Outbound]) -> Result<Vec<Position>> {
-        let sequences = number(&mut self.inner, rows).await?;
-        insert(&mut self.inner, rows, &sequences).await?;
-        let topic = self.outgoing.publisher().service.as_str();
-        let position = |(row, sequence): (&Outbound, &i64)| Position {
-            topic: topic.to_owned(),
-            partition: row.partition,
-            key_hash: row.key_hash,
-            id: row.id,
-            sequence: u64::try_from(*sequence).ok(),
-        };
-        Ok(rows.iter().zip(&sequences).map(position).collect())
+/// Writes outbox rows with their numbers.
+async fn write_rows(
+    connection: &mut SqliteConnection,
+    publisher: &Publisher,
+    rows: &[Outbound],
+) -> Result<Vec<Position>> {
+    let sequences = number(connection, rows).await?;
+    insert(connection, rows, &sequences).await?;
+    let topic = publisher.service.as_str();
+    let position = |(row, sequence): (&Outbound, &i64)| Position {
+        topic: topic.to_owned(),
+        partition: row.partition,
+        key_hash: row.key_hash,
+        id: row.id,
+        sequence: u64::try_from(*sequence).ok(),
+    };
+    Ok(rows.iter().zip(&sequences).map(position).collect())
+}
+
+/// Writes what `outgoing` buffered within a transaction of the user's own.
+pub(super) async fn write_outgoing(
+    connection: &mut SqliteConnection,
+    mut outgoing: Outgoing,
+) -> Result<Committed> {
+    let rows = outgoing.take()?;
+    if !connection.is_in_transaction() {
+        return Err(Error::new(
+            Kind::Poisoned,
+            "events were to be published on a connection without a transaction, so that state and events could part; begin one (`pool.begin_with(\"BEGIN IMMEDIATE\")`), publish in it, and commit it",
+        ));
     }
+    Ok(Committed { positions: write_rows(connection, outgoing.publisher(), &rows).await? })
 }
 
 /// Takes the next numbers of each partition, in one statement for all of them, and gives them out in order.

@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use async_trait::async_trait;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
-use tombolo_db::conformance::{Abilities, Ability, Fixture};
+use tombolo_db::conformance::{Abilities, Ability, Fixture, Own};
 use tombolo_db::postgres::{Postgres, Tx};
+use tombolo_db::{Committed, Database, Outgoing};
 
 pub(crate) const ABILITIES: Abilities = Abilities {
     late_commits: Ability::Can,
@@ -115,6 +116,26 @@ impl Fixture for Server {
     async fn count(&self, tx: &mut Tx, key: &str) -> i64 {
         let count = "INSERT INTO effect AS e (k, v) VALUES ($1, 1) ON CONFLICT (k) DO UPDATE SET v = e.v + 1 RETURNING v";
         sqlx::query_scalar(count).bind(key).fetch_one(&mut **tx).await.unwrap()
+    }
+
+    async fn write_own(
+        &self,
+        database: &Postgres,
+        how: Own,
+        outgoing: Outgoing,
+        key: &str,
+    ) -> tombolo_db::Result<Committed> {
+        if how == Own::None {
+            return database.write_outgoing(&mut *database.pool().acquire().await?, outgoing).await;
+        }
+        let mut tx = database.pool().begin().await?;
+        sqlx::query("INSERT INTO effect (k, v) VALUES ($1, 1)").bind(key).execute(&mut *tx).await?;
+        let committed = database.write_outgoing(&mut tx, outgoing).await?;
+        match how {
+            Own::Committed => tx.commit().await?,
+            _ => tx.rollback().await?,
+        }
+        Ok(committed)
     }
 
     async fn read(&self, database: &Postgres, key: &str) -> Option<i64> {

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use async_trait::async_trait;
 use sqlx::SqlitePool;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
-use tombolo_db::conformance::{Abilities, Ability, Fixture};
+use tombolo_db::conformance::{Abilities, Ability, Fixture, Own};
 use tombolo_db::sqlite::{Sqlite, Tx};
+use tombolo_db::{Committed, Database, Outgoing};
 
 pub(crate) const ABILITIES: Abilities = Abilities {
     late_commits: Ability::Cannot("SQLite has a single writer, so no commit is late"),
@@ -81,6 +82,26 @@ impl Fixture for Files {
         let count =
             "INSERT INTO effect (k, v) VALUES (?, 1) ON CONFLICT (k) DO UPDATE SET v = v + 1 RETURNING v";
         sqlx::query_scalar(count).bind(key).fetch_one(&mut **tx).await.unwrap()
+    }
+
+    async fn write_own(
+        &self,
+        database: &Sqlite,
+        how: Own,
+        outgoing: Outgoing,
+        key: &str,
+    ) -> tombolo_db::Result<Committed> {
+        if how == Own::None {
+            return database.write_outgoing(&mut *database.pool().acquire().await?, outgoing).await;
+        }
+        let mut tx = database.pool().begin_with("BEGIN IMMEDIATE").await?;
+        sqlx::query("INSERT INTO effect (k, v) VALUES (?, 1)").bind(key).execute(&mut *tx).await?;
+        let committed = database.write_outgoing(&mut tx, outgoing).await?;
+        match how {
+            Own::Committed => tx.commit().await?,
+            _ => tx.rollback().await?,
+        }
+        Ok(committed)
     }
 
     async fn read(&self, database: &Sqlite, key: &str) -> Option<i64> {

@@ -125,6 +125,13 @@ impl<'a, Q: Question> Call<'a, Q> {
 
     fn unknown(&self) -> Error {
         let known: Vec<String> = self.asker.directory.services().into_iter().collect();
+        if known.iter().any(|known| known == self.service) {
+            let message = format!(
+                "service {:?} has registered without an address, so it cannot be called; start it with TOMBOLO_URL, or gather instead",
+                self.service
+            );
+            return Error::new(Kind::Unknown, message);
+        }
         Error::new(
             Kind::Unknown,
             format!(

@@ -1,0 +1,90 @@
+//! `tombolo schema`: Tombolo's own tables in a service's database, for whoever decides about schemas in a deployment.
+//!
+//! Invariant: `print` and `check` change no table, `apply` only adds, and a database is not made by looking at it.
+
+use std::path::Path;
+
+use tombolo_db::postgres::{self, Postgres};
+use tombolo_db::sqlite::{self, Sqlite};
+use tombolo_db::{Outbox, Owner};
+
+use crate::arguments::{ApplySchema, DatabaseKind, OfDatabase, PrintSchema};
+use crate::commands::say;
+use crate::error::{Error, Result};
+
+/// `tombolo schema print`.
+pub(crate) fn print(arguments: &PrintSchema) -> Result<()> {
+    say(&match arguments.kind {
+        DatabaseKind::Sqlite => sqlite::schema_sql(),
+        DatabaseKind::Postgres => postgres::schema_sql(&arguments.schema),
+    })
+}
+
+/// `tombolo schema apply`.
+pub(crate) async fn apply(arguments: ApplySchema) -> Result<()> {
+    let owner = Owner { service: arguments.service, partitions: arguments.partitions };
+    let schema = tombolo_db::Schema::Apply;
+    let version = match Opened::of(&arguments.database)? {
+        Opened::Sqlite(database) => {
+            database.prepare(&owner, schema).await?;
+            database.check().await?
+        }
+        Opened::Postgres(database) => {
+            database.prepare(&owner, schema).await?;
+            database.check().await?
+        }
+    };
+    say(&format!("Tombolo's tables for service {} are there, version {version}", owner.service))
+}
+
+/// `tombolo schema check`.
+pub(crate) async fn check(arguments: OfDatabase) -> Result<()> {
+    let version = match Opened::of(&arguments)? {
+        Opened::Sqlite(database) => {
+            is_there(&arguments.url)?;
+            database.check().await?
+        }
+        Opened::Postgres(database) => database.check().await?,
+    };
+    say(&format!("Tombolo's tables are there, version {version}, and the settings keep what is committed"))
+}
+
+/// A database that the program knows how to speak to.
+enum Opened {
+    Sqlite(Sqlite),
+    Postgres(Postgres),
+}
+
+impl Opened {
+    fn of(arguments: &OfDatabase) -> Result<Self> {
+        let url = arguments.url.as_str();
+        if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+            return Ok(Self::Postgres(Postgres::open(url)?.with_schema(&arguments.schema)?));
+        }
+        if url.starts_with("sqlite:") {
+            return Ok(Self::Sqlite(Sqlite::open(url)?));
+        }
+        Err(Error::usage(format!("found the database {url:?}; expected sqlite:PATH or postgres://…")))
+    }
+}
+
+/// SQLite would make a file that is not there.
+fn is_there(url: &str) -> Result<()> {
+    let path = url.trim_start_matches("sqlite:").trim_start_matches("//");
+    let path = path.split('?').next().unwrap_or(path);
+    if Path::new(path).exists() {
+        return Ok(());
+    }
+    Err(Error::not_found(format!("there is no file {path}; `tombolo schema apply` makes it")))
+}
+
+impl From<tombolo_db::Error> for Error {
+    fn from(error: tombolo_db::Error) -> Self {
+        use crate::error::{Kind, with_causes};
+        let kind = match error.kind() {
+            tombolo_db::Kind::Unavailable => Kind::NotRunning,
+            _ => Kind::Failed,
+        };
+        Self::new(kind, with_causes(&error))
+    }
+}

@@ -1,0 +1,49 @@
+//! `tombolo schema`: what is printed makes what is checked, and looking changes nothing.
+
+use std::process::Command;
+
+use crate::stage::Stage;
+
+#[test]
+fn tables_are_made_once_and_checked_without_a_change() {
+    let stage = Stage::with_users();
+    let database = "sqlite:orders.db";
+    let said = stage.refused(&["schema", "check", database], 3);
+    assert!(said.contains("there is no file orders.db"), "{said}");
+    assert!(!stage.path("orders.db").exists(), "a check made the file");
+    let said = stage.must(&["schema", "apply", database, "--service", "orders"]);
+    assert!(said.contains("service orders"), "{said}");
+    stage.must(&["schema", "apply", database, "--service", "orders"]);
+    assert!(stage.must(&["schema", "check", database]).contains("version"));
+    let said = stage.refused(&["schema", "apply", database, "--service", "users"], 1);
+    assert!(said.contains("orders") && said.contains("users"), "{said}");
+    let said = stage.refused(&["schema", "apply", "mysql://x", "--service", "orders"], 2);
+    assert!(said.contains("expected sqlite:PATH or postgres://"), "{said}");
+}
+
+#[test]
+fn the_printed_sql_makes_what_is_checked() {
+    let stage = Stage::with_users();
+    std::fs::write(stage.path("empty.db"), "").unwrap();
+    let said = stage.refused(&["schema", "check", "sqlite:empty.db"], 1);
+    assert!(said.contains("tombolo schema apply"), "{said}");
+    let sql = stage.must(&["schema", "print", "sqlite"]);
+    let python = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.executescript(sys.stdin.read()); c.commit()";
+    let mut child = Command::new("python3");
+    let child = child.args(["-c", python]).arg(stage.path("empty.db")).stdin(std::process::Stdio::piped());
+    let Ok(mut child) = child.spawn() else {
+        eprintln!("skipped: the printed SQL is run by Python's sqlite3, and there is no python3");
+        return;
+    };
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), sql.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert!(stage.must(&["schema", "check", "sqlite:empty.db"]).contains("version"));
+}
+
+#[test]
+fn postgres_gets_its_tables_in_the_schema_that_was_named() {
+    let stage = Stage::with_users();
+    let sql = stage.must(&["schema", "print", "postgres", "--schema", "inbox"]);
+    assert!(sql.contains("CREATE TABLE \"inbox\".outbox"), "{sql}");
+    assert!(!sql.contains("tombolo."), "{sql}");
+}
