@@ -203,16 +203,7 @@ impl Starting {
     ) -> Result<Self> {
         let metrics = Arc::new(Metrics::new(descriptor.service.as_str()));
         let woken = Arc::new(Notify::new());
-        let wake = Arc::clone(&woken);
-        let declared: BTreeSet<String> =
-            descriptor.publishes.iter().map(|published| published.event_type.clone()).collect();
-        let publisher = Publisher {
-            service: descriptor.service.clone(),
-            partitions: descriptor.partitions,
-            declared: Arc::new(declared),
-            full: Arc::new(AtomicBool::new(false)),
-            wake: Arc::new(move || wake.notify_one()),
-        };
+        let publisher = publisher(descriptor, &woken);
         let json =
             serde_json::to_string(descriptor).map_err(|error| Error::new(Kind::Wiring, error.to_string()))?;
         let replica = settings.replica.unwrap_or(1);
@@ -350,6 +341,20 @@ impl Starting {
             registered: self.directory.changes(),
             stop: self.stop.clone(),
         }
+    }
+}
+
+/// What the service may publish, and how a commit wakes its relay.
+fn publisher(descriptor: &Descriptor, woken: &Arc<Notify>) -> Publisher {
+    let wake = Arc::clone(woken);
+    let declared: BTreeSet<String> =
+        descriptor.publishes.iter().map(|published| published.event_type.clone()).collect();
+    Publisher {
+        service: descriptor.service.clone(),
+        partitions: descriptor.partitions,
+        declared: Arc::new(declared),
+        full: Arc::new(AtomicBool::new(false)),
+        wake: Arc::new(move || wake.notify_one()),
     }
 }
 
