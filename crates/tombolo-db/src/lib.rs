@@ -6,6 +6,7 @@
 
 pub mod outgoing;
 pub mod port;
+pub mod effects;
 pub mod transient;
 mod error;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
@@ -20,6 +21,7 @@ pub mod postgres;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 
+pub use effects::{CallState, EffectCall, Effects, LatestCall};
 pub use error::{Error, Kind};
 pub use outgoing::{Origin, Outgoing, Publisher};
 pub use port::{

@@ -15,6 +15,8 @@ pub enum Mutant {
     NoFencing,
     /// A cursor moves from wherever it is.
     NoCursorCheck,
+    /// An effect's completion is stored apart from the transaction of what goes with it.
+    CompletionApart,
 }
 
 /// Which fault a database handle has, if any.

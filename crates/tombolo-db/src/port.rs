@@ -24,7 +24,7 @@ use jiff::Timestamp;
 use tombolo_event::{Cursor, EventId, Incarnation, Position, ServiceName};
 use uuid::Uuid;
 
-use crate::{Outgoing, Publisher, Result};
+use crate::{EffectCall, Effects, Outgoing, Publisher, Result};
 
 /// The number of lock stripes that keys fall into.
 pub const STRIPES: u32 = 256;
@@ -35,7 +35,7 @@ pub const ROUND_BYTES_MAX: usize = 2 << 20;
 
 /// A service's own database. Cheap to clone; holds the user's pool.
 #[async_trait]
-pub trait Database: Outbox + Cursors + Clone {
+pub trait Database: Outbox + Cursors + Effects + Clone {
     /// The transaction, concrete for each database, in which the user's own statements run.
     type Tx: Transaction;
     /// sqlx's connection, on which a transaction of the user's own runs.
@@ -70,6 +70,13 @@ pub trait Transaction: Send + Sized + 'static {
     /// # Errors
     /// `Fenced` if the lease has another epoch, `CursorMoved` if the cursor is elsewhere. Either poisons the transaction.
     async fn advance(&mut self, claim: &Claim, to: &Cursor) -> Result<()>;
+
+    /// Stores that an effect's call is done, if the claim's cursor is where the claim says. Moves no cursor.
+    ///
+    /// # Errors
+    /// `Fenced` if the lease has another epoch, `CursorMoved` if the cursor is elsewhere or the call was done before.
+    /// Either poisons the transaction.
+    async fn complete(&mut self, claim: &Claim, call: &EffectCall) -> Result<()>;
 
     /// Locks the stripes of the keys in order, writes the outbox rows, commits, and verifies that it did.
     /// Wakes the relay.

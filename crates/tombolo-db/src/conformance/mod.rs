@@ -12,6 +12,7 @@ mod publishing;
 mod relaying;
 mod fencing;
 mod following;
+mod effects;
 mod preparing;
 mod schedule;
 mod stage;
@@ -170,6 +171,7 @@ fn cases<F: Fixture>() -> Vec<Case<F>> {
         relaying::cases(),
         fencing::cases(),
         following::cases(),
+        effects::cases(),
         schedule::cases(),
     ]
     .into_iter()

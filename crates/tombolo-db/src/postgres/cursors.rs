@@ -91,14 +91,13 @@ impl Cursors for Postgres {
     }
 
     async fn record_attempt(&self, claim: &Claim, event: EventId, error: &str) -> Result<u32> {
-        let text = error[..error.floor_char_boundary(ERROR_BYTES_MAX)].replace('\0', "");
         let counted = sqlx::query(self.sql(
             "UPDATE tombolo.cursor
              SET attempts = CASE WHEN attempt_id = $1 THEN attempts + 1 ELSE 1 END, attempt_id = $1, error = $2
              WHERE subscription = $3 AND topic = $4 AND partition = $5 AND lease_epoch = coalesce($6, lease_epoch)
              RETURNING attempts",
         ));
-        let counted = counted.bind(event.0).bind(text).bind(&claim.subscription);
+        let counted = counted.bind(event.0).bind(stored_error(error)).bind(&claim.subscription);
         let counted = counted.bind(claim.topic.as_str()).bind(signed(claim.partition));
         let mut connection = self.pool.acquire().await?;
         match counted.bind(self.expected_epoch(claim)).fetch_optional(&mut *connection).await? {
@@ -125,7 +124,6 @@ impl Postgres {
         claim: &Claim,
         to: &Cursor,
     ) -> Result<()> {
-        let is_checked = !self.mutation.is(Mutant::NoCursorCheck);
         let moved = sqlx::query(self.sql(
             "UPDATE tombolo.cursor
              SET incarnation = $1, sequence = $2, id = $3, attempts = 0, attempt_id = NULL, error = NULL,
@@ -135,21 +133,25 @@ impl Postgres {
         ));
         let moved = moved.bind(to.incarnation.0).bind(to.sequence as i64).bind(to.id.map(|id| id.0));
         let moved = moved.bind(&claim.subscription).bind(claim.topic.as_str()).bind(signed(claim.partition));
-        let moved = moved.bind(self.expected_epoch(claim));
-        let moved = moved.bind(is_checked.then_some(claim.cursor.sequence as i64));
+        let moved = moved.bind(self.expected_epoch(claim)).bind(self.expected_sequence(claim));
         match moved.execute(&mut *connection).await?.rows_affected() {
             0 => Err(self.why_refused(connection, claim).await?),
             _ => Ok(()),
         }
     }
 
-    fn expected_epoch(&self, claim: &Claim) -> Option<i64> {
+    pub(super) fn expected_sequence(&self, claim: &Claim) -> Option<i64> {
+        let unchecked = self.mutation.is(Mutant::NoCursorCheck);
+        if unchecked { None } else { Some(claim.cursor.sequence as i64) }
+    }
+
+    pub(super) fn expected_epoch(&self, claim: &Claim) -> Option<i64> {
         let unchecked = self.mutation.is(Mutant::NoFencing) || self.mutation.is(Mutant::NoCursorCheck);
         if unchecked { None } else { Some(claim.lease_epoch as i64) }
     }
 
     /// What kept a guarded update from happening.
-    async fn why_refused(&self, connection: &mut PgConnection, claim: &Claim) -> Result<Error> {
+    pub(super) async fn why_refused(&self, connection: &mut PgConnection, claim: &Claim) -> Result<Error> {
         let found = sqlx::query(self.sql(
             "SELECT topic, partition, incarnation, sequence, id, lease_epoch, attempts FROM tombolo.cursor
              WHERE subscription = $1 AND topic = $2 AND partition = $3",
@@ -199,6 +201,11 @@ impl Postgres {
         }
         Ok(())
     }
+}
+
+/// What is kept of an error's text.
+pub(super) fn stored_error(error: &str) -> String {
+    error[..error.floor_char_boundary(ERROR_BYTES_MAX)].replace('\0', "")
 }
 
 fn cursor(row: &PgRow) -> Result<Cursor> {

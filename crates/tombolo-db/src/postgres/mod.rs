@@ -16,6 +16,7 @@ mod schema;
 mod transaction;
 mod outbox;
 mod cursors;
+mod effects;
 
 use std::borrow::Cow;
 use std::str::FromStr;

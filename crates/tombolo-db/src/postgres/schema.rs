@@ -71,6 +71,19 @@ CREATE TABLE tombolo.cursor (           -- where each subscription stands, and w
     moved timestamptz,
     PRIMARY KEY (subscription, topic, partition)
 ) WITH (fillfactor = 50);
+", "
+CREATE TABLE tombolo.effect_call (      -- the calls of effects: those after their cursor, and the last ones before it
+    subscription text NOT NULL,
+    topic text NOT NULL,
+    partition integer NOT NULL,
+    sequence bigint NOT NULL,
+    id uuid NOT NULL,
+    attempts integer NOT NULL,
+    result text,                        -- JSON, once the call has returned
+    error text,                         -- what the last try failed with
+    done timestamptz,                   -- when the completion was stored
+    PRIMARY KEY (subscription, topic, partition, sequence)
+);
 "];
 
 const VERSION_TABLE: &str = "CREATE TABLE IF NOT EXISTS tombolo.schema (version integer NOT NULL);\n";

@@ -18,7 +18,7 @@ use super::{Postgres, signed};
 use crate::mutant::Mutant;
 use crate::outgoing::Row as Outbound;
 use crate::port::STRIPES;
-use crate::{Claim, Committed, Error, Kind, Outgoing, Result, Transaction};
+use crate::{Claim, Committed, EffectCall, Error, Kind, Outgoing, Result, Transaction};
 
 /// The most rows of one insert.
 const INSERT_ROWS_MAX: usize = 1_000;
@@ -269,6 +269,15 @@ impl Transaction for Tx {
             self.outgoing.poison(&error.to_string());
         }
         moved
+    }
+
+    async fn complete(&mut self, claim: &Claim, call: &EffectCall) -> Result<()> {
+        self.outgoing.mark_used();
+        let completed = self.database.complete(&mut self.inner, claim, call).await;
+        if let Err(error) = &completed {
+            self.outgoing.poison(&error.to_string());
+        }
+        completed
     }
 
     async fn commit(self) -> Result<Committed> {

@@ -22,7 +22,7 @@ use crate::mutant::{Mutant, Mutation};
 use crate::{Claim, CursorState, Cursors, Error, Result, StartAt, fencing};
 
 /// The most bytes of an error's text that are kept.
-const ERROR_BYTES_MAX: usize = 2_000;
+pub(super) const ERROR_BYTES_MAX: usize = 2_000;
 
 #[async_trait]
 impl Cursors for Sqlite {
@@ -143,7 +143,6 @@ pub(super) async fn advance(
     to: &Cursor,
     mutation: Mutation,
 ) -> Result<()> {
-    let from = if mutation.is(Mutant::NoCursorCheck) { None } else { Some(claim.cursor.sequence as i64) };
     let moved = sqlx::query(
         "UPDATE tombolo_cursor
          SET incarnation = ?1, sequence = ?2, id = ?3, attempts = 0, attempt_id = NULL, error = NULL,
@@ -153,20 +152,24 @@ pub(super) async fn advance(
     );
     let moved = moved.bind(to.incarnation.0).bind(to.sequence as i64).bind(to.id.map(|id| id.0));
     let moved = moved.bind(&claim.subscription).bind(claim.topic.as_str()).bind(claim.partition);
-    let moved = moved.bind(expected_epoch(claim, mutation)).bind(from);
+    let moved = moved.bind(expected_epoch(claim, mutation)).bind(expected_sequence(claim, mutation));
     match moved.execute(&mut *connection).await?.rows_affected() {
         0 => Err(why_refused(connection, claim).await?),
         _ => Ok(()),
     }
 }
 
-fn expected_epoch(claim: &Claim, mutation: Mutation) -> Option<i64> {
+pub(super) fn expected_sequence(claim: &Claim, mutation: Mutation) -> Option<i64> {
+    if mutation.is(Mutant::NoCursorCheck) { None } else { Some(claim.cursor.sequence as i64) }
+}
+
+pub(super) fn expected_epoch(claim: &Claim, mutation: Mutation) -> Option<i64> {
     let unchecked = mutation.is(Mutant::NoFencing) || mutation.is(Mutant::NoCursorCheck);
     if unchecked { None } else { Some(claim.lease_epoch as i64) }
 }
 
 /// What kept a guarded update from happening.
-async fn why_refused(connection: &mut SqliteConnection, claim: &Claim) -> Result<Error> {
+pub(super) async fn why_refused(connection: &mut SqliteConnection, claim: &Claim) -> Result<Error> {
     let found = sqlx::query(
         "SELECT topic, partition, incarnation, sequence, id, lease_epoch, attempts FROM tombolo_cursor
          WHERE subscription = ? AND topic = ? AND partition = ?",

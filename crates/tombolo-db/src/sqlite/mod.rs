@@ -20,6 +20,7 @@ mod schema;
 mod transaction;
 mod outbox;
 mod cursors;
+mod effects;
 
 use std::path::Path;
 use std::str::FromStr;

@@ -61,6 +61,19 @@ CREATE TABLE tombolo_cursor (           -- where each subscription stands, and w
     moved_ms INTEGER,
     PRIMARY KEY (subscription, topic, partition)
 );
+", "
+CREATE TABLE tombolo_effect_call (      -- the calls of effects: those after their cursor, and the last ones before it
+    subscription TEXT NOT NULL,
+    topic TEXT NOT NULL,
+    partition INTEGER NOT NULL,
+    sequence INTEGER NOT NULL,
+    id BLOB NOT NULL,
+    attempts INTEGER NOT NULL,
+    result TEXT,                        -- JSON, once the call has returned
+    error TEXT,                         -- what the last try failed with
+    done_ms INTEGER,                    -- when the completion was stored
+    PRIMARY KEY (subscription, topic, partition, sequence)
+);
 "];
 
 /// The SQL that makes the tables in an empty database, as `tombolo schema print` shows it.

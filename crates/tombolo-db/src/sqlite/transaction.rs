@@ -15,10 +15,10 @@ use sqlx::{AssertSqlSafe, Connection, Row};
 use tokio::sync::OwnedSemaphorePermit;
 use tombolo_event::{Cursor, Event, EventId, Position, barrier};
 
-use super::{Gate, cursors};
+use super::{Gate, cursors, effects};
 use crate::mutant::Mutation;
 use crate::outgoing::Row as Outbound;
-use crate::{Claim, Committed, Error, Kind, Outgoing, Publisher, Result, Transaction};
+use crate::{Claim, Committed, EffectCall, Error, Kind, Outgoing, Publisher, Result, Transaction};
 
 /// The sizes of one insert, so that only these few statements are ever prepared.
 const INSERT_ROWS: [usize; 4] = [512, 64, 8, 1];
@@ -267,6 +267,15 @@ impl Transaction for Tx {
             self.outgoing.poison(&error.to_string());
         }
         moved
+    }
+
+    async fn complete(&mut self, claim: &Claim, call: &EffectCall) -> Result<()> {
+        self.outgoing.mark_used();
+        let completed = effects::complete(&mut self.inner, claim, call, self.mutation).await;
+        if let Err(error) = &completed {
+            self.outgoing.poison(&error.to_string());
+        }
+        completed
     }
 
     async fn commit(self) -> Result<Committed> {

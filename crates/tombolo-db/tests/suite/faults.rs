@@ -13,6 +13,9 @@ const FAULTS: &[(Mutant, &str)] = &[
     (Mutant::NoFencing, "a_replaced_leader_is_fenced_and_changes_nothing"),
     (Mutant::NoFencing, "a_worker_that_lost_its_lease_is_fenced"),
     (Mutant::NoCursorCheck, "a_cursor_that_moved_rolls_the_effect_back"),
+    (Mutant::NoFencing, "a_completion_under_an_older_lease_is_refused"),
+    (Mutant::NoCursorCheck, "a_completion_beside_a_moved_cursor_is_refused"),
+    (Mutant::CompletionApart, "an_undone_transaction_completes_nothing"),
 ];
 
 async fn assert_caught<F: Fixture>(fixture: Arc<F>, abilities: Abilities, fault: Mutant, case: &str) {
