@@ -25,6 +25,8 @@ pub enum Kind {
     Poisoned,
     /// The outbox is full.
     Full,
+    /// A view, a build of it, or a table of its is not there, is declared otherwise, or is still needed.
+    View,
     /// Any other answer of the database.
     Database,
 }

@@ -7,6 +7,8 @@
 pub mod outgoing;
 pub mod port;
 pub mod effects;
+pub mod tables;
+pub mod views;
 pub mod transient;
 mod error;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
@@ -28,6 +30,8 @@ pub use port::{
     Claim, Committed, CursorState, Cursors, Database, Depth, Leader, Mark, Outbox, OutboxRow, Owner,
     RoundLimit, Schema, StartAt, Transaction,
 };
+pub use tables::Tables;
+pub use views::{Build, BuildId, Goal, Switch, Switched, ViewState, Views, Wanted};
 
 /// The result of everything in this crate.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -17,6 +17,8 @@ pub enum Mutant {
     NoCursorCheck,
     /// An effect's completion is stored apart from the transaction of what goes with it.
     CompletionApart,
+    /// A view is switched to a build without looking how far that is.
+    SwitchUncompared,
 }
 
 /// Which fault a database handle has, if any.

@@ -11,9 +11,10 @@ use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use sqlx::SqlStr;
 use tombolo_event::{Consequence, Envelope, Event, EventId, KeyHash, ServiceName, TraceContext};
 
-use crate::{Error, Kind, Result};
+use crate::{Error, Kind, Result, Tables};
 
 /// The most events of one transaction.
 pub const EVENTS_PER_TRANSACTION_MAX: usize = 10_000;
@@ -54,8 +55,10 @@ pub enum Origin {
     },
     /// A view, which may not publish.
     View {
-        /// Its name.
+        /// The subscription of its build.
         view: String,
+        /// The build's own tables, if the view declared them.
+        tables: Option<Tables>,
     },
 }
 
@@ -153,7 +156,7 @@ impl Outgoing {
 
     fn check_allowed(&self, event_type: &str) -> Result<()> {
         let service = &self.publisher.service;
-        if let Origin::View { view } = &self.origin {
+        if let Origin::View { view, .. } = &self.origin {
             return Err(Error::new(
                 Kind::Refused,
                 format!(
@@ -199,6 +202,22 @@ impl Outgoing {
         let id = EventId::of_consequence(&of);
         self.ordinal += 1;
         (id, Some(*cause))
+    }
+
+    /// `text` with the tables of the view that is being kept in the places of their names in braces.
+    ///
+    /// # Errors
+    /// `View` for a name that its tables do not have, or if no view with tables of its own is being kept.
+    pub fn sql(&self, text: &'static str) -> Result<SqlStr> {
+        let why = match &self.origin {
+            Origin::View { tables: Some(tables), .. } => return tables.sql(text),
+            Origin::View { view, tables: None } => {
+                format!("view {view:?} has no tables of its own: declare them with `.tables(…)`")
+            }
+            _ => "only a handler of a view writes its tables; others read them through `app.view(…)`"
+                .to_owned(),
+        };
+        Err(Error::new(Kind::View, format!("found SQL for the tables of a view ({text:?}), but {why}")))
     }
 
     /// Says that something was done in the transaction: a statement was run or an event published.

@@ -24,7 +24,7 @@ use jiff::Timestamp;
 use tombolo_event::{Cursor, EventId, Incarnation, Position, ServiceName};
 use uuid::Uuid;
 
-use crate::{EffectCall, Effects, Outgoing, Publisher, Result};
+use crate::{EffectCall, Effects, Outgoing, Publisher, Result, Views};
 
 /// The number of lock stripes that keys fall into.
 pub const STRIPES: u32 = 256;
@@ -35,7 +35,7 @@ pub const ROUND_BYTES_MAX: usize = 2 << 20;
 
 /// A service's own database. Cheap to clone; holds the user's pool.
 #[async_trait]
-pub trait Database: Outbox + Cursors + Effects + Clone {
+pub trait Database: Outbox + Cursors + Effects + Views + Clone {
     /// The transaction, concrete for each database, in which the user's own statements run.
     type Tx: Transaction;
     /// sqlx's connection, on which a transaction of the user's own runs.

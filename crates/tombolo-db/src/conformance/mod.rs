@@ -13,6 +13,7 @@ mod relaying;
 mod fencing;
 mod following;
 mod effects;
+mod viewing;
 mod preparing;
 mod schedule;
 mod stage;
@@ -23,6 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use sqlx::SqlStr;
 
 use crate::{Committed, Database, Outgoing};
 pub use stage::Stage;
@@ -66,6 +68,12 @@ pub trait Fixture: Send + Sync + 'static {
 
     /// Reads a value of `effect` outside a transaction.
     async fn read(&self, database: &Self::Database, key: &str) -> Option<i64>;
+
+    /// Inserts a row into a table `(k primary key, v)` of a view's build: `sql` is `INSERT INTO … (k, v)`.
+    async fn insert(&self, tx: &mut Tx<Self>, sql: SqlStr, key: &str, value: i64) -> Result<(), sqlx::Error>;
+
+    /// Sums the values of a table, outside a transaction: `sql` is `SELECT … sum(v) … FROM …`. None if that cannot be read.
+    async fn sum(&self, database: &Self::Database, sql: SqlStr) -> Option<i64>;
 
     /// What Tombolo's tables take on disk, in bytes, after what the engine can tidy up was tidied up.
     async fn size(&self, database: &Self::Database) -> u64;
@@ -172,6 +180,7 @@ fn cases<F: Fixture>() -> Vec<Case<F>> {
         fencing::cases(),
         following::cases(),
         effects::cases(),
+        viewing::cases(),
         schedule::cases(),
     ]
     .into_iter()

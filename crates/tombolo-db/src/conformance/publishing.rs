@@ -115,7 +115,7 @@ async fn what_may_not_be_published_makes_the_commit_impossible<F: Fixture>(stage
         (
             "a view",
             Box::new(|tx| {
-                tx.outgoing().enter(Origin::View { view: "titles".into() });
+                tx.outgoing().enter(Origin::View { view: "titles".into(), tables: None });
                 tx.outgoing().publish(&noted("a", 1))
             }),
         ),

@@ -34,6 +34,7 @@ impl Cursors for Postgres {
     ) -> Result<Vec<String>> {
         let mut transaction = self.pool.begin().await?;
         self.lock_schema(&mut transaction).await?;
+        self.check_not_dropped(&mut transaction, subscription).await?;
         let known = sqlx::query_scalar(
             self.sql("SELECT event_type FROM tombolo.subscription WHERE subscription = $1"),
         );

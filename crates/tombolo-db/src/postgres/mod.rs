@@ -17,6 +17,7 @@ mod transaction;
 mod outbox;
 mod cursors;
 mod effects;
+mod views;
 
 use std::borrow::Cow;
 use std::str::FromStr;

@@ -84,6 +84,27 @@ CREATE TABLE tombolo.effect_call (      -- the calls of effects: those after the
     done timestamptz,                   -- when the completion was stored
     PRIMARY KEY (subscription, topic, partition, sequence)
 );
+", "
+CREATE TABLE tombolo.view (             -- which build of each view is read
+    view text PRIMARY KEY,
+    version integer NOT NULL,
+    build integer NOT NULL,
+    epoch bigint NOT NULL               -- counts the switches
+);
+CREATE TABLE tombolo.build (            -- the builds of each view; a dropped one keeps its name
+    view text NOT NULL,
+    version integer NOT NULL,
+    build integer NOT NULL,
+    subscription text NOT NULL UNIQUE,
+    namespace text NOT NULL,
+    tables text,                        -- the SQL that made its tables, unless they are the user's own
+    switches boolean NOT NULL,          -- whether it is switched to when it is ready
+    live_epoch bigint,                  -- under which it was switched to last
+    left_at timestamptz,                -- when it was switched away from last
+    made timestamptz NOT NULL DEFAULT clock_timestamp(),
+    dropped timestamptz,
+    PRIMARY KEY (view, version, build)
+);
 "];
 
 const VERSION_TABLE: &str = "CREATE TABLE IF NOT EXISTS tombolo.schema (version integer NOT NULL);\n";

@@ -16,8 +16,8 @@ use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use tombolo_event::{Cursor, EventId, Incarnation, ServiceName};
 use uuid::Uuid;
 
-use super::Sqlite;
 use super::outbox::{millis, unsigned};
+use super::{Sqlite, views};
 use crate::mutant::{Mutant, Mutation};
 use crate::{Claim, CursorState, Cursors, Error, Result, StartAt, fencing};
 
@@ -34,6 +34,7 @@ impl Cursors for Sqlite {
         accept: bool,
     ) -> Result<Vec<String>> {
         self.write(&self.writer, async |connection| {
+            views::check_not_dropped(connection, subscription).await?;
             let known = known_types(connection, subscription).await?;
             let added: Vec<String> = types.iter().filter(|name| !known.contains(name)).cloned().collect();
             let is_new = known.is_empty();

@@ -21,6 +21,7 @@ mod transaction;
 mod outbox;
 mod cursors;
 mod effects;
+mod views;
 
 use std::path::Path;
 use std::str::FromStr;

@@ -10,7 +10,8 @@ use super::Sqlite;
 use crate::{Error, Kind, Owner, Result, Schema};
 
 /// The steps from an empty database to the present version, one for each version.
-const STEPS: &[&str] = &["
+const STEPS: &[&str] = &[
+    "
 CREATE TABLE tombolo_service (          -- whose database it is; one row
     one INTEGER PRIMARY KEY CHECK (one = 1),
     service TEXT NOT NULL,
@@ -74,7 +75,29 @@ CREATE TABLE tombolo_effect_call (      -- the calls of effects: those after the
     done_ms INTEGER,                    -- when the completion was stored
     PRIMARY KEY (subscription, topic, partition, sequence)
 );
-"];
+", "
+CREATE TABLE tombolo_view (             -- which build of each view is read
+    view TEXT PRIMARY KEY,
+    version INTEGER NOT NULL,
+    build INTEGER NOT NULL,
+    epoch INTEGER NOT NULL              -- counts the switches
+) WITHOUT ROWID;
+CREATE TABLE tombolo_build (            -- the builds of each view; a dropped one keeps its name
+    view TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    build INTEGER NOT NULL,
+    subscription TEXT NOT NULL UNIQUE,
+    namespace TEXT NOT NULL,
+    tables TEXT,                        -- the SQL that made its tables, unless they are the user's own
+    switches INTEGER NOT NULL,          -- whether it is switched to when it is ready
+    live_epoch INTEGER,                 -- under which it was switched to last
+    left_ms INTEGER,                    -- when it was switched away from last
+    made_ms INTEGER NOT NULL DEFAULT (CAST(unixepoch('subsec') * 1000 AS INTEGER)),
+    dropped_ms INTEGER,
+    PRIMARY KEY (view, version, build)
+) WITHOUT ROWID;
+",
+];
 
 /// The SQL that makes the tables in an empty database, as `tombolo schema print` shows it.
 #[must_use]

@@ -11,7 +11,7 @@ use std::ops::{Deref, DerefMut};
 
 use async_trait::async_trait;
 use sqlx::sqlite::SqliteConnection;
-use sqlx::{AssertSqlSafe, Connection, Row};
+use sqlx::{AssertSqlSafe, Connection, Row, SqlStr};
 use tokio::sync::OwnedSemaphorePermit;
 use tombolo_event::{Cursor, Event, EventId, Position, barrier};
 
@@ -53,6 +53,15 @@ impl Tx {
     /// `Refused` or `Full`; either makes a commit impossible.
     pub fn publish<E: Event>(&mut self, event: &E) -> Result<EventId> {
         self.outgoing.publish(event)
+    }
+
+    /// A statement with the tables of the view's build in the places of their names in braces: in a handler of a view,
+    /// `sqlx::query(tx.sql("INSERT INTO {orders} …")?)`. A brace that is meant as such is written twice: `{{`.
+    ///
+    /// # Errors
+    /// `View` for a name that the view's tables do not have, or outside a handler of a view.
+    pub fn sql(&self, text: &'static str) -> Result<SqlStr> {
+        self.outgoing.sql(text)
     }
 
     /// Commits state and events together, and wakes the relay.

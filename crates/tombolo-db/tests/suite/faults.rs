@@ -16,6 +16,7 @@ const FAULTS: &[(Mutant, &str)] = &[
     (Mutant::NoFencing, "a_completion_under_an_older_lease_is_refused"),
     (Mutant::NoCursorCheck, "a_completion_beside_a_moved_cursor_is_refused"),
     (Mutant::CompletionApart, "an_undone_transaction_completes_nothing"),
+    (Mutant::SwitchUncompared, "a_switch_waits_for_the_cursors_of_the_live_build"),
 ];
 
 async fn assert_caught<F: Fixture>(fixture: Arc<F>, abilities: Abilities, fault: Mutant, case: &str) {
@@ -30,7 +31,8 @@ async fn assert_caught<F: Fixture>(fixture: Arc<F>, abilities: Abilities, fault:
 async fn the_suite_catches_every_fault_of_sqlite() {
     use crate::sqlite::{ABILITIES, Files};
     // The others are about commits at once, which SQLite does not have.
-    let can_happen = |fault| matches!(fault, Mutant::NoFencing | Mutant::NoCursorCheck);
+    let can_happen =
+        |fault| matches!(fault, Mutant::NoFencing | Mutant::NoCursorCheck | Mutant::SwitchUncompared);
     for &(fault, case) in FAULTS.iter().filter(|(fault, _)| can_happen(*fault)) {
         let mut files = Files::new();
         files.fault = Some(fault);

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use async_trait::async_trait;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, SqlStr};
 use tombolo_db::conformance::{Abilities, Ability, Fixture, Own};
 use tombolo_db::postgres::{Postgres, Tx};
 use tombolo_db::{Committed, Database, Outgoing};
@@ -141,6 +141,15 @@ impl Fixture for Server {
     async fn read(&self, database: &Postgres, key: &str) -> Option<i64> {
         let read = sqlx::query_scalar("SELECT v FROM effect WHERE k = $1").bind(key);
         read.fetch_optional(database.pool()).await.unwrap()
+    }
+
+    async fn insert(&self, tx: &mut Tx, sql: SqlStr, key: &str, value: i64) -> Result<(), sqlx::Error> {
+        let values = format!("{} VALUES ($1, $2)", sql.as_str());
+        sqlx::query(AssertSqlSafe(values)).bind(key).bind(value).execute(&mut **tx).await.map(|_| ())
+    }
+
+    async fn sum(&self, database: &Postgres, sql: SqlStr) -> Option<i64> {
+        sqlx::query_scalar(sql).fetch_one(database.pool()).await.ok()
     }
 
     async fn size(&self, database: &Postgres) -> u64 {

@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use async_trait::async_trait;
-use sqlx::SqlitePool;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
+use sqlx::{AssertSqlSafe, SqlStr, SqlitePool};
 use tombolo_db::conformance::{Abilities, Ability, Fixture, Own};
 use tombolo_db::sqlite::{Sqlite, Tx};
 use tombolo_db::{Committed, Database, Outgoing};
@@ -107,6 +107,15 @@ impl Fixture for Files {
     async fn read(&self, database: &Sqlite, key: &str) -> Option<i64> {
         let read = sqlx::query_scalar("SELECT v FROM effect WHERE k = ?").bind(key);
         read.fetch_optional(database.pool()).await.unwrap()
+    }
+
+    async fn insert(&self, tx: &mut Tx, sql: SqlStr, key: &str, value: i64) -> Result<(), sqlx::Error> {
+        let values = format!("{} VALUES (?, ?)", sql.as_str());
+        sqlx::query(AssertSqlSafe(values)).bind(key).bind(value).execute(&mut **tx).await.map(|_| ())
+    }
+
+    async fn sum(&self, database: &Sqlite, sql: SqlStr) -> Option<i64> {
+        sqlx::query_scalar(sql).fetch_one(database.pool()).await.ok()
     }
 
     async fn size(&self, database: &Sqlite) -> u64 {

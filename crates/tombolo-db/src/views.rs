@@ -1,0 +1,369 @@
+//! The views' part of the port: which builds there are, and which one is read.
+//!
+//! ```text
+//!  view "history"  ── pointer (epoch 3) ──┐
+//!    build v1-b1   tables of its own, cursors of its own     retired, still kept current
+//!    build v2-b1   tables of its own, cursors of its own  ◄──┘ live
+//!    build v2-b2   tables of its own, cursors of its own     building
+//! ```
+//!
+//! A build is a subscription of its own, so it has cursors and parked rows of its own. Nothing else runs in one: reactors and
+//! effects are other subscriptions, which a rebuild does not touch.
+//!
+//! Invariants, which the conformance suite checks case by case for every database:
+//! - the pointer's epoch only goes up, and it moves only by compare-and-set;
+//! - it never moves to a build whose cursors are below those of the one that is read, compared in the transaction of the move;
+//! - a build's tables and its row appear and go together, and its name is never given to another.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tombolo_event::{Incarnation, ServiceName};
+use uuid::Uuid;
+
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+use crate::tables::declare_the_same;
+use crate::{Error, Kind, Result, Tables};
+
+/// How long a build stays after it was switched away from, because readers may not have heard of it yet.
+pub const READERS_HEAR_WITHIN: Duration = Duration::from_secs(2);
+
+/// The views' part of the port.
+#[async_trait]
+pub trait Views: Send + Sync + 'static {
+    /// Every view and its builds, without those that were dropped.
+    async fn views(&self) -> Result<Vec<ViewState>>;
+
+    /// Makes a build, tables and row together. The first of a view is live at once.
+    ///
+    /// Unless `wanted.further`, a version that has a build keeps it: the oldest that was not dropped is returned, none if
+    /// all were.
+    ///
+    /// # Errors
+    /// `View` if the version's tables were declared otherwise before; `Database` with what the database said to the declaration.
+    async fn make_build(&self, wanted: &Wanted) -> Result<Option<Build>>;
+
+    /// Moves the pointer, or says why not: then nothing was changed.
+    async fn switch(&self, switch: &Switch) -> Result<Switched>;
+
+    /// Takes every lease of a subscription, whoever has it, so that its cursors stand still until `release` or the end of `lease`.
+    async fn hold(&self, subscription: &str, holder: Uuid, lease: Duration) -> Result<()>;
+
+    /// Drops a build: its tables, its cursors, what is parked.
+    ///
+    /// # Errors
+    /// `View` if it is live, was live until just now, or is not there.
+    async fn drop_build(&self, view: &str, id: BuildId) -> Result<()>;
+
+    /// The tables of a build.
+    fn tables(&self, build: &Build) -> Tables;
+}
+
+/// A view as its database knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ViewState {
+    /// Its name.
+    pub view: String,
+    /// The build that is read.
+    pub live: BuildId,
+    /// Counts the switches, from 1; only goes up.
+    pub epoch: u64,
+    /// Its builds, from the oldest version and number on.
+    pub builds: Vec<Build>,
+}
+
+impl ViewState {
+    /// One of its builds.
+    #[must_use]
+    pub fn build(&self, id: BuildId) -> Option<&Build> {
+        self.builds.iter().find(|build| build.id == id)
+    }
+}
+
+/// Which build of a view: `v2-b1` is the first of version 2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct BuildId {
+    /// The version of the view.
+    pub version: u32,
+    /// Counts the builds of the version, from 1.
+    pub number: u32,
+}
+
+impl BuildId {
+    /// The subscription of this build: `history-v2`, and `history-v2-b2` from the second on.
+    #[must_use]
+    pub fn subscription(self, view: &str) -> String {
+        match self.number {
+            1 => format!("{view}-v{}", self.version),
+            number => format!("{view}-v{}-b{number}", self.version),
+        }
+    }
+
+    /// What its tables are told apart by: `history_v2_b1`.
+    #[must_use]
+    pub fn namespace(self, view: &str) -> String {
+        format!("{}_v{}_b{}", view.replace('-', "_"), self.version, self.number)
+    }
+}
+
+impl fmt::Display for BuildId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "v{}-b{}", self.version, self.number)
+    }
+}
+
+impl FromStr for BuildId {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let parts = text.strip_prefix('v').and_then(|rest| rest.split_once("-b"));
+        let id = parts.and_then(|(version, number)| {
+            Some(Self { version: version.parse().ok()?, number: number.parse().ok()? })
+        });
+        id.ok_or_else(|| {
+            let message =
+                format!("found the build {text:?}; expected one like v2-b1: version 2, its first build");
+            Error::new(Kind::View, message)
+        })
+    }
+}
+
+impl TryFrom<String> for BuildId {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl From<BuildId> for String {
+    fn from(id: BuildId) -> Self {
+        id.to_string()
+    }
+}
+
+/// A build of a view.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Build {
+    /// The view.
+    pub view: String,
+    /// Which of its builds.
+    pub id: BuildId,
+    /// The subscription that keeps it.
+    pub subscription: String,
+    /// What its tables are told apart by.
+    pub namespace: String,
+    /// The SQL that makes them, with their names in braces; none if the view's tables are the user's own.
+    pub tables: Option<String>,
+    /// Whether it is switched to as soon as it is ready.
+    pub switches: bool,
+    /// The epoch under which it was switched to last; none if it never was.
+    pub live_epoch: Option<u64>,
+    /// When it was made.
+    pub made_at: Timestamp,
+}
+
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+impl Build {
+    /// The build `number` of what is wanted, with nothing in front of its namespace.
+    pub(crate) fn new(wanted: &Wanted, number: u32) -> Self {
+        let id = BuildId { version: wanted.version, number };
+        Self {
+            view: wanted.view.clone(),
+            id,
+            subscription: id.subscription(&wanted.view),
+            namespace: id.namespace(&wanted.view),
+            tables: wanted.tables.clone(),
+            switches: wanted.switches,
+            live_epoch: None,
+            made_at: Timestamp::now(),
+        }
+    }
+
+    /// Whether its tables are declared as they are wanted.
+    pub(crate) fn is_declared_by(&self, wanted: &Wanted) -> bool {
+        match (&self.tables, &wanted.tables) {
+            (Some(one), Some(other)) => declare_the_same(one, other),
+            (one, other) => one == other,
+        }
+    }
+
+    /// Its name for people.
+    pub(crate) fn of(&self) -> String {
+        format!("build {} of view {:?}", self.id, self.view)
+    }
+}
+
+/// A build that is to be there.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// The view.
+    pub view: String,
+    /// Its version.
+    pub version: u32,
+    /// The SQL that makes its tables, if they are its own.
+    pub tables: Option<String>,
+    /// Whether a further build is meant, although the version has one.
+    pub further: bool,
+    /// Whether it is switched to as soon as it is ready.
+    pub switches: bool,
+}
+
+/// A move of the pointer.
+#[derive(Debug, Clone)]
+pub struct Switch {
+    /// The view.
+    pub view: String,
+    /// The epoch that was seen: if it is another one now, somebody else switched.
+    pub epoch: u64,
+    /// The build to read from then on.
+    pub to: BuildId,
+    /// The topics that it reads. Cursors of the live build in other topics are not compared.
+    pub reads: Vec<ServiceName>,
+    /// What must be reached in topics that the live build does not read.
+    pub goals: Vec<Goal>,
+}
+
+/// A place that a cursor must have reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Goal {
+    /// The topic.
+    pub topic: ServiceName,
+    /// Its partition.
+    pub partition: u32,
+    /// The log's incarnation.
+    pub incarnation: Incarnation,
+    /// The place.
+    pub sequence: u64,
+}
+
+/// What became of a switch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Switched {
+    /// The pointer moved; this is its epoch now.
+    Done(u64),
+    /// Somebody else switched; this is the epoch now.
+    Elsewhere(u64),
+    /// The build is behind the live one in these places: by so many events altogether.
+    Behind {
+        /// The places.
+        goals: Vec<Goal>,
+        /// How many events.
+        events: u64,
+    },
+}
+
+/// Where a cursor is: what a switch compares.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(crate) struct At {
+    pub(crate) subscription: String,
+    pub(crate) goal: Goal,
+}
+
+/// What `to` has not reached of the places of `from` and the goals, and by how many events it has not.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(crate) fn behind(switch: &Switch, cursors: &[At], from: &str, to: &str) -> Option<Switched> {
+    let of = |subscription: &str| {
+        let own = cursors.iter().filter(move |at| at.subscription == *subscription);
+        own.map(|at| &at.goal).collect::<Vec<_>>()
+    };
+    let (from, to) = (of(from), of(to));
+    let is_read = |goal: &&Goal| switch.reads.contains(&goal.topic);
+    let goals = from.into_iter().filter(is_read).chain(&switch.goals);
+    let mut events = 0;
+    let mut lacks = |goal: &&Goal| {
+        let same = |at: &&&Goal| {
+            at.topic == goal.topic && at.partition == goal.partition && at.incarnation == goal.incarnation
+        };
+        let reached = to.iter().find(same).map(|at| at.sequence);
+        events += goal.sequence.saturating_sub(reached.unwrap_or(0));
+        reached.is_none_or(|reached| reached < goal.sequence)
+    };
+    let goals: Vec<Goal> = goals.filter(&mut lacks).cloned().collect();
+    (!goals.is_empty()).then_some(Switched::Behind { goals, events })
+}
+
+/// Why a build cannot be made or dropped, in the same words by every database.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(crate) mod refusal {
+    use super::{Build, BuildId, READERS_HEAR_WITHIN, Wanted};
+    use crate::{Error, Kind};
+
+    pub(crate) fn declared_otherwise(build: &Build, wanted: &Wanted) -> Error {
+        let (view, version) = (&wanted.view, wanted.version);
+        Error::new(
+            Kind::View,
+            format!(
+                "the tables of view {view:?} version {version} were made by other SQL than this program's ({}, whose tables stand in the database); give the view version {} with `.replaces(…)`, so that its new tables are built beside the old",
+                build.of(),
+                version + 1
+            ),
+        )
+    }
+
+    pub(crate) fn not_made(build: &Build, error: sqlx::Error) -> Error {
+        let error = Error::from(error);
+        let kind = if error.is_transient() { error.kind() } else { Kind::View };
+        Error::new(kind, format!("cannot make the tables of {}: {error}", build.of())).because(error)
+    }
+
+    pub(crate) fn no_view(view: &str) -> Error {
+        Error::new(
+            Kind::View,
+            format!("this service has no view {view:?}; `tombolo views list` shows those that it has"),
+        )
+    }
+
+    pub(crate) fn no_build(view: &str, id: BuildId) -> Error {
+        Error::new(
+            Kind::View,
+            format!("view {view:?} has no build {id}; `tombolo views list` shows those that it has"),
+        )
+    }
+
+    pub(crate) fn live(view: &str, id: BuildId) -> Error {
+        Error::new(
+            Kind::View,
+            format!(
+                "build {id} of view {view:?} is the live one; switch to another one before it is dropped"
+            ),
+        )
+    }
+
+    pub(crate) fn just_live(view: &str, id: BuildId) -> Error {
+        let seconds = READERS_HEAR_WITHIN.as_secs();
+        Error::new(
+            Kind::View,
+            format!(
+                "build {id} of view {view:?} was live until just now, and somebody may still read it; drop it {seconds} s after the switch"
+            ),
+        )
+    }
+
+    pub(crate) fn dropped(subscription: &str) -> Error {
+        Error::new(Kind::View, format!("the build of subscription {subscription:?} was dropped"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_is_known_by_version_and_number() {
+        let first = BuildId { version: 2, number: 1 };
+        let second = BuildId { version: 2, number: 2 };
+        assert_eq!((first.to_string(), "v2-b1".parse().unwrap()), ("v2-b1".to_owned(), first));
+        assert_eq!(
+            (first.subscription("history"), second.subscription("history")),
+            ("history-v2".into(), "history-v2-b2".into())
+        );
+        assert_eq!(second.namespace("order-history"), "order_history_v2_b2");
+        assert!("v2".parse::<BuildId>().is_err());
+    }
+}
