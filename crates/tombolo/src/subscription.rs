@@ -132,7 +132,7 @@ impl<D: Database> Subscription<D> {
     /// What a transaction that handles `cause` may publish.
     pub(crate) fn origin(&self, cause: EventId) -> Origin {
         match self.role {
-            Role::View => Origin::View { view: self.name.clone() },
+            Role::View => Origin::View { view: self.name.clone(), tables: None },
             Role::Reactor => Origin::Reaction { subscription: self.name.clone(), cause },
         }
     }
