@@ -1,7 +1,7 @@
 //! A service's own database, as Tombolo needs it.
 //!
-//! Floor 1. Two object-safe halves of one port ([`Outbox`] for the relay, [`Cursors`] for subscriptions) and the
-//! transaction in which the user's own SQL, the outbox rows and the cursor commit together. Nothing here knows
+//! Floor 1. Object-safe halves of one port ([`Outbox`] for the relay, [`Cursors`] for subscriptions, [`Requests`] for
+//! operators) and the transaction in which the user's own SQL, the outbox rows and the cursor commit together. Nothing here knows
 //! the bus, and nothing here is an ORM: the user's SQL is the user's.
 
 pub mod outgoing;
@@ -28,7 +28,7 @@ pub use error::{Error, Kind};
 pub use outgoing::{Origin, Outgoing, Publisher};
 pub use port::{
     Claim, Committed, CursorState, Cursors, Database, Depth, Leader, Mark, Outbox, OutboxRow, Owner,
-    RoundLimit, Schema, StartAt, Transaction,
+    Requests, RoundLimit, Schema, StartAt, Transaction,
 };
 pub use tables::Tables;
 pub use views::{Build, BuildId, Goal, Switch, Switched, ViewState, Views, Wanted};

@@ -243,6 +243,14 @@ impl Outgoing {
         self.poison.get_or_insert_with(|| why.to_owned());
     }
 
+    /// Passes on what was done, and makes a commit impossible if it failed.
+    pub(crate) fn poison_on<T>(&mut self, done: Result<T>) -> Result<T> {
+        if let Err(error) = &done {
+            self.poison(&error.to_string());
+        }
+        done
+    }
+
     /// What the commit has to write, in order.
     ///
     /// # Errors

@@ -16,13 +16,18 @@
 //! - a row's (partition, sequence) is on disk before anybody sees it, and never changes;
 //! - a cursor moves only from where the claim says, under the claim's lease, in the transaction of the effect.
 
+pub mod requests;
+
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
+use tombolo_event::operator::Outcome;
 use tombolo_event::{Cursor, EventId, Incarnation, Position, ServiceName};
 use uuid::Uuid;
+
+pub use requests::Requests;
 
 use crate::{EffectCall, Effects, Outgoing, Publisher, Result, Views};
 
@@ -35,7 +40,7 @@ pub const ROUND_BYTES_MAX: usize = 2 << 20;
 
 /// A service's own database. Cheap to clone; holds the user's pool.
 #[async_trait]
-pub trait Database: Outbox + Cursors + Effects + Views + Clone {
+pub trait Database: Outbox + Cursors + Effects + Requests + Views + Clone {
     /// The transaction, concrete for each database, in which the user's own statements run.
     type Tx: Transaction;
     /// sqlx's connection, on which a transaction of the user's own runs.
@@ -77,6 +82,12 @@ pub trait Transaction: Send + Sized + 'static {
     /// `Fenced` if the lease has another epoch, `CursorMoved` if the cursor is elsewhere or the call was done before.
     /// Either poisons the transaction.
     async fn complete(&mut self, claim: &Claim, call: &EffectCall) -> Result<()>;
+
+    /// Writes the outcome of a request together with its work.
+    ///
+    /// # Errors
+    /// `Refused` if it has one already; poisons the transaction.
+    async fn finish(&mut self, request: Uuid, outcome: &Outcome) -> Result<()>;
 
     /// Locks the stripes of the keys in order, writes the outbox rows, commits, and verifies that it did.
     /// Wakes the relay.

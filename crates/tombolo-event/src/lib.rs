@@ -12,6 +12,7 @@ pub mod idempotency;
 pub mod position;
 pub mod question;
 pub mod descriptor;
+pub mod operator;
 pub mod retry;
 pub mod barrier;
 mod error;

@@ -7,6 +7,7 @@ use tombolo_event::{Event, Position, Question, ServiceName};
 
 use crate::current::Current;
 use crate::metrics::Metrics;
+use crate::operator::Desk;
 use crate::question::answer::Answerers;
 use crate::question::ask::{Asker, CALL_BOUND, Call, GATHER_BOUND, Gather};
 use crate::status::Board;
@@ -23,6 +24,7 @@ pub(crate) struct Shared<D: Database> {
     pub(crate) answerers: Answerers<D>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) board: Arc<Board>,
+    pub(crate) desk: Arc<Desk>,
 }
 
 impl<D: Database> Clone for App<D> {
@@ -140,5 +142,9 @@ impl<D: Database> App<D> {
 
     pub(crate) fn answerers(&self) -> &Answerers<D> {
         &self.0.answerers
+    }
+
+    pub(crate) fn desk(&self) -> &Desk {
+        &self.0.desk
     }
 }

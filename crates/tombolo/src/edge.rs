@@ -1,7 +1,7 @@
 //! A service's HTTP side: the user's own routes, and beside them what every service answers.
 //!
 //! `GET /health` (the process runs), `GET /ready` (it serves), `GET /metrics`, `GET /tombolo/status`,
-//! `GET /tombolo/descriptor`, `POST /tombolo/questions/{name}`.
+//! `GET /tombolo/descriptor`, `POST /tombolo/questions/{name}`; for operators `/tombolo/requests`.
 
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
@@ -18,6 +18,7 @@ use tracing::Instrument;
 
 use crate::App;
 use crate::current::Current;
+use crate::operator;
 use crate::problem::Problem;
 use crate::question::answer;
 use crate::status::ServiceStatus;
@@ -36,7 +37,8 @@ pub(crate) fn router<D: Database>(
         .route("/tombolo/status", get(status::<D>))
         .route("/tombolo/descriptor", get(async move || Json(descriptor.clone())))
         .route("/tombolo/questions/{name}", post(question::<D>));
-    routes.merge(own).layer(middleware::from_fn(with_current)).with_state(app)
+    let operators = operator::router(&app);
+    routes.merge(own).merge(operators).layer(middleware::from_fn(with_current)).with_state(app)
 }
 
 /// Every request is a piece of work with its trace, deadline and path.

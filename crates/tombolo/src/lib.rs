@@ -23,6 +23,7 @@ mod question;
 mod directory;
 pub mod problem;
 mod edge;
+mod operator;
 pub mod metrics;
 pub mod status;
 mod error;

@@ -24,6 +24,7 @@ use uuid::Uuid;
 use crate::app::Shared;
 use crate::directory::Directory;
 use crate::metrics::Metrics;
+use crate::operator::Desk;
 use crate::question::Listeners;
 use crate::question::answer::{self, Answerers};
 use crate::question::ask::Asker;
@@ -186,6 +187,7 @@ struct Starting {
     inbox: Arc<Inbox>,
     metrics: Arc<Metrics>,
     board: Arc<Board>,
+    desk: Arc<Desk>,
     clock: Clock,
     lease: Lease,
     replica: u32,
@@ -215,6 +217,8 @@ impl Starting {
         };
         let directory = Arc::new(Directory::new(Arc::clone(&bus), own, needed(descriptor)));
         let inbox = Arc::new(Inbox::new(Arc::clone(&metrics)));
+        let desk = Desk::new(Arc::clone(&bus), &descriptor.service, settings.operator_token.clone());
+        let desk = Arc::new(desk);
         let (board, stop) = (Arc::default(), CancellationToken::new());
         let holder = holder(&descriptor.service, settings.replica);
         let lease = settings.lease;
@@ -226,6 +230,7 @@ impl Starting {
             inbox,
             metrics,
             board,
+            desk,
             clock,
             lease,
             replica,
@@ -251,6 +256,8 @@ impl Starting {
         for subscription in std::mem::take(&mut service.subscriptions) {
             tasks.spawn(self.worker(subscription, &service.database, &states).run());
         }
+        let requests = Arc::new(service.database.clone());
+        tasks.spawn(Arc::clone(&self.desk).run(requests, self.stop.clone()));
         let mut is_registered = self.spawn_questions(&app, &mut tasks);
         let (ready, is_ready) = watch::channel(false);
         let router = edge::router(app.clone(), service.routes, descriptor, is_ready);
@@ -303,6 +310,7 @@ impl Starting {
             answerers,
             metrics: Arc::clone(&self.metrics),
             board: Arc::clone(&self.board),
+            desk: Arc::clone(&self.desk),
         })
     }
 
@@ -374,6 +382,7 @@ fn needed(descriptor: &Descriptor) -> Vec<(String, String)> {
 }
 
 async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
+    let router = router.into_make_service_with_connect_info::<SocketAddr>();
     let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await;
     if let Err(error) = served {
         tracing::error!("stopped serving: {error}");

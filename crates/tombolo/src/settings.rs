@@ -4,6 +4,7 @@ use std::env;
 use std::time::Duration;
 
 use tombolo_db::Schema;
+pub use tombolo_event::operator::OPERATOR_TOKEN;
 
 use crate::{Error, Kind, Result};
 
@@ -33,6 +34,8 @@ pub struct Settings {
     /// Which replica this is, if somebody counts them. A replica that is started again takes over at once what it held;
     /// one without a number waits for the old leases to end.
     pub replica: Option<u32>,
+    /// What operators have to show as a bearer token; without one, only this machine's are let in.
+    pub operator_token: Option<String>,
     /// Whether Tombolo's own tables are made at the start, or only checked.
     pub schema: Schema,
     /// How long a stopping service waits for what it has begun.
@@ -67,6 +70,7 @@ impl Default for Settings {
             listen: "127.0.0.1:0".into(),
             url: None,
             replica: None,
+            operator_token: None,
             schema: Schema::Apply,
             grace: Duration::from_secs(5),
             lease: Lease::default(),
@@ -88,6 +92,7 @@ impl Settings {
             settings.listen = listen;
         }
         settings.url = env::var(URL).ok();
+        settings.operator_token = env::var(OPERATOR_TOKEN).ok().filter(|token| !token.is_empty());
         if let Ok(replica) = env::var(REPLICA) {
             let number = replica.parse().ok().filter(|&number| number > 0);
             let wrong =

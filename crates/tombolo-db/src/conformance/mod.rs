@@ -14,6 +14,7 @@ mod fencing;
 mod following;
 mod effects;
 mod viewing;
+mod requesting;
 mod preparing;
 mod schedule;
 mod stage;
@@ -181,6 +182,7 @@ fn cases<F: Fixture>() -> Vec<Case<F>> {
         following::cases(),
         effects::cases(),
         viewing::cases(),
+        requesting::cases(),
         schedule::cases(),
     ]
     .into_iter()

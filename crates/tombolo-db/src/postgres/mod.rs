@@ -18,6 +18,7 @@ mod outbox;
 mod cursors;
 mod effects;
 mod views;
+mod requests;
 
 use std::borrow::Cow;
 use std::str::FromStr;

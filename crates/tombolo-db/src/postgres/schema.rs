@@ -105,6 +105,21 @@ CREATE TABLE tombolo.build (            -- the builds of each view; a dropped on
     dropped timestamptz,
     PRIMARY KEY (view, version, build)
 );
+", "
+CREATE TABLE tombolo.request (          -- what operators asked of subscriptions, and what became of it
+    id uuid PRIMARY KEY,
+    subscription text NOT NULL,
+    topic text,                         -- with the partition: whose holder carries it out
+    partition integer,
+    action text NOT NULL,
+    detail text NOT NULL,
+    asked_by text NOT NULL,
+    asked_ms bigint NOT NULL,
+    done boolean,
+    outcome text,
+    done_ms bigint
+);
+CREATE INDEX request_open ON tombolo.request (subscription, id) WHERE done_ms IS NULL;
 "];
 
 const VERSION_TABLE: &str = "CREATE TABLE IF NOT EXISTS tombolo.schema (version integer NOT NULL);\n";

@@ -12,7 +12,9 @@ use std::ops::{Deref, DerefMut};
 use async_trait::async_trait;
 use sqlx::postgres::PgConnection;
 use sqlx::{Row, SqlStr};
+use tombolo_event::operator::Outcome;
 use tombolo_event::{Cursor, Event, EventId, Position, barrier};
+use uuid::Uuid;
 
 use super::{Postgres, signed};
 use crate::mutant::Mutant;
@@ -274,19 +276,19 @@ impl Transaction for Tx {
     async fn advance(&mut self, claim: &Claim, to: &Cursor) -> Result<()> {
         self.outgoing.mark_used();
         let moved = self.database.advance(&mut self.inner, claim, to).await;
-        if let Err(error) = &moved {
-            self.outgoing.poison(&error.to_string());
-        }
-        moved
+        self.outgoing.poison_on(moved)
+    }
+
+    async fn finish(&mut self, request: Uuid, outcome: &Outcome) -> Result<()> {
+        self.outgoing.mark_used();
+        let finished = self.database.finish_request(&mut self.inner, request, outcome).await;
+        self.outgoing.poison_on(finished)
     }
 
     async fn complete(&mut self, claim: &Claim, call: &EffectCall) -> Result<()> {
         self.outgoing.mark_used();
         let completed = self.database.complete(&mut self.inner, claim, call).await;
-        if let Err(error) = &completed {
-            self.outgoing.poison(&error.to_string());
-        }
-        completed
+        self.outgoing.poison_on(completed)
     }
 
     async fn commit(self) -> Result<Committed> {

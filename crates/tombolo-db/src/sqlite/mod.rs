@@ -22,6 +22,7 @@ mod outbox;
 mod cursors;
 mod effects;
 mod views;
+mod requests;
 
 use std::path::Path;
 use std::str::FromStr;

@@ -97,6 +97,22 @@ CREATE TABLE tombolo_build (            -- the builds of each view; a dropped on
     PRIMARY KEY (view, version, build)
 ) WITHOUT ROWID;
 ",
+    "
+CREATE TABLE tombolo_request (          -- what operators asked of subscriptions, and what became of it
+    id BLOB PRIMARY KEY,
+    subscription TEXT NOT NULL,
+    topic TEXT,                         -- with the partition: whose holder carries it out
+    partition INTEGER,
+    action TEXT NOT NULL,
+    detail TEXT NOT NULL,
+    asked_by TEXT NOT NULL,
+    asked_ms INTEGER NOT NULL,
+    done INTEGER,
+    outcome TEXT,
+    done_ms INTEGER
+);
+CREATE INDEX tombolo_request_open ON tombolo_request (subscription, id) WHERE done_ms IS NULL;
+",
 ];
 
 /// The SQL that makes the tables in an empty database, as `tombolo schema print` shows it.

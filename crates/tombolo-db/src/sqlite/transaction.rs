@@ -13,9 +13,11 @@ use async_trait::async_trait;
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{AssertSqlSafe, Connection, Row, SqlStr};
 use tokio::sync::OwnedSemaphorePermit;
+use tombolo_event::operator::Outcome;
 use tombolo_event::{Cursor, Event, EventId, Position, barrier};
+use uuid::Uuid;
 
-use super::{Gate, cursors, effects};
+use super::{Gate, cursors, effects, requests};
 use crate::mutant::Mutation;
 use crate::outgoing::Row as Outbound;
 use crate::{Claim, Committed, EffectCall, Error, Kind, Outgoing, Publisher, Result, Transaction};
@@ -272,19 +274,19 @@ impl Transaction for Tx {
     async fn advance(&mut self, claim: &Claim, to: &Cursor) -> Result<()> {
         self.outgoing.mark_used();
         let moved = cursors::advance(&mut self.inner, claim, to, self.mutation).await;
-        if let Err(error) = &moved {
-            self.outgoing.poison(&error.to_string());
-        }
-        moved
+        self.outgoing.poison_on(moved)
+    }
+
+    async fn finish(&mut self, request: Uuid, outcome: &Outcome) -> Result<()> {
+        self.outgoing.mark_used();
+        let finished = requests::finish(&mut self.inner, request, outcome).await;
+        self.outgoing.poison_on(finished)
     }
 
     async fn complete(&mut self, claim: &Claim, call: &EffectCall) -> Result<()> {
         self.outgoing.mark_used();
         let completed = effects::complete(&mut self.inner, claim, call, self.mutation).await;
-        if let Err(error) = &completed {
-            self.outgoing.poison(&error.to_string());
-        }
-        completed
+        self.outgoing.poison_on(completed)
     }
 
     async fn commit(self) -> Result<Committed> {

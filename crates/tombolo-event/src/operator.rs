@@ -1,0 +1,218 @@
+//! What an operator can ask of a subscription, as the CLI sends it, the database keeps it and the holder of the
+//! partition's lease carries it out.
+//!
+//! Invariant: a request is only ever written down by whoever takes it. It is carried out under the lease, once, and what
+//! became of it stays beside it: the list of requests is the audit.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::{Cursor, EventId, Incarnation, ServiceName};
+
+/// Names the bearer token that a service and its operators share. Without it a service takes requests from its own
+/// machine only.
+pub const OPERATOR_TOKEN: &str = "TOMBOLO_OPERATOR_TOKEN";
+
+/// What is asked, of which subscription, by whom.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ask {
+    /// The subscription.
+    pub subscription: String,
+    /// Who asks, as the operator's tool says it: `user@host`.
+    pub asked_by: String,
+    /// What is to be done.
+    #[serde(flatten)]
+    pub action: Action,
+}
+
+/// What can be asked of a subscription.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "kebab-case")]
+pub enum Action {
+    /// Handle nothing more until it is resumed, over restarts too.
+    Pause,
+    /// Go on after a pause.
+    Resume,
+    /// Try parked events again now, each key's in order.
+    Redrive(Which),
+    /// Drop parked events for good.
+    Discard(Which),
+    /// Move cursors back, so that what comes after them is handled again.
+    Reset {
+        /// Where to, one place for each partition.
+        to: Vec<Place>,
+        /// Whether what speaks against it was read and accepted.
+        #[serde(default)]
+        force: bool,
+    },
+    /// Move one cursor on, over what cannot be read or handled.
+    Skip {
+        /// Where to: the last event that is stepped over.
+        to: Place,
+    },
+}
+
+impl Action {
+    /// Its word, as it stands in the JSON and in the table of requests.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Redrive(_) => "redrive",
+            Self::Discard(_) => "discard",
+            Self::Reset { .. } => "reset",
+            Self::Skip { .. } => "skip",
+        }
+    }
+}
+
+/// Which parked events are meant: one key's, one event, or all.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Which {
+    /// All of this key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// Only this one; with a redrive, all of its key, because order is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event: Option<EventId>,
+}
+
+/// A partition of a topic.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PartitionOf {
+    /// The topic.
+    pub topic: ServiceName,
+    /// The partition, from 0.
+    pub partition: u32,
+}
+
+/// A place in a log that a cursor can be moved to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The partition.
+    #[serde(flatten)]
+    pub of: PartitionOf,
+    /// The topic's incarnation.
+    pub incarnation: Incarnation,
+    /// The last sequence that counts as handled; 0 before the first.
+    pub sequence: u64,
+    /// The id of the event there.
+    pub id: Option<EventId>,
+}
+
+impl Place {
+    /// The place as a cursor.
+    #[must_use]
+    pub fn cursor(&self) -> Cursor {
+        Cursor { incarnation: self.incarnation, sequence: self.sequence, id: self.id }
+    }
+}
+
+/// A request that was taken.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Request {
+    /// Its identity.
+    pub id: Uuid,
+    /// The subscription that it is about.
+    pub subscription: String,
+    /// The partition whose holder carries it out; none if it is not about partitions.
+    #[serde(flatten)]
+    pub of: Option<PartitionOf>,
+    /// The word of its action.
+    pub action: String,
+    /// The action as JSON. Whoever does not know its word leaves it to a newer replica.
+    pub detail: Value,
+    /// Who asked.
+    pub asked_by: String,
+    /// When, by the clock of the service that took it.
+    pub asked_at: Timestamp,
+    /// What became of it; none while it waits.
+    pub outcome: Option<Outcome>,
+}
+
+impl Request {
+    /// A request that is asked now.
+    ///
+    /// # Panics
+    /// Never: an action is JSON.
+    #[must_use]
+    pub fn new(subscription: &str, of: Option<PartitionOf>, action: &Action, asked_by: &str) -> Self {
+        Self {
+            id: Uuid::now_v7(),
+            subscription: subscription.to_owned(),
+            of,
+            action: action.word().to_owned(),
+            detail: serde_json::to_value(action).expect("an action is JSON"),
+            asked_by: asked_by.to_owned(),
+            asked_at: Timestamp::now(),
+            outcome: None,
+        }
+    }
+}
+
+/// What became of a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Whether it was done. If not, it was refused and changed nothing, or stopped where the text says.
+    pub done: bool,
+    /// What was done or why not, for people.
+    pub text: String,
+    /// When.
+    pub at: Timestamp,
+}
+
+impl Outcome {
+    /// It was done.
+    pub fn done(text: impl Into<String>) -> Self {
+        Self { done: true, text: text.into(), at: Timestamp::now() }
+    }
+
+    /// It was not.
+    pub fn refused(text: impl Into<String>) -> Self {
+        Self { done: false, text: text.into(), at: Timestamp::now() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn an_action_says_in_json_what_its_word_says() {
+        let place = Place {
+            of: PartitionOf { topic: ServiceName::new("orders").unwrap(), partition: 3 },
+            incarnation: Incarnation(Uuid::nil()),
+            sequence: 7,
+            id: None,
+        };
+        let actions = [
+            Action::Pause,
+            Action::Resume,
+            Action::Redrive(Which::default()),
+            Action::Discard(Which { key: Some("o1".into()), event: None }),
+            Action::Reset { to: vec![place.clone()], force: true },
+            Action::Skip { to: place },
+        ];
+        for action in actions {
+            let ask = Ask { subscription: "copies-v1".into(), asked_by: "ann@host".into(), action };
+            let json = serde_json::to_value(&ask).unwrap();
+            assert_eq!(json["action"], ask.action.word());
+            assert_eq!(serde_json::from_value::<Ask>(json).unwrap(), ask);
+        }
+    }
+
+    #[test]
+    fn what_an_operator_sends_is_pinned() {
+        let ask: Ask = serde_json::from_value(json!({
+            "subscription": "copies-v1", "asked_by": "ann@host", "action": "redrive", "key": "o1",
+        }))
+        .unwrap();
+        assert_eq!(ask.action, Action::Redrive(Which { key: Some("o1".into()), event: None }));
+        let request = Request::new("copies-v1", None, &ask.action, "ann@host");
+        assert_eq!(request.detail, json!({ "action": "redrive", "key": "o1" }));
+    }
+}
