@@ -40,8 +40,8 @@ pub trait Views: Send + Sync + 'static {
 
     /// Makes a build, tables and row together. The first of a view is live at once.
     ///
-    /// Unless `wanted.further`, a version that has a build keeps it: the oldest that was not dropped is returned, none if
-    /// all were.
+    /// Without a request a version that has builds keeps them: the oldest that was not dropped is returned, none if all were.
+    /// With one it gets a further build, once for each request.
     ///
     /// # Errors
     /// `View` if the version's tables were declared otherwise before; `Database` with what the database said to the declaration.
@@ -53,10 +53,10 @@ pub trait Views: Send + Sync + 'static {
     /// Takes every lease of a subscription, whoever has it, so that its cursors stand still until `release` or the end of `lease`.
     async fn hold(&self, subscription: &str, holder: Uuid, lease: Duration) -> Result<()>;
 
-    /// Drops a build: its tables, its cursors, what is parked.
+    /// Drops a build, unless it was dropped before: its tables, its cursors, what is parked.
     ///
     /// # Errors
-    /// `View` if it is live, was live until just now, or is not there.
+    /// `View` if it is live, was live until just now, or never was.
     async fn drop_build(&self, view: &str, id: BuildId) -> Result<()>;
 
     /// The tables of a build.
@@ -208,8 +208,8 @@ pub struct Wanted {
     pub version: u32,
     /// The SQL that makes its tables, if they are its own.
     pub tables: Option<String>,
-    /// Whether a further build is meant, although the version has one.
-    pub further: bool,
+    /// Who asked for a further build, although the version has one.
+    pub request: Option<Uuid>,
     /// Whether it is switched to as soon as it is ready.
     pub switches: bool,
 }
@@ -256,6 +256,49 @@ pub enum Switched {
         /// How many events.
         events: u64,
     },
+}
+
+/// A build of a version, as the database remembers it.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(crate) struct Known {
+    pub(crate) build: Build,
+    /// Who asked for it, if it is a further one.
+    pub(crate) request: Option<Uuid>,
+    pub(crate) dropped: bool,
+}
+
+/// What is to be done about a wanted build.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(crate) enum Making {
+    /// It is there, or was dropped.
+    There(Option<Build>),
+    /// It is to be made with this number, or with the next if its subscription's name is in use.
+    New(u32),
+}
+
+/// Looks for a wanted build among all of its version, which are in order.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(crate) fn find(known: &[Known], wanted: &Wanted) -> Result<Making> {
+    if let Some(other) = known.iter().find(|known| !known.build.is_declared_by(wanted)) {
+        return Err(refusal::declared_otherwise(&other.build, wanted));
+    }
+    let standing = |known: &Known| (!known.dropped).then(|| known.build.clone());
+    let next = known.last().map_or(1, |last| last.build.id.number + 1);
+    Ok(match wanted.request {
+        None if known.is_empty() => Making::New(next),
+        None => Making::There(known.iter().find_map(standing)),
+        asked => match known.iter().find(|known| known.request == asked) {
+            Some(made) => Making::There(standing(made)),
+            None => Making::New(next),
+        },
+    })
+}
+
+/// One build among all of its version.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(crate) fn one(known: Vec<Known>, view: &str, id: BuildId) -> Result<Known> {
+    let one = known.into_iter().find(|known| known.build.id == id);
+    one.ok_or_else(|| refusal::no_build(view, id))
 }
 
 /// Where a cursor is: what a switch compares.

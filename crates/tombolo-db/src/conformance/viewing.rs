@@ -34,7 +34,8 @@ CREATE INDEX {titles_by_value} ON {titles} (v); -- both names belong to the buil
 ";
 
 fn wanted(version: u32, further: bool) -> Wanted {
-    Wanted { view: VIEW.into(), version, tables: Some(TABLES.into()), further, switches: false }
+    let request = further.then(Uuid::now_v7);
+    Wanted { view: VIEW.into(), version, tables: Some(TABLES.into()), request, switches: false }
 }
 
 async fn make<F: Fixture>(ready: &Ready<F>, wanted: &Wanted) -> Build {
@@ -109,7 +110,9 @@ async fn the_first_build_is_live_at_once_and_is_found_again<F: Fixture>(stage: S
 async fn builds_have_tables_of_their_own<F: Fixture>(stage: Stage<F>) {
     let ready = stage.prepared(1).await;
     let first = make(&ready, &wanted(1, false)).await;
-    let further = make(&ready, &wanted(1, true)).await;
+    let asked = wanted(1, true);
+    let further = make(&ready, &asked).await;
+    assert_eq!(make(&ready.reopened().await, &asked).await.id, further.id, "one request made two builds");
     assert_eq!((further.id.to_string(), &*further.subscription), ("v1-b2".into(), "note-titles-v1-b2"));
     fold(&ready, &first, 3).await;
     fold(&ready, &further, 40).await;
@@ -243,7 +246,9 @@ async fn a_dropped_build_is_gone_and_its_name_is_not_used_again<F: Fixture>(stag
     let error = ready.database.open(&second.subscription, &types, &[], false).await;
     assert_eq!(error.expect_err("a worker that has not heard of it opens it again").kind(), Kind::View);
     assert_eq!(make(&ready, &wanted(1, true)).await.id.to_string(), "v1-b3");
-    let error = ready.database.drop_build(VIEW, second.id).await.expect_err("it was dropped");
+    ready.database.drop_build(VIEW, second.id).await.expect("a repeat changes nothing");
+    let never = BuildId { version: 1, number: 9 };
+    let error = ready.database.drop_build(VIEW, never).await.expect_err("it never was");
     assert_eq!(error.kind(), Kind::View, "{error}");
 }
 

@@ -98,6 +98,7 @@ CREATE TABLE tombolo.build (            -- the builds of each view; a dropped on
     subscription text NOT NULL UNIQUE,
     namespace text NOT NULL,
     tables text,                        -- the SQL that made its tables, unless they are the user's own
+    request uuid UNIQUE,                -- who asked for it, if it is a further one
     switches boolean NOT NULL,          -- whether it is switched to when it is ready
     live_epoch bigint,                  -- under which it was switched to last
     left_at timestamptz,                -- when it was switched away from last

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::{Postgres, SCHEMA, SCHEMA_BYTES_MAX, millis, signed, unsigned};
 use crate::mutant::Mutant;
 use crate::tables::{Apart, Tables};
-use crate::views::{At, READERS_HEAR_WITHIN, behind, refusal};
+use crate::views::{At, Known, Making, READERS_HEAR_WITHIN, behind, find, one, refusal};
 use crate::{Build, BuildId, Error, Goal, Kind, Result, Switch, Switched, ViewState, Views, Wanted};
 
 #[async_trait]
@@ -23,7 +23,7 @@ impl Views for Postgres {
     async fn views(&self) -> Result<Vec<ViewState>> {
         let rows = sqlx::query(self.sql(
             "SELECT b.view, b.version, b.build, b.subscription, b.namespace, b.tables, b.switches, b.live_epoch,
-                    (extract(epoch FROM b.made) * 1000)::bigint, false, v.version, v.build, v.epoch
+                    (extract(epoch FROM b.made) * 1000)::bigint, v.version, v.build, v.epoch
              FROM tombolo.view AS v JOIN tombolo.build AS b ON b.view = v.view AND b.dropped IS NULL
              ORDER BY b.view, b.version, b.build",
         ));
@@ -42,15 +42,12 @@ impl Views for Postgres {
         let mut transaction = self.pool.begin().await?;
         self.lock_schema(&mut transaction).await?;
         let known = self.known(&mut transaction, &wanted.view, wanted.version).await?;
-        if let Some((build, _)) = known.iter().find(|(build, _)| !build.is_declared_by(wanted)) {
-            return Err(refusal::declared_otherwise(build, wanted));
-        }
-        if !wanted.further && !known.is_empty() {
-            return Ok(known.into_iter().find_map(|(build, dropped)| (!dropped).then_some(build)));
-        }
-        let number = self.next_number(&mut transaction, wanted, &known).await?;
+        let number = match find(&known, wanted)? {
+            Making::There(build) => return Ok(build),
+            Making::New(number) => self.free_number(&mut transaction, wanted, number).await?,
+        };
         let build = self.new_build(wanted, number)?;
-        self.insert_build(&mut transaction, &build).await?;
+        self.insert_build(&mut transaction, &build, wanted.request).await?;
         transaction.commit().await?;
         Ok(Some(build))
     }
@@ -61,7 +58,11 @@ impl Views for Postgres {
         if epoch != switch.epoch {
             return Ok(Switched::Elsewhere(epoch));
         }
-        let to = self.standing(&mut transaction, &switch.view, switch.to).await?;
+        let known = self.known(&mut transaction, &switch.view, switch.to.version).await?;
+        let Known { build: to, dropped, .. } = one(known, &switch.view, switch.to)?;
+        if dropped {
+            return Err(refusal::dropped(&to.subscription));
+        }
         let from = self.subscription_of(&mut transaction, &switch.view, live).await?;
         let cursors = self.locked_cursors(&mut transaction, &from, &to.subscription).await?;
         let is_compared = !self.mutation.is(Mutant::SwitchUncompared);
@@ -89,7 +90,11 @@ impl Views for Postgres {
         if live == id {
             return Err(refusal::live(view, id));
         }
-        let build = self.standing(&mut transaction, view, id).await?;
+        let known = self.known(&mut transaction, view, id.version).await?;
+        let Known { build, dropped, .. } = one(known, view, id)?;
+        if dropped {
+            return Ok(());
+        }
         if self.was_just_live(&mut transaction, &build).await? {
             return Err(refusal::just_live(view, id));
         }
@@ -104,7 +109,12 @@ impl Views for Postgres {
 }
 
 impl Postgres {
-    async fn insert_build(&self, connection: &mut PgConnection, build: &Build) -> Result<()> {
+    async fn insert_build(
+        &self,
+        connection: &mut PgConnection,
+        build: &Build,
+        request: Option<Uuid>,
+    ) -> Result<()> {
         if let Some(declared) = &build.tables {
             let sql = self.tables(build).resolve(declared)?;
             let sql = format!("CREATE SCHEMA \"{}\";\n{sql}", build.namespace);
@@ -112,8 +122,8 @@ impl Postgres {
             made.map_err(|error| refusal::not_made(build, error))?;
         }
         sqlx::query(self.sql(
-            "INSERT INTO tombolo.build (view, version, build, subscription, namespace, tables, switches)
-             VALUES ($1, $2, $3, $4, $5, $6, $7)",
+            "INSERT INTO tombolo.build (view, version, build, subscription, namespace, tables, switches, request)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
         ))
         .bind(&build.view)
         .bind(signed(build.id.version))
@@ -122,6 +132,7 @@ impl Postgres {
         .bind(&build.namespace)
         .bind(&build.tables)
         .bind(build.switches)
+        .bind(request)
         .execute(&mut *connection)
         .await?;
         let first = sqlx::query(self.sql(
@@ -192,38 +203,23 @@ impl Postgres {
         rows.bind(from).bind(to).fetch_all(connection).await?.iter().map(at).collect()
     }
 
-    /// A build that was not dropped.
-    async fn standing(&self, connection: &mut PgConnection, view: &str, id: BuildId) -> Result<Build> {
-        let known = self.known(connection, view, id.version).await?;
-        let standing = known.into_iter().find(|(build, dropped)| build.id == id && !dropped);
-        standing.map(|(build, _)| build).ok_or_else(|| refusal::no_build(view, id))
-    }
-
-    /// Every build of a version, dropped ones too, and whether it was.
-    async fn known(
-        &self,
-        connection: &mut PgConnection,
-        view: &str,
-        version: u32,
-    ) -> Result<Vec<(Build, bool)>> {
+    /// Every build of a version, in order.
+    async fn known(&self, connection: &mut PgConnection, view: &str, version: u32) -> Result<Vec<Known>> {
         let known = sqlx::query(self.sql(
             "SELECT view, version, build, subscription, namespace, tables, switches, live_epoch,
-                    (extract(epoch FROM made) * 1000)::bigint, dropped IS NOT NULL
+                    (extract(epoch FROM made) * 1000)::bigint, request, dropped IS NOT NULL
              FROM tombolo.build WHERE view = $1 AND version = $2 ORDER BY build",
         ));
         let rows = known.bind(view).bind(signed(version)).fetch_all(connection).await?;
-        rows.iter().map(|row| Ok((build(row)?, row.try_get(9)?))).collect()
+        let known = |row: &PgRow| {
+            Ok(Known { build: build(row)?, request: row.try_get(9)?, dropped: row.try_get(10)? })
+        };
+        rows.iter().map(known).collect()
     }
 
-    /// One more than any before. A subscription of the first one's name that is older than the view's own tables has its
-    /// cursors at events which those tables do not have: then the first is passed over.
-    async fn next_number(
-        &self,
-        connection: &mut PgConnection,
-        wanted: &Wanted,
-        known: &[(Build, bool)],
-    ) -> Result<u32> {
-        let number = known.last().map_or(1, |(build, _)| build.id.number + 1);
+    /// A subscription of the build's name that is older than the view's own tables has its cursors at events which those
+    /// tables do not have: then the number is passed over.
+    async fn free_number(&self, connection: &mut PgConnection, wanted: &Wanted, number: u32) -> Result<u32> {
         let subscription = BuildId { version: wanted.version, number }.subscription(&wanted.view);
         let is_taken = sqlx::query_scalar(
             self.sql("SELECT EXISTS (SELECT 1 FROM tombolo.cursor WHERE subscription = $1)"),
@@ -309,7 +305,7 @@ fn build(row: &PgRow) -> Result<Build> {
 }
 
 fn state(row: &PgRow, first: Build) -> Result<ViewState> {
-    let (live, epoch) = (id(row, 10)?, unsigned(row.try_get(12)?));
+    let (live, epoch) = (id(row, 9)?, unsigned(row.try_get(11)?));
     Ok(ViewState { view: first.view.clone(), live, epoch, builds: vec![first] })
 }
 

@@ -89,6 +89,7 @@ CREATE TABLE tombolo_build (            -- the builds of each view; a dropped on
     subscription TEXT NOT NULL UNIQUE,
     namespace TEXT NOT NULL,
     tables TEXT,                        -- the SQL that made its tables, unless they are the user's own
+    request BLOB UNIQUE,                -- who asked for it, if it is a further one
     switches INTEGER NOT NULL,          -- whether it is switched to when it is ready
     live_epoch INTEGER,                 -- under which it was switched to last
     left_ms INTEGER,                    -- when it was switched away from last

@@ -16,11 +16,11 @@ use super::Sqlite;
 use super::outbox::{millis, unsigned};
 use crate::mutant::Mutant;
 use crate::tables::{Apart, Tables};
-use crate::views::{At, READERS_HEAR_WITHIN, behind, refusal};
+use crate::views::{At, Known, Making, READERS_HEAR_WITHIN, behind, find, one, refusal};
 use crate::{Build, BuildId, Goal, Result, Switch, Switched, ViewState, Views, Wanted};
 
 const BUILDS: &str =
-    "SELECT view, version, build, subscription, namespace, tables, switches, live_epoch, made_ms, dropped_ms
+    "SELECT view, version, build, subscription, namespace, tables, switches, live_epoch, made_ms, request, dropped_ms
      FROM tombolo_build";
 
 #[async_trait]
@@ -39,15 +39,12 @@ impl Views for Sqlite {
     async fn make_build(&self, wanted: &Wanted) -> Result<Option<Build>> {
         self.write(&self.writer, async |connection| {
             let known = known(connection, &wanted.view, wanted.version).await?;
-            if let Some((build, _)) = known.iter().find(|(build, _)| !build.is_declared_by(wanted)) {
-                return Err(refusal::declared_otherwise(build, wanted));
-            }
-            if !wanted.further && !known.is_empty() {
-                return Ok(known.into_iter().find_map(|(build, dropped)| (!dropped).then_some(build)));
-            }
-            let number = next_number(connection, wanted, &known).await?;
+            let number = match find(&known, wanted)? {
+                Making::There(build) => return Ok(build),
+                Making::New(number) => free_number(connection, wanted, number).await?,
+            };
             let build = Build::new(wanted, number);
-            self.insert_build(connection, &build).await?;
+            self.insert_build(connection, &build, wanted.request).await?;
             Ok(Some(build))
         })
         .await
@@ -60,9 +57,12 @@ impl Views for Sqlite {
             if epoch != switch.epoch {
                 return Ok(Switched::Elsewhere(epoch));
             }
-            let builds = known(connection, &switch.view, switch.to.version).await?;
-            let to = builds.into_iter().find(|(build, dropped)| build.id == switch.to && !dropped);
-            let Some((to, _)) = to else { return Err(refusal::no_build(&switch.view, switch.to)) };
+            let known = known(connection, &switch.view, switch.to.version).await?;
+            let to = one(known, &switch.view, switch.to)?;
+            if to.dropped {
+                return Err(refusal::dropped(&to.build.subscription));
+            }
+            let to = to.build;
             let from = subscription_of(connection, &switch.view, live).await?;
             let cursors = cursors(connection, &from, &to.subscription).await?;
             match behind(switch, &cursors, &from, &to.subscription).filter(|_| is_compared) {
@@ -92,11 +92,10 @@ impl Views for Sqlite {
             if live == id {
                 return Err(refusal::live(view, id));
             }
-            let builds = known(connection, view, id.version).await?;
-            let Some((build, _)) = builds.into_iter().find(|(build, dropped)| build.id == id && !dropped)
-            else {
-                return Err(refusal::no_build(view, id));
-            };
+            let Known { build, dropped, .. } = one(known(connection, view, id.version).await?, view, id)?;
+            if dropped {
+                return Ok(());
+            }
             if was_just_live(connection, &build).await? {
                 return Err(refusal::just_live(view, id));
             }
@@ -112,15 +111,20 @@ impl Views for Sqlite {
 }
 
 impl Sqlite {
-    async fn insert_build(&self, connection: &mut SqliteConnection, build: &Build) -> Result<()> {
+    async fn insert_build(
+        &self,
+        connection: &mut SqliteConnection,
+        build: &Build,
+        request: Option<Uuid>,
+    ) -> Result<()> {
         if let Some(declared) = &build.tables {
             let sql = self.tables(build).resolve(declared)?;
             let made = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *connection).await;
             made.map_err(|error| refusal::not_made(build, error))?;
         }
         sqlx::query(
-            "INSERT INTO tombolo_build (view, version, build, subscription, namespace, tables, switches)
-             VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO tombolo_build (view, version, build, subscription, namespace, tables, switches, request)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(&build.view)
         .bind(build.id.version)
@@ -129,6 +133,7 @@ impl Sqlite {
         .bind(&build.namespace)
         .bind(&build.tables)
         .bind(build.switches)
+        .bind(request)
         .execute(&mut *connection)
         .await?;
         let first = sqlx::query(
@@ -221,22 +226,20 @@ async fn cursors(connection: &mut SqliteConnection, from: &str, to: &str) -> Res
     rows.bind(from).bind(to).fetch_all(connection).await?.iter().map(at).collect()
 }
 
-/// Every build of a version, dropped ones too, and whether it was.
-async fn known(connection: &mut SqliteConnection, view: &str, version: u32) -> Result<Vec<(Build, bool)>> {
+/// Every build of a version, in order.
+async fn known(connection: &mut SqliteConnection, view: &str, version: u32) -> Result<Vec<Known>> {
     let known = format!("{BUILDS} WHERE view = ? AND version = ? ORDER BY build");
     let rows = sqlx::query(AssertSqlSafe(known)).bind(view).bind(version).fetch_all(connection).await?;
-    let known = rows.iter().map(|row| Ok((build(row)?, row.try_get::<Option<i64>, _>(9)?.is_some())));
-    known.collect()
+    let known = |row: &SqliteRow| {
+        let dropped: Option<i64> = row.try_get(10)?;
+        Ok(Known { build: build(row)?, request: row.try_get(9)?, dropped: dropped.is_some() })
+    };
+    rows.iter().map(known).collect()
 }
 
-/// One more than any before. A subscription of the first one's name that is older than the view's own tables has its
-/// cursors at events which those tables do not have: then the first is passed over.
-async fn next_number(
-    connection: &mut SqliteConnection,
-    wanted: &Wanted,
-    known: &[(Build, bool)],
-) -> Result<u32> {
-    let number = known.last().map_or(1, |(build, _)| build.id.number + 1);
+/// A subscription of the build's name that is older than the view's own tables has its cursors at events which those
+/// tables do not have: then the number is passed over.
+async fn free_number(connection: &mut SqliteConnection, wanted: &Wanted, number: u32) -> Result<u32> {
     let subscription = BuildId { version: wanted.version, number }.subscription(&wanted.view);
     let is_taken =
         sqlx::query("SELECT 1 FROM tombolo_cursor WHERE subscription = ? LIMIT 1").bind(subscription);
