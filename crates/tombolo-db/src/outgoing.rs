@@ -7,12 +7,14 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use sqlx::SqlStr;
-use tombolo_event::{Consequence, Envelope, Event, EventId, KeyHash, ServiceName, TraceContext};
+use tombolo_event::{
+    Consequence, Envelope, Event, EventId, KeyHash, Position, Positions, ServiceName, TraceContext,
+};
 
 use crate::{Error, Kind, Result, Tables};
 
@@ -72,6 +74,8 @@ pub struct Outgoing {
     pub trace: Option<TraceContext>,
     /// The correlation that events carry from here on.
     pub correlation: Option<String>,
+    /// Where the commit notes the places of the events, for whoever answers for the work around it.
+    pub written: Option<Arc<Mutex<Positions>>>,
     rows: Vec<Row>,
     poison: Option<String>,
     used: Arc<AtomicBool>,
@@ -102,6 +106,7 @@ impl Outgoing {
             ordinal: 0,
             trace: None,
             correlation: None,
+            written: None,
             rows: Vec::new(),
             poison: None,
             used: Arc::default(),
@@ -262,6 +267,17 @@ impl Outgoing {
                 format!("the transaction was rolled back, because earlier in it: {why}"),
             )),
             None => Ok(std::mem::take(&mut self.rows)),
+        }
+    }
+
+    /// Tells that the events are committed, at `positions`.
+    pub(crate) fn committed(&self, positions: &[Position]) {
+        if let Some(written) = &self.written {
+            let mut written = written.lock().unwrap_or_else(PoisonError::into_inner);
+            positions.iter().for_each(|position| written.note(position.clone()));
+        }
+        if !positions.is_empty() {
+            (self.publisher.wake)();
         }
     }
 

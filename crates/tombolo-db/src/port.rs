@@ -38,6 +38,9 @@ pub const ROUND_ROWS_MAX: usize = 1_000;
 /// The most bytes of one round.
 pub const ROUND_BYTES_MAX: usize = 2 << 20;
 
+/// How many of the rows numbered last in a partition [`Outbox::complete`] looks through.
+pub const NUMBERED_LOOK_BACK: u64 = 1_000;
+
 /// A service's own database. Cheap to clone; holds the user's pool.
 #[async_trait]
 pub trait Database: Outbox + Cursors + Effects + Requests + Views + Clone {
@@ -142,6 +145,10 @@ pub trait Outbox: Send + Sync + 'static {
 
     /// What waits in the outbox.
     async fn depth(&self) -> Result<Depth>;
+
+    /// Completes the sequences of `positions` that the relay has given by now. A row that was removed meanwhile, or is
+    /// not among the last [`NUMBERED_LOOK_BACK`] of its partition, is not found, and its position stays as it is.
+    async fn complete(&self, positions: &mut [Position]) -> Result<()>;
 }
 
 /// The elected relay of a service. What it has taken but not yet reported done is remembered in here; after any
@@ -265,6 +272,10 @@ pub trait Cursors: Send + Sync + 'static {
     /// # Errors
     /// `Fenced` if the lease has another epoch.
     async fn record_attempt(&self, claim: &Claim, event: EventId, error: &str) -> Result<u32>;
+
+    /// Where a subscription stands in one partition; none if it has no cursor there.
+    async fn cursor(&self, subscription: &str, topic: &ServiceName, partition: u32)
+    -> Result<Option<Cursor>>;
 
     /// Where every subscription stands.
     async fn cursors(&self) -> Result<Vec<CursorState>>;

@@ -23,7 +23,7 @@ pub use event::{Event, Upcast};
 pub use idempotency::IdempotencyKey;
 pub use key::{KeyHash, partition_of};
 pub use name::{ServiceName, TypeName};
-pub use position::{Cursor, Incarnation, Position};
+pub use position::{Cursor, Incarnation, Position, Positions};
 pub use question::{Gathered, Missing, Question, Why};
 pub use retry::Backoff;
 pub use trace::TraceContext;

@@ -15,6 +15,7 @@ mod following;
 mod effects;
 mod viewing;
 mod requesting;
+mod positions;
 mod preparing;
 mod schedule;
 mod stage;
@@ -183,6 +184,7 @@ fn cases<F: Fixture>() -> Vec<Case<F>> {
         effects::cases(),
         viewing::cases(),
         requesting::cases(),
+        positions::cases(),
         schedule::cases(),
     ]
     .into_iter()

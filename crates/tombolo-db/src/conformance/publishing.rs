@@ -43,7 +43,7 @@ async fn state_and_events_commit_together<F: Fixture>(stage: Stage<F>) {
     let committed = tx.commit().await.expect("it commits");
     let positions: Vec<EventId> = committed.positions.iter().map(|position| position.id).collect();
     assert_eq!(positions, [first, second]);
-    assert!(committed.positions.iter().all(|position| position.topic == "notes"));
+    assert!(committed.positions.iter().all(|position| position.topic.as_str() == "notes"));
     let depth = ready.depth().await;
     assert_eq!((ready.read("a").await, depth.rows, ready.woken()), (Some(7), 2, 1));
     assert!(depth.bytes > 0 && depth.oldest.is_some());

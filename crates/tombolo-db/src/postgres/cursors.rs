@@ -107,6 +107,20 @@ impl Cursors for Postgres {
         }
     }
 
+    async fn cursor(
+        &self,
+        subscription: &str,
+        topic: &ServiceName,
+        partition: u32,
+    ) -> Result<Option<Cursor>> {
+        let found = sqlx::query(self.sql(
+            "SELECT topic, partition, incarnation, sequence, id FROM tombolo.cursor
+             WHERE subscription = $1 AND topic = $2 AND partition = $3",
+        ));
+        let found = found.bind(subscription).bind(topic.as_str()).bind(signed(partition));
+        found.fetch_optional(&self.pool).await?.as_ref().map(cursor).transpose()
+    }
+
     async fn cursors(&self) -> Result<Vec<CursorState>> {
         let rows = sqlx::query(self.sql(
             "SELECT topic, partition, incarnation, sequence, id, lease_epoch, attempts, subscription,

@@ -14,11 +14,12 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use sqlx::Row;
 use sqlx::postgres::{PgConnection, PgRow};
-use tombolo_event::{EventId, Incarnation, barrier};
+use tombolo_event::{EventId, Incarnation, Position, barrier};
 use uuid::Uuid;
 
 use super::{Postgres, millis, signed, unsigned};
 use crate::mutant::Mutant;
+use crate::port::NUMBERED_LOOK_BACK;
 use crate::{Depth, Leader, Mark, Outbox, OutboxRow, Owner, Result, RoundLimit, Schema, fencing};
 
 /// The rows that [`Outbox::depth`] counts one by one; beyond them it estimates from the positions.
@@ -75,6 +76,26 @@ impl Outbox for Postgres {
             bytes: (bytes as f64 * scale) as u64,
             oldest: oldest.and_then(|ms| Timestamp::from_millisecond(ms).ok()),
         })
+    }
+
+    async fn complete(&self, positions: &mut [Position]) -> Result<()> {
+        let open: Vec<&Position> = positions.iter().filter(|position| position.sequence.is_none()).collect();
+        let partitions: Vec<i32> = open.iter().map(|position| signed(position.partition)).collect();
+        let ids: Vec<Uuid> = open.iter().map(|position| position.id.0).collect();
+        let found = sqlx::query(self.sql(
+            "SELECT o.id, o.sequence
+             FROM unnest($1::integer[], $2::uuid[]) AS wanted (partition, id)
+             JOIN tombolo.partition AS p USING (partition)
+             JOIN tombolo.outbox AS o
+               ON o.partition = p.partition AND o.sequence > p.numbered - $3 AND o.id = wanted.id",
+        ));
+        let found = found.bind(partitions).bind(ids).bind(NUMBERED_LOOK_BACK as i64);
+        for row in found.fetch_all(&self.pool).await? {
+            let (id, sequence): (Uuid, i64) = (row.try_get(0)?, row.try_get(1)?);
+            let numbered = positions.iter_mut().filter(|position| position.id.0 == id);
+            numbered.for_each(|position| position.sequence = Some(unsigned(sequence)));
+        }
+        Ok(())
     }
 }
 

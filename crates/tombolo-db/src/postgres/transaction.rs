@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use sqlx::postgres::PgConnection;
 use sqlx::{Row, SqlStr};
 use tombolo_event::operator::Outcome;
-use tombolo_event::{Cursor, Event, EventId, Position, barrier};
+use tombolo_event::{Cursor, Event, EventId, Position, ServiceName, barrier};
 use uuid::Uuid;
 
 use super::{Postgres, signed};
@@ -87,8 +87,9 @@ impl Tx {
         barrier::reach("outbox.before-commit");
         self.inner.commit().await.map_err(name_unknown)?;
         barrier::reach("outbox.after-commit");
-        (self.outgoing.publisher().wake)();
-        Ok(committed(&self.outgoing, &rows))
+        let committed = committed(&self.outgoing, &rows);
+        self.outgoing.committed(&committed.positions);
+        Ok(committed)
     }
 
     /// Undoes everything.
@@ -186,13 +187,13 @@ fn chunks(rows: &[Outbound]) -> Vec<&[Outbound]> {
 }
 
 fn committed(outgoing: &Outgoing, rows: &[Outbound]) -> Committed {
-    let topic = outgoing.publisher().service.as_str();
+    let topic = &outgoing.publisher().service;
     Committed { positions: rows.iter().map(|row| position(topic, row)).collect() }
 }
 
-fn position(topic: &str, row: &Outbound) -> Position {
+fn position(topic: &ServiceName, row: &Outbound) -> Position {
     Position {
-        topic: topic.to_owned(),
+        topic: topic.clone(),
         partition: row.partition,
         key_hash: row.key_hash,
         id: row.id,

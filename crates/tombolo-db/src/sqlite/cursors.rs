@@ -127,6 +127,20 @@ impl Cursors for Sqlite {
         .await
     }
 
+    async fn cursor(
+        &self,
+        subscription: &str,
+        topic: &ServiceName,
+        partition: u32,
+    ) -> Result<Option<Cursor>> {
+        let found = sqlx::query(
+            "SELECT topic, partition, incarnation, sequence, id FROM tombolo_cursor
+             WHERE subscription = ? AND topic = ? AND partition = ?",
+        );
+        let found = found.bind(subscription).bind(topic.as_str()).bind(partition);
+        found.fetch_optional(&self.pool).await?.as_ref().map(cursor).transpose()
+    }
+
     async fn cursors(&self) -> Result<Vec<CursorState>> {
         let rows = sqlx::query(
             "SELECT topic, partition, incarnation, sequence, id, lease_epoch, attempts, subscription,

@@ -97,8 +97,8 @@ impl Tx {
         drop(open);
         if !rows.is_empty() {
             barrier::reach("outbox.after-commit");
-            (self.outgoing.publisher().wake)();
         }
+        self.outgoing.committed(&positions);
         Ok(Committed { positions })
     }
 
@@ -126,9 +126,8 @@ async fn write_rows(
 ) -> Result<Vec<Position>> {
     let sequences = number(connection, rows).await?;
     insert(connection, rows, &sequences).await?;
-    let topic = publisher.service.as_str();
     let position = |(row, sequence): (&Outbound, &i64)| Position {
-        topic: topic.to_owned(),
+        topic: publisher.service.clone(),
         partition: row.partition,
         key_hash: row.key_hash,
         id: row.id,
