@@ -6,8 +6,10 @@ use tombolo_db::{Committed, Database, Outgoing, Publisher, Transaction};
 use tombolo_event::{Event, Position, Question, ServiceName};
 
 use crate::current::Current;
+use crate::freshness::Reader;
 use crate::metrics::Metrics;
 use crate::operator::Desk;
+use crate::progress::Progress;
 use crate::question::answer::Answerers;
 use crate::question::ask::{Asker, CALL_BOUND, Call, GATHER_BOUND, Gather};
 use crate::status::Board;
@@ -25,6 +27,8 @@ pub(crate) struct Shared<D: Database> {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) board: Arc<Board>,
     pub(crate) desk: Arc<Desk>,
+    pub(crate) progress: Arc<Progress>,
+    pub(crate) readers: Vec<Reader>,
 }
 
 impl<D: Database> Clone for App<D> {
@@ -47,6 +51,7 @@ impl<D: Database> App<D> {
         let mut tx = self.0.database.begin(&self.0.publisher).await?;
         let outgoing = tx.outgoing();
         outgoing.trace = Some(current.trace);
+        outgoing.written = Some(current.writes());
         outgoing.correlation = current.correlation;
         Current::opened(outgoing.used());
         Ok(tx)
@@ -138,6 +143,14 @@ impl<D: Database> App<D> {
     #[must_use]
     pub fn status(&self) -> ServiceStatus {
         self.0.board.read(self.service().as_str(), self.0.replica)
+    }
+
+    pub(crate) fn progress(&self) -> &Progress {
+        &self.0.progress
+    }
+
+    pub(crate) fn readers(&self) -> &[Reader] {
+        &self.0.readers
     }
 
     pub(crate) fn answerers(&self) -> &Answerers<D> {

@@ -1,5 +1,5 @@
-//! What belongs to the work at hand: its trace, its deadline, who has been asked on the way here, and whether
-//! a transaction is open.
+//! What belongs to the work at hand: its trace, its deadline, who has been asked on the way here, whether
+//! a transaction is open, and what its response will say of writes.
 //!
 //! One mechanism for requests, questions and events: whoever begins a piece of work wraps it in [`Current::scope`];
 //! `begin`, `call` and `gather` look here. It follows a task, not a `tokio::spawn`.
@@ -8,12 +8,15 @@
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 use tokio::time::Instant;
-use tombolo_event::TraceContext;
+use tombolo_event::position::POSITION_HEADER;
+use tombolo_event::{Positions, TraceContext};
+
+use crate::Freshness;
 
 /// What is left of the time, in milliseconds, in the header of a call.
 pub(crate) const DEADLINE_HEADER: &str = "tombolo-deadline-ms";
@@ -36,6 +39,10 @@ pub(crate) struct Current {
     pub(crate) correlation: Option<String>,
     pub(crate) deadline: Option<Instant>,
     pub(crate) asked: Vec<String>,
+    /// The writes that a reader shall have applied, as the request names them.
+    pub(crate) positions: Option<String>,
+    written: Arc<Mutex<Positions>>,
+    freshness: Arc<Mutex<Option<Freshness>>>,
     open: Arc<Mutex<Vec<Weak<AtomicBool>>>>,
 }
 
@@ -47,7 +54,16 @@ impl Current {
 
     /// Work within a trace.
     pub(crate) fn within(trace: TraceContext, correlation: Option<String>) -> Self {
-        Self { trace, correlation, deadline: None, asked: Vec::new(), open: Arc::default() }
+        Self {
+            trace,
+            correlation,
+            deadline: None,
+            asked: Vec::new(),
+            positions: None,
+            written: Arc::default(),
+            freshness: Arc::default(),
+            open: Arc::default(),
+        }
     }
 
     /// Work that a request over HTTP causes.
@@ -60,6 +76,10 @@ impl Current {
         );
         if let Some(left_ms) = text(DEADLINE_HEADER).and_then(|left| left.parse().ok()) {
             current.deadline = Some(Instant::now() + Duration::from_millis(left_ms));
+        }
+        let positions: Vec<_> = headers.get_all(POSITION_HEADER).iter().map(HeaderValue::as_bytes).collect();
+        if !positions.is_empty() {
+            current.positions = Some(String::from_utf8_lossy(&positions.join(&b',')).into_owned());
         }
         if let Some(asked) = text(ASKED_HEADER) {
             current.asked =
@@ -92,7 +112,7 @@ impl Current {
     /// Remembers that a transaction was opened; `used` turns true with its first statement and dies with it.
     pub(crate) fn opened(used: Weak<AtomicBool>) {
         let remember = |current: &Self| {
-            let mut open = current.open.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut open = lock(&current.open);
             open.retain(|transaction| transaction.strong_count() > 0);
             open.push(used);
         };
@@ -102,8 +122,31 @@ impl Current {
 
     /// Whether a transaction in which something was done is open.
     pub(crate) fn holds_transaction(&self) -> bool {
-        let open = self.open.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        open.iter().filter_map(Weak::upgrade).any(|used| used.load(Ordering::Relaxed))
+        lock(&self.open).iter().filter_map(Weak::upgrade).any(|used| used.load(Ordering::Relaxed))
+    }
+
+    /// Where commits note what they published.
+    pub(crate) fn writes(&self) -> Arc<Mutex<Positions>> {
+        Arc::clone(&self.written)
+    }
+
+    /// What was published so far.
+    pub(crate) fn written(&self) -> Positions {
+        lock(&self.written).clone()
+    }
+
+    /// Remembers what a reader found of the writes that the request names.
+    pub(crate) fn note_freshness(&self, found: Freshness) {
+        let mut freshness = lock(&self.freshness);
+        *freshness = Some(match freshness.take() {
+            Some(before) => before.and(found),
+            None => found,
+        });
+    }
+
+    /// The worst that was found.
+    pub(crate) fn freshness(&self) -> Option<Freshness> {
+        lock(&self.freshness).clone()
     }
 
     /// What is left of the time: the deadline's rest, at most `bound`.
@@ -113,6 +156,10 @@ impl Current {
             None => bound,
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -16,12 +16,12 @@ use tombolo_db::Database;
 use tombolo_event::descriptor::Descriptor;
 use tracing::Instrument;
 
-use crate::App;
 use crate::current::Current;
 use crate::operator;
 use crate::problem::Problem;
 use crate::question::answer;
 use crate::status::ServiceStatus;
+use crate::{App, freshness};
 
 /// All routes of a service.
 pub(crate) fn router<D: Database>(
@@ -37,15 +37,22 @@ pub(crate) fn router<D: Database>(
         .route("/tombolo/status", get(status::<D>))
         .route("/tombolo/descriptor", get(async move || Json(descriptor.clone())))
         .route("/tombolo/questions/{name}", post(question::<D>));
+    let with_current = middleware::from_fn_with_state(app.clone(), with_current);
     let operators = operator::router(&app);
-    routes.merge(own).merge(operators).layer(middleware::from_fn(with_current)).with_state(app)
+    routes.merge(own).merge(operators).layer(with_current).with_state(app)
 }
 
-/// Every request is a piece of work with its trace, deadline and path.
-async fn with_current(request: Request<Body>, next: Next) -> Response {
+/// Every request is a piece of work with its trace, deadline and path, and says where its events went.
+async fn with_current<D: Database>(
+    State(app): State<App<D>>,
+    request: Request<Body>,
+    next: Next,
+) -> Response {
     let current = Current::from_headers(request.headers());
     let span = tracing::info_span!("request", method = %request.method(), path = request.uri().path(), trace = current.trace.trace_id());
-    current.scope(next.run(request)).instrument(span).await
+    let mut response = current.clone().scope(next.run(request)).instrument(span).await;
+    freshness::answer(app.database(), &current, response.headers_mut()).await;
+    response
 }
 
 async fn is_ready(ready: watch::Receiver<bool>) -> Response {

@@ -23,6 +23,8 @@ pub enum Kind {
     BusAway,
     /// The address to serve on cannot be taken.
     Listen,
+    /// A position that a reader was given does not parse, or is none that it could ever reach.
+    Token,
     /// A question was asked while a transaction that wrote is open.
     InTransaction,
     /// Nobody of this name, or nobody who answers this question, is known.

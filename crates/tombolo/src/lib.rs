@@ -19,6 +19,8 @@ mod relay;
 pub mod handler;
 pub mod subscription;
 mod worker;
+mod progress;
+pub mod freshness;
 mod question;
 mod directory;
 pub mod problem;
@@ -31,6 +33,7 @@ mod error;
 pub use app::App;
 pub use clock::Clock;
 pub use error::{Error, Kind};
+pub use freshness::Freshness;
 pub use handler::{Handled, HandlerError, Received, State, reject};
 pub use problem::Problem;
 pub use question::ask::{CALL_BOUND, Call, GATHER_BOUND, Gather};
@@ -40,7 +43,7 @@ pub use settings::Settings;
 pub use status::ServiceStatus;
 pub use subscription::{Reactor, View};
 pub use tombolo_db::{Committed, Database, Outgoing, Transaction};
-pub use tombolo_event::{Event, EventId, Gathered, Missing, Position, Question, Upcast, Why};
+pub use tombolo_event::{Event, EventId, Gathered, Missing, Position, Positions, Question, Upcast, Why};
 
 /// SQLite as a service's database: `sqlite::Sqlite` and `sqlite::Tx`.
 #[cfg(feature = "sqlite")]

@@ -53,6 +53,7 @@ impl IntoResponse for Problem {
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         let status = match error.kind() {
+            Kind::Token => StatusCode::BAD_REQUEST,
             Kind::DatabaseAway | Kind::BusAway | Kind::Unreachable | Kind::Unknown => {
                 StatusCode::SERVICE_UNAVAILABLE
             }

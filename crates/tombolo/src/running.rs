@@ -25,6 +25,7 @@ use crate::app::Shared;
 use crate::directory::Directory;
 use crate::metrics::Metrics;
 use crate::operator::Desk;
+use crate::progress::Progress;
 use crate::question::Listeners;
 use crate::question::answer::{self, Answerers};
 use crate::question::ask::Asker;
@@ -32,6 +33,7 @@ use crate::question::inbox::Inbox;
 use crate::relay::Relay;
 use crate::settings::Lease;
 use crate::status::Board;
+use crate::subscription::Subscription;
 use crate::worker::Worker;
 use crate::{App, Clock, Error, Kind, Result, Service, Settings, edge};
 
@@ -188,6 +190,7 @@ struct Starting {
     metrics: Arc<Metrics>,
     board: Arc<Board>,
     desk: Arc<Desk>,
+    progress: Arc<Progress>,
     clock: Clock,
     lease: Lease,
     replica: u32,
@@ -206,20 +209,13 @@ impl Starting {
         let metrics = Arc::new(Metrics::new(descriptor.service.as_str()));
         let woken = Arc::new(Notify::new());
         let publisher = publisher(descriptor, &woken);
-        let json =
-            serde_json::to_string(descriptor).map_err(|error| Error::new(Kind::Wiring, error.to_string()))?;
-        let replica = settings.replica.unwrap_or(1);
-        let own = Registration {
-            service: descriptor.service.clone(),
-            replica,
-            url: url.to_owned(),
-            descriptor: json,
-        };
+        let own = registration(descriptor, settings, url)?;
+        let replica = own.replica;
         let directory = Arc::new(Directory::new(Arc::clone(&bus), own, needed(descriptor)));
         let inbox = Arc::new(Inbox::new(Arc::clone(&metrics)));
         let desk = Desk::new(Arc::clone(&bus), &descriptor.service, settings.operator_token.clone());
         let desk = Arc::new(desk);
-        let (board, stop) = (Arc::default(), CancellationToken::new());
+        let (board, progress, stop) = (Arc::default(), Arc::default(), CancellationToken::new());
         let holder = holder(&descriptor.service, settings.replica);
         let lease = settings.lease;
         Ok(Self {
@@ -231,6 +227,7 @@ impl Starting {
             metrics,
             board,
             desk,
+            progress,
             clock,
             lease,
             replica,
@@ -311,6 +308,8 @@ impl Starting {
             metrics: Arc::clone(&self.metrics),
             board: Arc::clone(&self.board),
             desk: Arc::clone(&self.desk),
+            progress: Arc::clone(&self.progress),
+            readers: service.subscriptions.iter().map(Subscription::reader).collect(),
         })
     }
 
@@ -331,7 +330,7 @@ impl Starting {
 
     fn worker<D: Database>(
         &self,
-        subscription: crate::subscription::Subscription<D>,
+        subscription: Subscription<D>,
         database: &D,
         states: &Arc<http::Extensions>,
     ) -> Worker<D> {
@@ -344,6 +343,7 @@ impl Starting {
             states: Arc::clone(states),
             metrics: Arc::clone(&self.metrics),
             board: Arc::clone(&self.board),
+            progress: Arc::clone(&self.progress),
             clock: self.clock.clone(),
             lease: self.lease,
             registered: self.directory.changes(),
@@ -364,6 +364,18 @@ fn publisher(descriptor: &Descriptor, woken: &Arc<Notify>) -> Publisher {
         full: Arc::new(AtomicBool::new(false)),
         wake: Arc::new(move || wake.notify_one()),
     }
+}
+
+/// What the directory says of this replica.
+fn registration(descriptor: &Descriptor, settings: &Settings, url: &str) -> Result<Registration> {
+    let json =
+        serde_json::to_string(descriptor).map_err(|error| Error::new(Kind::Wiring, error.to_string()))?;
+    Ok(Registration {
+        service: descriptor.service.clone(),
+        replica: settings.replica.unwrap_or(1),
+        url: url.to_owned(),
+        descriptor: json,
+    })
 }
 
 /// Who a process is to the leases: a numbered replica is the same one after a restart, so it takes over at once what it

@@ -7,6 +7,7 @@ use tombolo_db::{Database, Origin};
 use tombolo_event::descriptor::Subscribed;
 use tombolo_event::{EventId, ServiceName, name};
 
+use crate::freshness::Reader;
 use crate::handler::{FromDelivery, Handler, Registered};
 use crate::{Error, Kind, Result};
 
@@ -168,6 +169,13 @@ impl<D: Database> Subscription<D> {
     pub(crate) fn describe(&self) -> Result<Subscribed> {
         let handles = self.handlers.iter().map(Registered::describe).collect::<Result<_>>()?;
         Ok(Subscribed { name: self.name.clone(), kind: self.role.name().to_owned(), handles })
+    }
+
+    /// What those who wait for it need to know.
+    pub(crate) fn reader(&self) -> Reader {
+        let view = self.name.rsplit_once("-v").filter(|_| self.role == Role::View);
+        let name = view.map_or(self.name.as_str(), |(name, _)| name).to_owned();
+        Reader { name, subscription: self.name.clone(), topics: self.topics() }
     }
 
     pub(crate) fn topic_names(&self) -> Result<Vec<ServiceName>> {

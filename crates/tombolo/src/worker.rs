@@ -27,6 +27,7 @@ use tombolo_event::{Cursor, ServiceName};
 use uuid::Uuid;
 
 use crate::metrics::{Metrics, OfSubscription};
+use crate::progress::Progress;
 use crate::settings::Lease;
 use crate::status::{Board, State, SubscriptionStatus};
 use crate::subscription::{Role, Start, Subscription};
@@ -49,6 +50,7 @@ pub(crate) struct Worker<D: Database> {
     pub(crate) states: Arc<Extensions>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) board: Arc<Board>,
+    pub(crate) progress: Arc<Progress>,
     pub(crate) clock: Clock,
     pub(crate) lease: Lease,
     /// Changes whenever a service registers: a topic that did not exist may exist now.
@@ -115,7 +117,7 @@ impl<D: Database> Worker<D> {
         let claims =
             self.database.claim(&self.subscription.name, self.holder, self.lease.0, usize::MAX).await?;
         let mut session = Session {
-            lanes: claims.into_iter().map(Lane::new).collect(),
+            lanes: claims.into_iter().map(|claim| Lane::new(claim, &self.progress)).collect(),
             streams: StreamMap::new(),
             absent,
             partitions,

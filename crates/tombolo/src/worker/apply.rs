@@ -135,7 +135,8 @@ impl<D: Database> Worker<D> {
         let took = began.elapsed();
         self.count(handled, took, &ends);
         for (lane, (cursor, time)) in ends {
-            session.lanes[lane].moved(cursor, time.map_or(Duration::ZERO, age));
+            let applied = steps.iter().filter(|step| step.lane == lane).map(|step| step.to);
+            session.lanes[lane].moved(cursor, time.map_or(Duration::ZERO, age), applied);
         }
         Ok(took)
     }

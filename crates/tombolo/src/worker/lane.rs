@@ -9,6 +9,7 @@ use tombolo_bus::{Batch, Record};
 use tombolo_db::Claim;
 use tombolo_event::{Backoff, Cursor};
 
+use crate::progress::{Progress, Telling};
 use crate::status::{PartitionStatus, State};
 use crate::{Error, Kind, Result};
 
@@ -26,6 +27,7 @@ pub(super) struct Lane {
     read_to: u64,
     tail: u64,
     behind: Duration,
+    telling: Telling,
     waiting: Option<Waiting>,
 }
 
@@ -44,9 +46,10 @@ pub(super) struct Step {
 }
 
 impl Lane {
-    pub(super) fn new(claim: Claim) -> Self {
+    pub(super) fn new(claim: Claim, progress: &Progress) -> Self {
         let sequence = claim.cursor.sequence;
-        Self { claim, read_to: sequence, tail: sequence, behind: Duration::ZERO, waiting: None }
+        let telling = progress.tell(&claim);
+        Self { claim, read_to: sequence, tail: sequence, behind: Duration::ZERO, telling, waiting: None }
     }
 
     /// Reading begins anew, after the cursor.
@@ -83,8 +86,9 @@ impl Lane {
         Ok(())
     }
 
-    /// The transaction with everything up to `cursor` has committed.
-    pub(super) fn moved(&mut self, cursor: Cursor, age: Duration) {
+    /// The transaction with everything up to `cursor` has committed: the events at `applied`.
+    pub(super) fn moved(&mut self, cursor: Cursor, age: Duration, applied: impl Iterator<Item = Cursor>) {
+        self.telling.applied(applied);
         self.claim.cursor = cursor;
         self.claim.attempts = 0;
         self.behind = if cursor.sequence < self.tail { age } else { Duration::ZERO };

@@ -24,7 +24,7 @@ fn server(what: &str, variable: &str) -> Option<String> {
 }
 
 /// A database of its own on the server.
-async fn postgres() -> Option<Postgres> {
+pub(crate) async fn postgres() -> Option<Postgres> {
     let url = server("postgres", "TOMBOLO_TEST_POSTGRES")?;
     let name = format!("it_{}", Uuid::new_v4().simple());
     let admin = PgPool::connect(&url).await.unwrap();
@@ -46,7 +46,7 @@ async fn nats(service: &str, namespace: &str) -> Option<Arc<dyn Bus>> {
     )
 }
 
-async fn table(database: Postgres) -> tombolo::Result<()> {
+pub(crate) async fn table(database: Postgres) -> tombolo::Result<()> {
     sqlx::raw_sql(
         "CREATE TABLE IF NOT EXISTS rows (n BIGSERIAL PRIMARY KEY, id TEXT NOT NULL, cents BIGINT NOT NULL)",
     )
@@ -55,7 +55,7 @@ async fn table(database: Postgres) -> tombolo::Result<()> {
     Ok(())
 }
 
-async fn copy(event: Placed, tx: &mut Tx) -> Handled {
+pub(crate) async fn copy(event: Placed, tx: &mut Tx) -> Handled {
     sqlx::query("INSERT INTO rows (id, cents) VALUES ($1, $2)")
         .bind(event.order)
         .bind(event.cents)
@@ -68,7 +68,7 @@ async fn start(service: Service<Postgres>, bus: Arc<dyn Bus>) -> Running<Postgre
     service.setup(table).bus(bus).start(Settings::default()).await.unwrap()
 }
 
-async fn place(app: &App<Postgres>, order: &str, cents: i64) {
+pub(crate) async fn place(app: &App<Postgres>, order: &str, cents: i64) {
     let mut tx = app.begin().await.unwrap();
     sqlx::query("INSERT INTO rows (id, cents) VALUES ($1, $2)")
         .bind(order)

@@ -6,6 +6,7 @@ mod support;
 mod path;
 mod failures;
 mod questions;
+mod positions;
 mod wiring;
 mod weather;
 #[cfg(all(feature = "postgres", feature = "nats"))]

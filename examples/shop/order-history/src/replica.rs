@@ -108,6 +108,7 @@ async fn order_placed(event: OrderPlaced, tx: &mut Tx) -> Handled {
 
 /// Topics have no order between them, so an order may be here before its product: its title is empty for that moment.
 pub(crate) async fn history(app: &App, user_id: &str) -> Result<History, Problem> {
+    app.fresh("order-history").await?;
     let pool = app.database().pool();
     let user = sqlx::query_as::<_, User>("SELECT user_id AS id, name FROM history_users WHERE user_id = ?")
         .bind(user_id);
