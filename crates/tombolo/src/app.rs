@@ -153,6 +153,13 @@ impl<D: Database> App<D> {
         &self.0.readers
     }
 
+    /// Looks who else there is, and says who that is.
+    #[cfg(feature = "testing")]
+    pub(crate) async fn refresh_peers(&self) -> Result<std::collections::BTreeSet<String>> {
+        self.0.asker.directory.refresh().await?;
+        Ok(self.0.asker.directory.services())
+    }
+
     pub(crate) fn answerers(&self) -> &Answerers<D> {
         &self.0.answerers
     }

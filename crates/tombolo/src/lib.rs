@@ -10,6 +10,7 @@
 pub mod service;
 pub mod settings;
 mod clock;
+mod life;
 mod running;
 #[cfg(feature = "barriers")]
 pub mod barriers;
@@ -28,6 +29,8 @@ mod edge;
 mod operator;
 pub mod metrics;
 pub mod status;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod error;
 
 pub use app::App;

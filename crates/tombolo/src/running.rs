@@ -12,7 +12,6 @@ use axum::Router;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
-use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tombolo_bus::{Bus, Identity, Registration};
@@ -23,6 +22,7 @@ use uuid::Uuid;
 
 use crate::app::Shared;
 use crate::directory::Directory;
+use crate::life::{Life, Tasks};
 use crate::metrics::Metrics;
 use crate::operator::Desk;
 use crate::progress::Progress;
@@ -49,7 +49,7 @@ pub struct Running<D: Database> {
     /// Its routes: the user's, and beside them what every service answers.
     pub router: Router,
     stop: CancellationToken,
-    tasks: JoinSet<()>,
+    tasks: Tasks,
     grace: Duration,
 }
 
@@ -64,6 +64,12 @@ impl<D: Database> Running<D> {
                 self.grace
             );
         }
+    }
+
+    /// Ends every task where it is, as a crash does, and returns when none is left.
+    #[cfg(feature = "testing")]
+    pub(crate) async fn cut_off(mut self) {
+        self.tasks.cut_off().await;
     }
 
     /// Waits until the service stops by itself, which it only does if one of its tasks failed.
@@ -133,7 +139,8 @@ fn log_to_stderr() {
 pub(crate) async fn start<D: Database>(mut service: Service<D>, settings: Settings) -> Result<Running<D>> {
     let (descriptor, bus) = prepare(&mut service, &settings).await?;
     let (listener, url) = bind(&settings).await?;
-    let starting = Starting::new(&descriptor, &settings, bus, &url, service.clock.clone())?;
+    let starting =
+        Starting::new(&descriptor, &settings, bus, &url, service.clock.clone(), service.life.clone())?;
     Ok(starting.spawn(service, descriptor, Some(listener), url, settings.grace).await)
 }
 
@@ -143,7 +150,8 @@ pub(crate) async fn start_beside<D: Database>(
 ) -> Result<Running<D>> {
     let (descriptor, bus) = prepare(&mut service, &settings).await?;
     let url = settings.url.clone().unwrap_or_default();
-    let starting = Starting::new(&descriptor, &settings, bus, &url, service.clock.clone())?;
+    let starting =
+        Starting::new(&descriptor, &settings, bus, &url, service.clock.clone(), service.life.clone())?;
     Ok(starting.spawn(service, descriptor, None, url, settings.grace).await)
 }
 
@@ -193,6 +201,7 @@ struct Starting {
     progress: Arc<Progress>,
     clock: Clock,
     lease: Lease,
+    life: Life,
     replica: u32,
     holder: Uuid,
     stop: CancellationToken,
@@ -205,6 +214,7 @@ impl Starting {
         bus: Arc<dyn Bus>,
         url: &str,
         clock: Clock,
+        life: Life,
     ) -> Result<Self> {
         let metrics = Arc::new(Metrics::new(descriptor.service.as_str()));
         let woken = Arc::new(Notify::new());
@@ -230,6 +240,7 @@ impl Starting {
             progress,
             clock,
             lease,
+            life,
             replica,
             holder,
             stop,
@@ -244,7 +255,7 @@ impl Starting {
         url: String,
         grace: Duration,
     ) -> Running<D> {
-        let mut tasks = JoinSet::new();
+        let mut tasks = Tasks::new(self.life.clone());
         let app = self.app(&mut service);
         if !descriptor.publishes.is_empty() {
             tasks.spawn(self.relay(&service.database).run());
@@ -257,7 +268,7 @@ impl Starting {
         tasks.spawn(Arc::clone(&self.desk).run(requests, self.stop.clone()));
         let mut is_registered = self.spawn_questions(&app, &mut tasks);
         let (ready, is_ready) = watch::channel(false);
-        let router = edge::router(app.clone(), service.routes, descriptor, is_ready);
+        let router = self.life.over(edge::router(app.clone(), service.routes, descriptor, is_ready));
         if let Some(listener) = listener {
             tasks.spawn(serve(listener, router.clone(), self.stop.clone()));
         }
@@ -269,7 +280,7 @@ impl Starting {
     }
 
     /// Answers and asks, and registers once everybody who asks would be heard.
-    fn spawn_questions<D: Database>(&self, app: &App<D>, tasks: &mut JoinSet<()>) -> watch::Receiver<bool> {
+    fn spawn_questions<D: Database>(&self, app: &App<D>, tasks: &mut Tasks) -> watch::Receiver<bool> {
         let listeners = Listeners::new();
         for question in app.answerers().keys() {
             let (bus, heard) = (Arc::clone(&self.bus), listeners.expect());
@@ -346,6 +357,7 @@ impl Starting {
             progress: Arc::clone(&self.progress),
             clock: self.clock.clone(),
             lease: self.lease,
+            life: self.life.clone(),
             registered: self.directory.changes(),
             stop: self.stop.clone(),
         }

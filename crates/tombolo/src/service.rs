@@ -16,6 +16,7 @@ use tombolo_event::descriptor::{Descriptor, Published};
 use tombolo_event::event::schema_of;
 use tombolo_event::{Event, Question, ServiceName, TypeName, key, name};
 
+use crate::life::Life;
 use crate::problem::Problem;
 use crate::question::answer::Answerer;
 use crate::running::{self, Running};
@@ -35,6 +36,7 @@ pub struct Service<D: Database> {
     pub(crate) database: D,
     pub(crate) bus: Option<Arc<dyn Bus>>,
     pub(crate) clock: Clock,
+    pub(crate) life: Life,
     pub(crate) routes: Router<App<D>>,
     pub(crate) setup: Option<Setup<D>>,
     pub(crate) subscriptions: Vec<Subscription<D>>,
@@ -55,6 +57,7 @@ impl<D: Database> Service<D> {
             database,
             bus: None,
             clock: Clock::default(),
+            life: Life::default(),
             routes: Router::new(),
             setup: None,
             subscriptions: Vec::new(),

@@ -26,6 +26,7 @@ use tombolo_event::barrier;
 use tombolo_event::{Cursor, ServiceName};
 use uuid::Uuid;
 
+use crate::life::Life;
 use crate::metrics::{Metrics, OfSubscription};
 use crate::progress::Progress;
 use crate::settings::Lease;
@@ -53,6 +54,7 @@ pub(crate) struct Worker<D: Database> {
     pub(crate) progress: Arc<Progress>,
     pub(crate) clock: Clock,
     pub(crate) lease: Lease,
+    pub(crate) life: Life,
     /// Changes whenever a service registers: a topic that did not exist may exist now.
     pub(crate) registered: watch::Receiver<u64>,
     pub(crate) stop: CancellationToken,

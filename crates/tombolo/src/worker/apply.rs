@@ -18,16 +18,27 @@ use tombolo_event::barrier;
 use tombolo_event::{Cursor, Envelope, TraceContext};
 use tracing::Instrument;
 
-use super::lane::Step;
+use super::lane::{Lane, Step};
 use super::{BATCH_EVENTS_MAX, Session, Worker};
 use crate::current::Current;
 use crate::handler::{HandlerError, reject};
+use crate::life::Repeat;
 use crate::metrics::OfSubscription;
 use crate::{Error, Result};
 
 /// A transaction quicker than this lets the next one be larger, one slower than [`SLOW`] makes it smaller.
 const QUICK: Duration = Duration::from_millis(50);
 const SLOW: Duration = Duration::from_millis(250);
+
+/// Where each lane's cursor comes to be, and when the last event handled on the way was published.
+type Ends = BTreeMap<usize, (Cursor, Option<Timestamp>)>;
+
+/// A transaction that only has to commit.
+struct Prepared<T> {
+    tx: T,
+    ends: Ends,
+    handled: u64,
+}
 
 /// Why a transaction was undone.
 enum Undone {
@@ -109,12 +120,31 @@ impl<D: Database> Worker<D> {
 
     /// One transaction: every step's effect, then every lane's cursor.
     async fn transaction(&self, session: &mut Session, steps: &[&Step]) -> Result<Duration, Undone> {
-        if steps.is_empty() {
-            return Ok(Duration::ZERO);
-        }
+        let Some(first) = steps.first() else { return Ok(Duration::ZERO) };
         let began = Instant::now();
+        let repeat = self.repeats(&session.lanes, first);
+        if repeat == Repeat::BeforeCommit {
+            self.prepare(&session.lanes, steps).await?.tx.rollback().await?;
+        }
+        let Prepared { tx, ends, handled } = self.prepare(&session.lanes, steps).await?;
+        tx.commit().await?;
+        barrier::reach("subscription.after-commit");
+        if repeat == Repeat::AfterCommit {
+            self.repeat(&session.lanes, steps).await;
+        }
+        let took = began.elapsed();
+        self.count(handled, took, &ends);
+        for (lane, (cursor, time)) in ends {
+            let applied = steps.iter().filter(|step| step.lane == lane).map(|step| step.to);
+            session.lanes[lane].moved(cursor, time.map_or(Duration::ZERO, age), applied);
+        }
+        Ok(took)
+    }
+
+    /// Handles every step and moves every lane's cursor, all but the commit.
+    async fn prepare(&self, lanes: &[Lane], steps: &[&Step]) -> Result<Prepared<D::Tx>, Undone> {
         let mut tx = self.database.begin(&self.publisher).await?;
-        let mut ends: BTreeMap<usize, (Cursor, Option<Timestamp>)> = BTreeMap::new();
+        let mut ends = Ends::new();
         let mut handled = 0;
         for step in steps {
             let time = match &step.record {
@@ -127,18 +157,23 @@ impl<D: Database> Worker<D> {
         }
         barrier::reach("subscription.after-effect");
         for (&lane, (cursor, _)) in &ends {
-            tx.advance(&session.lanes[lane].claim, cursor).await?;
+            tx.advance(&lanes[lane].claim, cursor).await?;
         }
         barrier::reach("subscription.after-cursor");
-        tx.commit().await?;
-        barrier::reach("subscription.after-commit");
-        let took = began.elapsed();
-        self.count(handled, took, &ends);
-        for (lane, (cursor, time)) in ends {
-            let applied = steps.iter().filter(|step| step.lane == lane).map(|step| step.to);
-            session.lanes[lane].moved(cursor, time.map_or(Duration::ZERO, age), applied);
+        Ok(Prepared { tx, ends, handled })
+    }
+
+    fn repeats(&self, lanes: &[Lane], first: &Step) -> Repeat {
+        let claim = &lanes[first.lane].claim;
+        let place = (claim.topic.as_str(), claim.partition, first.to.sequence);
+        self.life.repeats(&self.subscription.name, place)
+    }
+
+    /// Handles again, under the claims from before the commit, what was committed: the cursors refuse it.
+    async fn repeat(&self, lanes: &[Lane], steps: &[&Step]) {
+        if let Ok(accepted) = self.prepare(lanes, steps).await {
+            accepted.tx.commit().await.ok();
         }
-        Ok(took)
     }
 
     /// Handles one record, if its type is handled here; returns when it was published.
@@ -170,7 +205,7 @@ impl<D: Database> Worker<D> {
         OfSubscription { subscription: self.subscription.name.clone() }
     }
 
-    fn count(&self, handled: u64, took: Duration, ends: &BTreeMap<usize, (Cursor, Option<Timestamp>)>) {
+    fn count(&self, handled: u64, took: Duration, ends: &Ends) {
         let of = self.of();
         self.metrics.handled.get_or_create(&of).inc_by(handled);
         self.metrics.batch_events.get_or_create(&of).observe(handled as f64);

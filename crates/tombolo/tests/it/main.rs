@@ -9,5 +9,6 @@ mod questions;
 mod positions;
 mod wiring;
 mod weather;
+mod world;
 #[cfg(all(feature = "postgres", feature = "nats"))]
 mod engines;

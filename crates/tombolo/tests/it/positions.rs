@@ -242,11 +242,11 @@ async fn a_write_does_not_wait_for_a_bus_that_is_away() {
     let client = Client::new();
     write(&client, &orders.url, "o1").await;
     until_copied(&history.app, 1).await;
-    ground.bus.set_away(true);
+    ground.bus.away();
     let positions: Positions = write(&client, &orders.url, "o2").await.parse().unwrap();
     let found = history.app.wait_for("copies", &positions, SHORT).await.unwrap();
     assert!(matches!(found, Freshness::Stale(Some(_))), "{found}");
-    ground.bus.set_away(false);
+    ground.bus.back();
     let found = history.app.wait_for("copies", &positions, BOUND).await.unwrap();
     assert_eq!(found, Freshness::Current);
 }
@@ -320,9 +320,9 @@ mod on_postgres {
             positions.each()[0].sequence.is_some()
         };
         eventually("a position with its number", || numbered("o1")).await;
-        ground.bus.set_away(true);
+        ground.bus.away();
         let positions = write(&client, &orders.url, "o2").await;
-        ground.bus.set_away(false);
+        ground.bus.back();
         let response = read(&client, &history.url, "o2", &positions).await;
         assert_eq!(response.headers()["tombolo-freshness"], "current");
     }

@@ -1,23 +1,17 @@
-//! What the tests share: a bus that can be unruly, services that are started and crashed, waiting for a state.
+//! What the tests share: a bus that does as it is told, services that are started and crashed, waiting for a state.
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 use tokio::time::{interval, timeout};
 use tombolo::sqlite::{Sqlite, Tx};
+use tombolo::testing::RoughBus;
 use tombolo::{Event, Handled, Running, Service, Settings, View};
-use tombolo_bus::embedded::{Log, Options};
-use tombolo_bus::{
-    Append, Appended, Bus, Error, Guarantee, Kind, Reach, Read, RecordStream, Registration, Result, Signal,
-    SignalStream, Tail, Topic, TopicSpec,
-};
-use tombolo_event::{Incarnation, ServiceName};
+use tombolo_bus::Bus;
 
 pub(crate) type App = tombolo::App<Sqlite>;
 
@@ -51,12 +45,12 @@ pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut state: 
 /// A folder for databases, and the bus that everybody joins.
 pub(crate) struct Ground {
     folder: TempDir,
-    pub(crate) bus: Arc<Unruly>,
+    pub(crate) bus: Arc<RoughBus>,
 }
 
 impl Ground {
     pub(crate) fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap(), bus: Arc::new(Unruly::new()) }
+        Self { folder: tempfile::tempdir().unwrap(), bus: Arc::new(RoughBus::calm()) }
     }
 
     pub(crate) fn database(&self, name: &str) -> Sqlite {
@@ -165,96 +159,4 @@ pub(crate) async fn until_copied(app: &App, count: usize) -> Vec<(String, i64)> 
 /// The status of the first subscription.
 pub(crate) fn subscription(app: &App) -> Option<tombolo::status::SubscriptionStatus> {
     app.status().subscriptions.into_iter().next()
-}
-
-/// The embedded log with a bad line to it: it can be away, lose acknowledgements, or be another one from now on.
-pub(crate) struct Unruly {
-    log: std::sync::Mutex<Arc<Log>>,
-    pub(crate) away: AtomicBool,
-    /// So many appends are stored but not acknowledged.
-    pub(crate) lose_acknowledgements: AtomicU32,
-}
-
-impl Unruly {
-    fn new() -> Self {
-        Self {
-            log: std::sync::Mutex::new(fresh_log()),
-            away: AtomicBool::new(false),
-            lose_acknowledgements: AtomicU32::new(0),
-        }
-    }
-
-    /// From now on the bus is an empty one, as after a disaster.
-    pub(crate) fn replace(&self) {
-        *self.log.lock().unwrap() = fresh_log();
-    }
-
-    pub(crate) fn set_away(&self, away: bool) {
-        self.away.store(away, Ordering::SeqCst);
-    }
-
-    fn reach(&self) -> Result<Arc<Log>> {
-        if self.away.load(Ordering::SeqCst) {
-            return Err(Error::new(Kind::Unavailable, "the bus is away"));
-        }
-        Ok(Arc::clone(&self.log.lock().unwrap()))
-    }
-}
-
-fn fresh_log() -> Arc<Log> {
-    Log::in_memory(Options::default()).unwrap()
-}
-
-#[async_trait]
-impl Bus for Unruly {
-    fn guarantee(&self) -> Guarantee {
-        self.log.lock().unwrap().guarantee()
-    }
-    async fn ensure_topic(&self, spec: &TopicSpec) -> Result<Topic> {
-        self.reach()?.ensure_topic(spec).await
-    }
-    async fn topic(&self, name: &ServiceName) -> Result<Topic> {
-        self.reach()?.topic(name).await
-    }
-    async fn topics(&self) -> Result<Vec<Topic>> {
-        self.reach()?.topics().await
-    }
-    async fn raise_epoch(
-        &self,
-        topic: &ServiceName,
-        incarnation: Incarnation,
-        epoch: u64,
-    ) -> Result<Vec<Tail>> {
-        self.reach()?.raise_epoch(topic, incarnation, epoch).await
-    }
-    async fn append(&self, append: Append) -> Result<Appended> {
-        let appended = self.reach()?.append(append).await?;
-        let lose = |left: u32| left.checked_sub(1);
-        if self.lose_acknowledgements.fetch_update(Ordering::SeqCst, Ordering::SeqCst, lose).is_ok() {
-            return Err(Error::new(Kind::Unavailable, "the connection broke after the append"));
-        }
-        Ok(appended)
-    }
-    async fn tails(&self, topic: &ServiceName) -> Result<Vec<Tail>> {
-        self.reach()?.tails(topic).await
-    }
-    async fn read(&self, read: Read) -> Result<RecordStream> {
-        self.reach()?.read(read).await
-    }
-    async fn signal(&self, subject: &str, signal: Signal) -> Result<Reach> {
-        self.reach()?.signal(subject, signal).await
-    }
-    async fn listen(&self, subject: &str, group: Option<&str>) -> Result<SignalStream> {
-        self.reach()?.listen(subject, group).await
-    }
-    async fn register(&self, registration: &Registration) -> Result<()> {
-        self.reach()?.register(registration).await
-    }
-    async fn registrations(&self) -> Result<Vec<Registration>> {
-        self.reach()?.registrations().await
-    }
-    async fn close(&self) {
-        let log = Arc::clone(&self.log.lock().unwrap());
-        log.close().await;
-    }
 }

@@ -1,7 +1,5 @@
 //! Bad weather in one process: crashes, a bus that is away or another one, lost acknowledgements, two replicas.
 
-use std::sync::atomic::Ordering;
-
 use tombolo::status::State;
 
 use crate::support::{Ground, copies, eventually, place, subscription, until_copied};
@@ -9,12 +7,12 @@ use crate::support::{Ground, copies, eventually, place, subscription, until_copi
 #[tokio::test]
 async fn a_service_starts_and_writes_while_the_bus_is_away() {
     let ground = Ground::new();
-    ground.bus.set_away(true);
+    ground.bus.away();
     let (orders, history) = (ground.orders().await, ground.history().await);
     for n in 0..10 {
         place(&orders.app, &format!("o{n}"), n).await;
     }
-    ground.bus.set_away(false);
+    ground.bus.back();
     assert_eq!(until_copied(&history.app, 10).await.len(), 10);
 }
 
@@ -24,15 +22,12 @@ async fn a_lost_acknowledgement_is_repeated_without_a_double() {
     let (orders, history) = (ground.orders().await, ground.history().await);
     for n in 0..30 {
         if n % 5 == 0 {
-            ground.bus.lose_acknowledgements.fetch_add(1, Ordering::SeqCst);
+            ground.bus.lose_acknowledgements(1);
         }
         place(&orders.app, &format!("o{n}"), n).await;
     }
     until_copied(&history.app, 30).await;
-    eventually("every acknowledgement lost", || async {
-        ground.bus.lose_acknowledgements.load(Ordering::SeqCst) == 0
-    })
-    .await;
+    eventually("every acknowledgement lost", || async { ground.bus.acknowledgements_to_lose() == 0 }).await;
     place(&orders.app, "last", 31).await;
     eventually("the last", || async { copies(&history.app).await.iter().any(|(order, _)| order == "last") })
         .await;

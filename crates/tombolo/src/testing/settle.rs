@@ -1,0 +1,188 @@
+//! Settling: waiting until nothing is left to do, and saying by name what still is.
+//!
+//! Invariant: a world has settled only if two looks in a row find nothing open and nothing moved between them: the first
+//! saw every cursor at its tail, the outboxes in between were empty, and since no cursor moved no reactor filled one.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tombolo_bus::{Bus, Tail, Topic};
+use tombolo_db::{CursorState, Depth};
+use tombolo_event::ServiceName;
+use tombolo_event::descriptor::Descriptor;
+
+use super::bus::RoughBus;
+use crate::status::{PartitionStatus, ServiceStatus};
+use crate::{Error, Kind, Result};
+
+/// A part, whatever its database.
+#[async_trait]
+pub(super) trait Member: Send + Sync {
+    fn label(&self) -> String;
+    fn service(&self) -> &ServiceName;
+    /// Whether it can do anything: it runs, and reaches the bus if anybody does.
+    fn is_working(&self) -> bool;
+    async fn standing(&self) -> Result<Standing>;
+    /// The services that it knows, after a look.
+    async fn peers(&self) -> Result<BTreeSet<String>>;
+}
+
+/// Where a part stands. The cursors were looked at before the outbox.
+pub(super) struct Standing {
+    pub(super) label: String,
+    pub(super) descriptor: Descriptor,
+    pub(super) cursors: Vec<CursorState>,
+    pub(super) outbox: Depth,
+    pub(super) status: ServiceStatus,
+}
+
+/// A topic and where it ends.
+pub(super) struct Ends {
+    pub(super) topic: Topic,
+    pub(super) tails: Vec<Tail>,
+}
+
+/// What one look found.
+#[derive(Default, PartialEq)]
+pub(super) struct Look {
+    /// What is left to do, in words.
+    pub(super) open: Vec<String>,
+    /// Where everything stood: part or topic, subscription, partition, sequence.
+    places: Vec<(String, String, u32, u64)>,
+}
+
+impl Look {
+    /// Looks at everybody who works.
+    pub(super) async fn at(members: &[Arc<dyn Member>], bus: &RoughBus) -> Result<Self> {
+        let mut ends = Vec::new();
+        for topic in bus.topics().await? {
+            ends.push(Ends { tails: bus.tails(&topic.name).await?, topic });
+        }
+        let mut look = Self::default();
+        look.topics(&ends);
+        let working: Vec<_> = members.iter().filter(|member| member.is_working()).collect();
+        for member in &working {
+            match member.standing().await {
+                Ok(standing) => look.part(&standing, &ends),
+                // It crashed in between, and so is not waited for.
+                Err(_) if !member.is_working() => {}
+                Err(error) => look.open.push(format!("{}: its database: {error}", member.label())),
+            }
+        }
+        if look.open.is_empty() {
+            look.open = strangers(&working).await?;
+        }
+        Ok(look)
+    }
+
+    /// A look that was not possible.
+    pub(super) fn failed(error: &Error) -> Self {
+        Self { open: vec![error.to_string()], places: Vec::new() }
+    }
+
+    fn topics(&mut self, ends: &[Ends]) {
+        for end in ends {
+            let name = end.topic.name.to_string();
+            let places =
+                end.tails.iter().map(|tail| (name.clone(), String::new(), tail.partition, tail.sequence));
+            self.places.extend(places);
+        }
+    }
+
+    fn part(&mut self, standing: &Standing, ends: &[Ends]) {
+        let label = &standing.label;
+        if standing.outbox.rows > 0 {
+            let relay = standing.status.relay.as_ref().map_or("no relay", |relay| relay.state.as_str());
+            self.open
+                .push(format!("{label}: {} in its outbox; its relay: {relay}", events(standing.outbox.rows)));
+        }
+        for subscribed in &standing.descriptor.subscriptions {
+            let topics: BTreeSet<&ServiceName> =
+                subscribed.handles.iter().map(|handled| &handled.topic).collect();
+            for end in ends.iter().filter(|end| topics.contains(&end.topic.name)) {
+                for tail in &end.tails {
+                    self.partition(standing, &subscribed.name, end, tail);
+                }
+            }
+        }
+    }
+
+    fn partition(&mut self, standing: &Standing, subscription: &str, end: &Ends, tail: &Tail) {
+        let topic = &end.topic.name;
+        let cursor = standing.cursors.iter().find(|cursor| {
+            cursor.subscription == subscription
+                && cursor.topic == *topic
+                && cursor.partition == tail.partition
+        });
+        let place = format!("{}: subscription {subscription} in {topic}/{}", standing.label, tail.partition);
+        let Some(cursor) = cursor else {
+            self.open
+                .push(format!("{place} has not begun{}", why(standing, subscription, topic, tail.partition)));
+            return;
+        };
+        let sequence = cursor.cursor.sequence;
+        self.places.push((
+            standing.label.clone(),
+            format!("{subscription}/{topic}"),
+            tail.partition,
+            sequence,
+        ));
+        if sequence < tail.sequence || cursor.cursor.incarnation != end.topic.incarnation {
+            let behind = events(tail.sequence.saturating_sub(sequence));
+            let why = why(standing, subscription, topic, tail.partition);
+            self.open.push(format!("{place} is {behind} behind, at {sequence} of {}{why}", tail.sequence));
+        }
+    }
+}
+
+fn events(count: u64) -> String {
+    if count == 1 { "1 event".into() } else { format!("{count} events") }
+}
+
+/// What the part itself says of a subscription that is behind.
+fn why(standing: &Standing, subscription: &str, topic: &ServiceName, partition: u32) -> String {
+    let Some(status) = standing.status.subscriptions.iter().find(|status| status.name == subscription) else {
+        return String::new();
+    };
+    let of_partition = |status: &&PartitionStatus| {
+        status.topic == topic.as_str() && status.partition == partition && status.error.is_some()
+    };
+    let mut why = String::new();
+    if let Some(partition) = status.partitions.iter().find(of_partition) {
+        let error = partition.error.as_deref().unwrap_or_default();
+        write!(why, "; {:?} after {} attempts: {error}", partition.state, partition.attempts).ok();
+    }
+    if let Some(detail) = &status.detail {
+        write!(why, "; {detail}").ok();
+    }
+    why
+}
+
+/// Everybody must know everybody who works, for a gather to ask them all.
+async fn strangers(working: &[&Arc<dyn Member>]) -> Result<Vec<String>> {
+    let mut open = Vec::new();
+    for member in working {
+        let known = member.peers().await?;
+        for other in working.iter().filter(|other| !known.contains(other.service().as_str())) {
+            open.push(format!("{}: does not know {} yet", member.label(), other.service()));
+        }
+    }
+    Ok(open)
+}
+
+/// What a world that did not settle says.
+pub(super) fn unsettled(open: &[String], seed: u64, within: Duration) -> String {
+    let open = open.iter().map(|line| format!("\n  - {line}")).collect::<String>();
+    format!("the world (seed {seed}) did not settle within {within:?}; still open:{open}")
+}
+
+/// What it says while nothing can settle.
+pub(super) fn bus_away() -> Error {
+    Error::new(
+        Kind::BusAway,
+        "the bus is away, so nothing can settle; bring it back first: world.bus().back()",
+    )
+}
