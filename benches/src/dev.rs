@@ -21,7 +21,7 @@ const ROUNDS: usize = 5;
 const BAR: Bar = Bar::UnderSeconds(2.0);
 const WHAT: &str = "`tombolo dev examples/shop` to ready, already built, with an empty data folder";
 /// The shop, seen from this crate.
-const SHOP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/shop/tombolo.toml");
+pub(crate) const SHOP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/shop/tombolo.toml");
 
 /// The median of the rounds.
 pub(crate) async fn until_ready(scratch: &Scratch) -> Result<Vec<Row>> {
@@ -49,21 +49,26 @@ pub(crate) async fn until_ready(scratch: &Scratch) -> Result<Vec<Row>> {
     Ok(vec![row.noting(&format!("slowest {slowest:.2} s"))])
 }
 
-fn runner() -> Result<PathBuf> {
+pub(crate) fn runner() -> Result<PathBuf> {
     Ok(std::env::current_exe()?.with_file_name("tombolo"))
 }
 
 /// The same system on any ports, so that a shop which runs beside this is left alone.
-fn on_free_ports(manifest: &str) -> String {
+pub(crate) fn on_free_ports(manifest: &str) -> String {
     let lines = manifest.lines().filter(|line| !line.starts_with("port = "));
     lines.map(|line| format!("{line}\n")).collect()
 }
 
-async fn call(runner: &Path, arguments: &[&Path]) -> Result<()> {
+pub(crate) async fn call(runner: &Path, arguments: &[&Path]) -> Result<()> {
+    answer(runner, arguments).await.map(drop)
+}
+
+/// What the runner prints.
+pub(crate) async fn answer(runner: &Path, arguments: &[&Path]) -> Result<String> {
     let mut command = Command::new(runner);
     let output = command.args(arguments).stdin(Stdio::null()).output().await?;
     if output.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let complaint = String::from_utf8_lossy(&output.stderr);
     Err(Error::new(format!("{command:?} ended with {}: {}", output.status, complaint.trim())))

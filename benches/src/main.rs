@@ -6,13 +6,19 @@
 //! Invariant: yardstick and subject write the same bytes, with the same durability, to the same disk.
 
 mod append;
+mod asking;
 mod clock;
 mod dev;
+mod drain;
 mod error;
+mod flow;
 mod hops;
+mod idle;
 mod observed;
+mod poison;
 mod quantiles;
 mod reading;
+mod rebuild;
 mod rounds;
 mod scratch;
 mod server;
@@ -66,8 +72,22 @@ enum Figure {
     Read,
     /// From a commit to visible in another process's database.
     Visible,
+    /// As many events as the whole path can take.
+    Flow,
+    /// A million rows that waited for the bus.
+    Drain,
+    /// A view from a million events.
+    Rebuild,
+    /// A gather from three services.
+    Gather,
+    /// One poisoned key among a thousand.
+    Poison,
+    /// What tracing costs.
+    Observed,
     /// `tombolo dev` until the shop is ready.
     Dev,
+    /// The shop when nobody does anything.
+    Idle,
 }
 
 /// The other processes of a measurement: this program, run again by itself.
@@ -135,7 +155,14 @@ async fn measure(arguments: &Arguments) -> Result<()> {
                 way = hops;
                 rows
             }
+            Figure::Flow => flow::measure(&scratch).await?,
+            Figure::Drain => drain::measure(&scratch).await?,
+            Figure::Rebuild => rebuild::measure(&scratch).await?,
+            Figure::Gather => asking::measure(&scratch).await?,
+            Figure::Poison => poison::measure(&scratch).await?,
+            Figure::Observed => flow::observed(&scratch).await?,
             Figure::Dev => dev::until_ready(&scratch).await?,
+            Figure::Idle => idle::measure(&scratch).await?,
         });
     }
     print(arguments.format, &rows, &way)

@@ -16,6 +16,8 @@ pub(crate) enum Bar {
     AtMost(f64),
     /// The seconds must be fewer; there is no yardstick but time.
     UnderSeconds(f64),
+    /// The value must be smaller, in its own unit; there is no yardstick.
+    Under(f64),
     /// Only shown.
     None,
 }
@@ -71,6 +73,15 @@ impl Row {
         }
     }
 
+    /// A row of a value in its own unit.
+    pub(crate) fn of_value(what: &str, value: f64, unit: &str, bar: Bar) -> Self {
+        Self {
+            figure: format!("{value:.2} {unit}"),
+            yardstick: "–".to_owned(),
+            ..Self::of_seconds(what, value, bar)
+        }
+    }
+
     /// A row that could not be measured, and why.
     pub(crate) fn absent(what: &str, why: String, bar: Bar) -> Self {
         let (ratio, spread, met) = (None, None, None);
@@ -94,6 +105,7 @@ impl Row {
             Bar::AtLeast(ratio) => format!("≥ {ratio}"),
             Bar::AtMost(ratio) => format!("≤ {ratio}"),
             Bar::UnderSeconds(seconds) => format!("< {seconds} s"),
+            Bar::Under(most) => format!("< {most}"),
             Bar::None => "–".to_owned(),
         };
         let met = self.met.map_or("–", |met| if met { "yes" } else { "no" });
@@ -106,7 +118,7 @@ fn is_met(bar: Bar, value: f64) -> Option<bool> {
     match bar {
         Bar::AtLeast(least) => Some(value >= least),
         Bar::AtMost(most) => Some(value <= most),
-        Bar::UnderSeconds(seconds) => Some(value < seconds),
+        Bar::UnderSeconds(most) | Bar::Under(most) => Some(value < most),
         Bar::None => None,
     }
 }

@@ -1,0 +1,112 @@
+//! An idle system of the shop's size: what it does when nobody does anything.
+//!
+//! `tombolo dev` runs the shop; after it has come to rest, the statements that its services' databases get, the processor time
+//! and the memory of each process are taken over half a minute.
+//!
+//! Invariant: every process that the runner started is counted.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::unistd::{SysconfVar, sysconf};
+use serde_json::Value;
+
+use crate::dev;
+use crate::error::{Error, Result};
+use crate::scratch::Scratch;
+use crate::table::{Bar, Row};
+
+const REST: Duration = Duration::from_secs(10);
+const WATCHED: Duration = Duration::from_secs(30);
+
+/// What a process has used so far.
+struct Used {
+    name: String,
+    pid: String,
+    processor_seconds: f64,
+    statements: usize,
+}
+
+/// The three figures.
+pub(crate) async fn measure(scratch: &Scratch) -> Result<Vec<Row>> {
+    let runner = dev::runner()?;
+    if !runner.is_file() {
+        let why = format!("not measured: {} is not built; `cargo xtask bench` builds it", runner.display());
+        return Ok(vec![Row::absent("the shop, idle", why, Bar::None)]);
+    }
+    let (manifest, data) = (scratch.path("idle.toml"), scratch.path("idle"));
+    fs::write(&manifest, logging_statements(&dev::on_free_ports(&fs::read_to_string(dev::SHOP)?)))?;
+    let start: [&Path; 5] = ["dev".as_ref(), &manifest, "--detach".as_ref(), "--data".as_ref(), &data];
+    dev::call(&runner, &start).await?;
+    let watched = watch(&runner, &data).await;
+    dev::call(&runner, &["down".as_ref(), "--data".as_ref(), &data]).await?;
+    watched
+}
+
+/// Each service writes every statement to its log.
+fn logging_statements(manifest: &str) -> String {
+    manifest.replace("database = ", "env = { RUST_LOG = \"sqlx::query=debug\" }\ndatabase = ")
+}
+
+async fn watch(runner: &Path, data: &Path) -> Result<Vec<Row>> {
+    tokio::time::sleep(REST).await;
+    let (began, before) = (Instant::now(), used(runner, data).await?);
+    tokio::time::sleep(WATCHED).await;
+    let (after, seconds) = (used(runner, data).await?, began.elapsed().as_secs_f64());
+    let rate = |of: fn(&Used) -> f64| {
+        let rates = before.iter().zip(&after).map(move |(before, after)| (of(after) - of(before)) / seconds);
+        rates.zip(&after).map(|(rate, used)| (rate, used.name.clone())).max_by(|a, b| a.0.total_cmp(&b.0))
+    };
+    let statements = rate(|used| used.statements as f64).unwrap_or_default();
+    let processor = rate(|used| used.processor_seconds * 100.0).unwrap_or_default();
+    let memory = after.iter().map(|used| Ok((resident_mb(&used.pid)?, used.name.clone())));
+    let memory = memory.collect::<Result<Vec<_>>>()?.into_iter().max_by(|a, b| a.0.total_cmp(&b.0));
+    let row = |what: &str, (value, who): (f64, String), unit, bar| {
+        Row::of_value(&format!("the shop, idle: {what}"), value, unit, bar).noting(&who)
+    };
+    Ok(vec![
+        row("statements per second of the service with the most", statements, "/s", Bar::Under(1.0)),
+        row("processor of the busiest process", processor, "%", Bar::Under(1.0)),
+        row("resident memory of the largest process", memory.unwrap_or_default(), "MB", Bar::Under(25.0)),
+    ])
+}
+
+async fn used(runner: &Path, data: &Path) -> Result<Vec<Used>> {
+    let status = dev::answer(
+        runner,
+        &["status".as_ref(), "--format".as_ref(), "json".as_ref(), "--data".as_ref(), data],
+    )
+    .await?;
+    let status: Value = serde_json::from_str(&status)?;
+    let mut all = Vec::new();
+    for service in status["services"].as_array().into_iter().flatten() {
+        let name = service["name"].as_str().unwrap_or_default();
+        let log = fs::read_to_string(data.join("logs").join(format!("{name}.log"))).unwrap_or_default();
+        let statements =
+            log.lines().filter(|line| line.contains("db.statement") || line.contains("summary=")).count();
+        for replica in service["replicas"].as_array().into_iter().flatten() {
+            all.push(of_process(name, &replica["pid"], statements)?);
+        }
+    }
+    all.push(of_process("bus", &status["bus"]["pid"], 0)?);
+    Ok(all)
+}
+
+fn of_process(name: &str, pid: &Value, statements: usize) -> Result<Used> {
+    let pid = pid.as_u64().ok_or_else(|| Error::new(format!("{name} does not run")))?.to_string();
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The fields behind the name, which may itself hold blanks: utime and stime are the 14th and 15th of all.
+    let behind = stat.rsplit(')').next().unwrap_or_default();
+    let ticks: f64 =
+        behind.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum();
+    let per_second = sysconf(SysconfVar::CLK_TCK)?.unwrap_or(100) as f64;
+    Ok(Used { name: name.to_owned(), pid, processor_seconds: ticks / per_second, statements })
+}
+
+fn resident_mb(pid: &str) -> Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kb = line.and_then(|rest| rest.split_whitespace().next()).and_then(|kb| kb.parse::<f64>().ok());
+    Ok(kb.ok_or_else(|| Error::new(format!("/proc/{pid}/status has no VmRSS")))? / 1024.0)
+}
