@@ -1,7 +1,7 @@
 //! When an event passed each hop of its path from one commit to the other, by the clock that all processes share.
 //!
-//! Invariant: the order of [`Hop`] is that of the path, and every stamp is taken by a wrapper around a port or by the
-//! benches' own handler: nothing inside Tombolo knows of them.
+//! Invariant: the order of [`Hop`] is that of the path, and every stamp is taken by a wrapper around the bus, by the benches'
+//! own handler, or at a barrier that fault runs use as well: nothing inside Tombolo knows of them.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -19,15 +19,11 @@ use crate::quantiles::Latencies;
 pub(crate) enum Hop {
     CommitCalled,
     Committed,
-    RoundCalled,
-    RoundTaken,
     AppendSent,
     AppendArrived,
     AppendSynced,
     ReadAtServer,
     Delivered,
-    BeginCalled,
-    Begun,
     Handler,
     CursorCalled,
     ApplyCalled,
@@ -37,36 +33,28 @@ pub(crate) enum Hop {
 }
 
 /// The path, and what happens between each place and the one before.
-pub(crate) const PATH: [(Hop, &str); 15] = [
+pub(crate) const PATH: [(Hop, &str); 11] = [
     (Hop::CommitCalled, "the producer calls commit"),
     (Hop::Committed, "commit: outbox rows, sync, back in the caller"),
-    (Hop::RoundCalled, "wake: until the relay asks for a round"),
-    (Hop::RoundTaken, "round: the rows read from the outbox (after what the round before left to remove)"),
-    (Hop::AppendSent, "the append put together"),
+    (Hop::AppendSent, "wake, round, and the append put together"),
     (Hop::AppendArrived, "append: to the server, over the socket"),
     (Hop::AppendSynced, "append: into the log, synced"),
     (Hop::ReadAtServer, "delivery: the server's reader woken and the batch taken from the log"),
     (Hop::Delivered, "delivery: to the consumer's worker, over the socket"),
-    (Hop::BeginCalled, "until the worker begins a transaction"),
-    (Hop::Begun, "begin"),
-    (Hop::Handler, "until the handler runs"),
+    (Hop::Handler, "begin, until the handler runs"),
     (Hop::CursorCalled, "handler: one insert"),
     (Hop::ApplyCalled, "cursor"),
     (Hop::Visible, "commit: sync, back in the worker"),
 ];
 
-const ALL: [Hop; 16] = [
+const ALL: [Hop; 12] = [
     Hop::CommitCalled,
     Hop::Committed,
-    Hop::RoundCalled,
-    Hop::RoundTaken,
     Hop::AppendSent,
     Hop::AppendArrived,
     Hop::AppendSynced,
     Hop::ReadAtServer,
     Hop::Delivered,
-    Hop::BeginCalled,
-    Hop::Begun,
     Hop::Handler,
     Hop::CursorCalled,
     Hop::ApplyCalled,

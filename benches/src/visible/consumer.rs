@@ -1,6 +1,6 @@
 //! The consumer's process: a service with a view that keeps one row for each event.
 //!
-//! Invariant: the view is an ordinary one; only its transaction stamps when it began and when its commit returned.
+//! Invariant: the view is an ordinary one; what is stamped is its handler and the barriers around its commit.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,20 +8,20 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::time::timeout;
-use tombolo::{Handled, Received, Service, Settings, View};
-use tombolo_db::sqlite::Sqlite;
+use tombolo::{Handled, Received, Service, Settings, State, View};
+use tombolo_db::sqlite::{Sqlite, Tx};
 
 use super::Ticked;
 use crate::error::{Error, Result};
 use crate::hops::Hops;
-use crate::observed::{ObservedBus, ObservedDatabase, ObservedTx};
+use crate::observed::{ObservedBus, Sight};
 use crate::server::{client, say};
 
 /// How long the last events of a round may take to arrive.
 const ARRIVAL_MAX: Duration = Duration::from_secs(20);
 
-async fn see(ticked: Received<Ticked>, tx: &mut ObservedTx) -> Handled {
-    tx.handles(ticked.id);
+async fn see(ticked: Received<Ticked>, State(sight): State<&'static Sight>, tx: &mut Tx) -> Handled {
+    sight.handles(ticked.id);
     sqlx::query("INSERT INTO seen (number) VALUES (?)")
         .bind(i64::try_from(ticked.event.number)?)
         .execute(&mut **tx)
@@ -33,14 +33,16 @@ async fn see(ticked: Received<Ticked>, tx: &mut ObservedTx) -> Handled {
 pub(crate) async fn run(socket: PathBuf, database: PathBuf, hops: PathBuf) -> Result<()> {
     let seen = Arc::new(Hops::default());
     let bus = Arc::new(ObservedBus::at_client(client(&socket, "bench-sight").await?, seen.clone()));
-    let database = ObservedDatabase::new(Sqlite::open(database.display().to_string())?, seen.clone());
-    let mut visible = database.visible.subscribe();
+    let database = Sqlite::open(database.display().to_string())?;
+    let sight = Sight::install(seen.clone());
+    let mut visible = sight.visible.subscribe();
     let running = Service::new("bench-sight", database)
-        .setup(async |database: ObservedDatabase| {
+        .setup(async |database: Sqlite| {
             let table = "CREATE TABLE seen (number INTEGER PRIMARY KEY)";
-            sqlx::raw_sql(table).execute(database.inner().pool()).await?;
+            sqlx::raw_sql(table).execute(database.pool()).await?;
             Ok(())
         })
+        .state(sight)
         .view(View::new("sight", 1).on(see))
         .bus(bus)
         .start(Settings::default())

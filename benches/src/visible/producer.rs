@@ -10,26 +10,25 @@ use futures_util::future::try_join_all;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::time::{Instant, sleep_until};
 use tombolo::{Service, Settings};
-use tombolo_db::Transaction;
 use tombolo_db::sqlite::Sqlite;
 
 use super::{RATE, ROUND_SECONDS, Ticked, arrivals};
 use crate::error::{Error, Result};
 use crate::hops::{Hop, Hops};
-use crate::observed::{ObservedBus, ObservedDatabase};
+use crate::observed::ObservedBus;
 use crate::server::{client, say};
 
-type App = tombolo::App<ObservedDatabase>;
+type App = tombolo::App<Sqlite>;
 
 /// Runs until its input ends; each line is the number of a round.
 pub(crate) async fn run(socket: PathBuf, database: PathBuf, hops: PathBuf) -> Result<()> {
     let seen = Arc::new(Hops::default());
     let bus = Arc::new(ObservedBus::at_client(client(&socket, "bench-source").await?, seen.clone()));
-    let database = ObservedDatabase::new(Sqlite::open(database.display().to_string())?, seen.clone());
+    let database = Sqlite::open(database.display().to_string())?;
     let running = Service::new("bench-source", database)
-        .setup(async |database: ObservedDatabase| {
+        .setup(async |database: Sqlite| {
             let table = "CREATE TABLE ticks (number INTEGER PRIMARY KEY, text TEXT NOT NULL)";
-            sqlx::raw_sql(table).execute(database.inner().pool()).await?;
+            sqlx::raw_sql(table).execute(database.pool()).await?;
             Ok(())
         })
         .publishes::<Ticked>()
@@ -65,7 +64,7 @@ async fn commit(app: App, number: u64, hops: Arc<Hops>) -> Result<()> {
         .bind(&ticked.text)
         .execute(&mut *tx)
         .await?;
-    let id = tx.outgoing().publish(&ticked)?;
+    let id = tx.publish(&ticked)?;
     hops.now(id, Hop::CommitCalled);
     tx.commit().await?;
     hops.now(id, Hop::Committed);
