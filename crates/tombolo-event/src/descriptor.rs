@@ -42,7 +42,7 @@ pub struct Published {
 pub struct Subscribed {
     /// Its durable name.
     pub name: String,
-    /// What it is: `view` or `reactor`.
+    /// What it is: `view`, `reactor` or `effect`.
     pub kind: String,
     /// The types that it handles, each with the topic it comes from.
     pub handles: Vec<Handled>,

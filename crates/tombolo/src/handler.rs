@@ -14,6 +14,7 @@ use http::Extensions;
 use jiff::Timestamp;
 use schemars::Schema;
 use tombolo_event::descriptor;
+use tombolo_event::event::same_family;
 use tombolo_event::{Envelope, Event, EventId, ServiceName};
 
 use crate::{Error, Kind};
@@ -84,6 +85,17 @@ pub struct Received<E> {
 #[derive(Debug, Clone, Copy)]
 pub struct State<S>(pub S);
 
+impl<S: Clone + Send + Sync + 'static> State<S> {
+    pub(crate) fn need() -> Need {
+        (TypeId::of::<S>(), std::any::type_name::<S>())
+    }
+
+    pub(crate) fn of(states: &Extensions) -> Self {
+        let state = states.get::<S>().cloned();
+        Self(state.expect("the service checks at its start that every handler's state is there"))
+    }
+}
+
 /// What a handler can take as its first argument: an event, or a [`Received`] one.
 pub trait FromDelivery: Send + Sized + 'static {
     /// The event's type.
@@ -116,7 +128,7 @@ pub trait Handler<'a, E, T: 'a, Marker>: Send + Sync + 'static {
     /// The handler's future.
     type Future: Future<Output = Handled> + Send + 'a;
     /// The state that it takes, by type and name.
-    fn needs() -> Option<(TypeId, &'static str)>;
+    fn needs() -> Option<Need>;
     /// Calls it.
     fn call(&self, event: E, states: &Extensions, tx: &'a mut T) -> Self::Future;
 }
@@ -127,7 +139,7 @@ where
     Fut: Future<Output = Handled> + Send + 'a,
 {
     type Future = Fut;
-    fn needs() -> Option<(TypeId, &'static str)> {
+    fn needs() -> Option<Need> {
         None
     }
     fn call(&self, event: E, _states: &Extensions, tx: &'a mut T) -> Fut {
@@ -142,27 +154,74 @@ where
     S: Clone + Send + Sync + 'static,
 {
     type Future = Fut;
-    fn needs() -> Option<(TypeId, &'static str)> {
-        Some((TypeId::of::<S>(), std::any::type_name::<S>()))
+    fn needs() -> Option<Need> {
+        Some(State::<S>::need())
     }
     fn call(&self, event: E, states: &Extensions, tx: &'a mut T) -> Fut {
-        let state = states
-            .get::<S>()
-            .cloned()
-            .expect("the service checks at its start that every handler's state is there");
-        self(event, State(state), tx)
+        self(event, State::of(states), tx)
     }
 }
 
-type Boxed<'a> = Pin<Box<dyn Future<Output = Handled> + Send + 'a>>;
+/// A value that a handler takes from its service, by type and name.
+pub type Need = (TypeId, &'static str);
+
+/// What a handler reads, and what it takes beside: what there is to know of it before it is called.
+pub(crate) struct Reads {
+    pub(crate) topic: &'static str,
+    pub(crate) types: Vec<&'static str>,
+    schema: Schema,
+    needs: Vec<Need>,
+}
+
+impl Reads {
+    pub(crate) fn of<E: FromDelivery>(needs: impl IntoIterator<Item = Need>) -> Self {
+        Self {
+            topic: E::Event::topic(),
+            types: tombolo_event::event::readable_types::<E::Event>(),
+            schema: tombolo_event::event::schema_of::<E::Event>(),
+            needs: needs.into_iter().collect(),
+        }
+    }
+
+    /// Of `handlers`, that of a stored type; `None` if none handles its family.
+    ///
+    /// An unknown version of a handled family finds the family's handler, which then refuses it by name.
+    pub(crate) fn find<'h, H>(handlers: &'h [H], of: fn(&H) -> &Self, stored: &str) -> Option<&'h H> {
+        let exact = handlers.iter().find(|handler| of(handler).types.contains(&stored));
+        let is_family = |handler: &&H| of(handler).types.iter().any(|handled| same_family(handled, stored));
+        exact.or_else(|| handlers.iter().find(is_family))
+    }
+
+    /// Checks what the compiler cannot: names, and the states that it takes.
+    pub(crate) fn check(&self, subscription: &str, has_state: impl Fn(TypeId) -> bool) -> crate::Result<()> {
+        for event_type in &self.types {
+            tombolo_event::TypeName::new(event_type)?;
+        }
+        ServiceName::new(self.topic)?;
+        match self.needs.iter().find(|(id, _)| !has_state(*id)) {
+            Some((_, name)) => Err(Error::new(
+                Kind::Wiring,
+                format!(
+                    "a handler of subscription {subscription:?} takes State<{name}>, which the service was not given; add `.state(…)` where the service is built"
+                ),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn describe(&self) -> crate::Result<descriptor::Handled> {
+        let types = self.types.iter().map(|&name| name.to_owned()).collect();
+        Ok(descriptor::Handled { topic: ServiceName::new(self.topic)?, types, schema: self.schema.clone() })
+    }
+}
+
+/// What a handler's future is to the worker.
+pub(crate) type Boxed<'a> = Pin<Box<dyn Future<Output = Handled> + Send + 'a>>;
 type Run<T> = dyn for<'a> Fn(&Envelope, u64, &Extensions, &'a mut T) -> Boxed<'a> + Send + Sync;
 
 /// A handler with its types worked out: what the worker calls.
 pub(crate) struct Registered<T> {
-    pub(crate) topic: &'static str,
-    pub(crate) types: Vec<&'static str>,
-    schema: Schema,
-    needs: Option<(TypeId, &'static str)>,
+    pub(crate) reads: Reads,
     run: Arc<Run<T>>,
 }
 
@@ -175,13 +234,7 @@ impl<T: Send + 'static> Registered<T> {
         let run = for_any_borrow(move |envelope, sequence, states, tx| {
             boxed(&handler, envelope, sequence, states, tx)
         });
-        Self {
-            topic: E::Event::topic(),
-            types: tombolo_event::event::readable_types::<E::Event>(),
-            schema: tombolo_event::event::schema_of::<E::Event>(),
-            needs: H::needs(),
-            run: Arc::new(run),
-        }
+        Self { reads: Reads::of::<E>(H::needs()), run: Arc::new(run) }
     }
 
     /// Handles one stored event.
@@ -193,28 +246,6 @@ impl<T: Send + 'static> Registered<T> {
         tx: &'a mut T,
     ) -> Boxed<'a> {
         (self.run)(envelope, sequence, states, tx)
-    }
-
-    /// Checks what the compiler cannot: names, and the states that it takes.
-    pub(crate) fn check(&self, subscription: &str, has_state: impl Fn(TypeId) -> bool) -> crate::Result<()> {
-        for event_type in &self.types {
-            tombolo_event::TypeName::new(event_type)?;
-        }
-        ServiceName::new(self.topic)?;
-        match self.needs {
-            Some((id, name)) if !has_state(id) => Err(Error::new(
-                Kind::Wiring,
-                format!(
-                    "a handler of subscription {subscription:?} takes State<{name}>, which the service was not given; add `.state(…)` where the service is built"
-                ),
-            )),
-            _ => Ok(()),
-        }
-    }
-
-    pub(crate) fn describe(&self) -> crate::Result<descriptor::Handled> {
-        let types = self.types.iter().map(|&name| name.to_owned()).collect();
-        Ok(descriptor::Handled { topic: ServiceName::new(self.topic)?, types, schema: self.schema.clone() })
     }
 }
 

@@ -19,6 +19,7 @@ mod current;
 mod relay;
 pub mod handler;
 pub mod subscription;
+pub mod effect;
 mod worker;
 mod progress;
 pub mod freshness;
@@ -35,6 +36,7 @@ mod error;
 
 pub use app::App;
 pub use clock::Clock;
+pub use effect::{Attempt, EFFECT_BOUND, EFFECT_CALLS_MAX, Effect};
 pub use error::{Error, Kind};
 pub use freshness::Freshness;
 pub use handler::{Handled, HandlerError, Received, State, reject};
@@ -46,7 +48,9 @@ pub use settings::Settings;
 pub use status::ServiceStatus;
 pub use subscription::{Reactor, View};
 pub use tombolo_db::{Committed, Database, Outgoing, Transaction};
-pub use tombolo_event::{Event, EventId, Gathered, Missing, Position, Positions, Question, Upcast, Why};
+pub use tombolo_event::{
+    Event, EventId, Gathered, IdempotencyKey, Missing, Position, Positions, Question, Upcast, Why,
+};
 
 /// SQLite as a service's database: `sqlite::Sqlite` and `sqlite::Tx`.
 #[cfg(feature = "sqlite")]

@@ -262,7 +262,7 @@ impl Starting {
         }
         let states = Arc::new(service.take_states());
         for subscription in std::mem::take(&mut service.subscriptions) {
-            tasks.spawn(self.worker(subscription, &service.database, &states).run());
+            tasks.spawn(self.worker(subscription, &app, &states).run());
         }
         let requests = Arc::new(service.database.clone());
         tasks.spawn(Arc::clone(&self.desk).run(requests, self.stop.clone()));
@@ -342,12 +342,13 @@ impl Starting {
     fn worker<D: Database>(
         &self,
         subscription: Subscription<D>,
-        database: &D,
+        app: &App<D>,
         states: &Arc<http::Extensions>,
     ) -> Worker<D> {
         Worker {
             subscription,
-            database: database.clone(),
+            database: app.database().clone(),
+            app: app.clone(),
             bus: Arc::clone(&self.bus),
             publisher: self.publisher.clone(),
             holder: self.holder,

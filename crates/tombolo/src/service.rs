@@ -21,7 +21,7 @@ use crate::problem::Problem;
 use crate::question::answer::Answerer;
 use crate::running::{self, Running};
 use crate::subscription::Subscription;
-use crate::{App, Clock, Error, Kind, Reactor, Result, Settings, View};
+use crate::{App, Clock, Effect, Error, Kind, Reactor, Result, Settings, View};
 
 type Setup<D> = Box<dyn FnOnce(D) -> Pin<Box<dyn Future<Output = Result<()>> + Send>> + Send>;
 
@@ -116,6 +116,13 @@ impl<D: Database> Service<D> {
     #[must_use]
     pub fn react(mut self, reactor: Reactor<D>) -> Self {
         self.subscriptions.push(reactor.0);
+        self
+    }
+
+    /// Calls out of the service that follow from events.
+    #[must_use]
+    pub fn effect(mut self, effect: Effect<D>) -> Self {
+        self.subscriptions.push(effect.0);
         self
     }
 

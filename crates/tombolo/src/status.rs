@@ -24,7 +24,7 @@ pub struct ServiceStatus {
 pub struct SubscriptionStatus {
     /// Its name.
     pub name: String,
-    /// `view` or `reactor`.
+    /// `view`, `reactor` or `effect`.
     pub kind: String,
     /// Its partitions.
     pub partitions: Vec<PartitionStatus>,

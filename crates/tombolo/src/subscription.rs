@@ -1,14 +1,17 @@
 //! Subscriptions: named readers of topics. A [`View`] folds events into its tables; a [`Reactor`] works in its
-//! service's database and may publish.
+//! service's database and may publish; an [`crate::Effect`] calls out.
 //!
 //! Invariant: a subscription's name is its durable identity, and where it starts is said, never assumed.
+
+use std::sync::Arc;
 
 use tombolo_db::{Database, Origin};
 use tombolo_event::descriptor::Subscribed;
 use tombolo_event::{EventId, ServiceName, name};
 
+use crate::effect::{CallBounds, Caller};
 use crate::freshness::Reader;
-use crate::handler::{FromDelivery, Handler, Registered};
+use crate::handler::{FromDelivery, Handler, Reads, Registered};
 use crate::{Error, Kind, Result};
 
 /// Where a new subscription begins.
@@ -23,6 +26,7 @@ pub(crate) enum Start {
 pub(crate) enum Role {
     View,
     Reactor,
+    Effect,
 }
 
 impl Role {
@@ -31,6 +35,7 @@ impl Role {
         match self {
             Self::View => "view",
             Self::Reactor => "reactor",
+            Self::Effect => "effect",
         }
     }
 }
@@ -90,22 +95,33 @@ impl<D: Database> Reactor<D> {
     }
 }
 
-/// What both are to the worker.
+/// What views, reactors and effects are to the worker.
 pub(crate) struct Subscription<D: Database> {
     pub(crate) name: String,
     pub(crate) role: Role,
     pub(crate) start: Start,
+    /// What a view or a reactor does, in a transaction.
     pub(crate) handlers: Vec<Registered<D::Tx>>,
+    /// What an effect does, outside any.
+    pub(crate) callers: Vec<Arc<Caller<D>>>,
+    /// The bounds of that.
+    pub(crate) calls: CallBounds,
 }
 
 impl<D: Database> Subscription<D> {
-    fn new(name: String, role: Role, start: Start) -> Self {
-        Self { name, role, start, handlers: Vec::new() }
+    pub(crate) fn new(name: String, role: Role, start: Start) -> Self {
+        let calls = CallBounds::default();
+        Self { name, role, start, handlers: Vec::new(), callers: Vec::new(), calls }
+    }
+
+    fn reads(&self) -> impl Iterator<Item = &Reads> {
+        let callers = self.callers.iter().map(|caller| &caller.reads);
+        self.handlers.iter().map(|handler| &handler.reads).chain(callers)
     }
 
     /// The topics that it reads, without repeats.
     pub(crate) fn topics(&self) -> Vec<&'static str> {
-        let mut topics: Vec<_> = self.handlers.iter().map(|handler| handler.topic).collect();
+        let mut topics: Vec<_> = self.reads().map(|reads| reads.topic).collect();
         topics.sort_unstable();
         topics.dedup();
         topics
@@ -114,36 +130,36 @@ impl<D: Database> Subscription<D> {
     /// Every type that it reads.
     pub(crate) fn types(&self) -> Vec<String> {
         let mut types: Vec<_> =
-            self.handlers.iter().flat_map(|handler| &handler.types).map(|&name| name.to_owned()).collect();
+            self.reads().flat_map(|reads| &reads.types).map(|&name| name.to_owned()).collect();
         types.sort_unstable();
         types
     }
 
-    /// The handler of a stored type; `None` if this subscription does not handle its family.
-    ///
-    /// An unknown version of a handled family finds the family's handler, which then refuses it by name.
+    /// The handler of a stored type, of a view or a reactor.
     pub(crate) fn handler(&self, stored: &str) -> Option<&Registered<D::Tx>> {
-        let exact = self.handlers.iter().find(|handler| handler.types.contains(&stored));
-        let family = |handler: &&Registered<D::Tx>| {
-            handler.types.iter().any(|handled| tombolo_event::event::same_family(handled, stored))
-        };
-        exact.or_else(|| self.handlers.iter().find(family))
+        Reads::find(&self.handlers, |handler| &handler.reads, stored)
+    }
+
+    /// The handler of a stored type, of an effect.
+    pub(crate) fn caller(&self, stored: &str) -> Option<&Arc<Caller<D>>> {
+        Reads::find(&self.callers, |caller| &caller.reads, stored)
     }
 
     /// What a transaction that handles `cause` may publish.
     pub(crate) fn origin(&self, cause: EventId) -> Origin {
         match self.role {
             Role::View => Origin::View { view: self.name.clone(), tables: None },
-            Role::Reactor => Origin::Reaction { subscription: self.name.clone(), cause },
+            Role::Reactor | Role::Effect => Origin::Reaction { subscription: self.name.clone(), cause },
         }
     }
 
     /// Checks what the compiler cannot.
     pub(crate) fn check(&self, states: impl Fn(std::any::TypeId) -> bool + Copy) -> Result<()> {
         name::check_subscription(&self.name)?;
-        if self.handlers.is_empty() {
+        if self.handlers.is_empty() && self.callers.is_empty() {
+            let last = if self.role == Role::Effect { "Attempt" } else { "&mut Tx" };
             let message = format!(
-                "subscription {:?} handles nothing; add `.on(…)` with an async fn(Event, &mut Tx)",
+                "subscription {:?} handles nothing; add `.on(…)` with an async fn(Event, {last})",
                 self.name
             );
             return Err(Error::new(Kind::Wiring, message));
@@ -163,11 +179,11 @@ impl<D: Database> Subscription<D> {
                 format!("subscription {:?} handles {name} twice; remove one handler", self.name),
             ));
         }
-        self.handlers.iter().try_for_each(|handler| handler.check(&self.name, states))
+        self.reads().try_for_each(|reads| reads.check(&self.name, states))
     }
 
     pub(crate) fn describe(&self) -> Result<Subscribed> {
-        let handles = self.handlers.iter().map(Registered::describe).collect::<Result<_>>()?;
+        let handles = self.reads().map(Reads::describe).collect::<Result<_>>()?;
         Ok(Subscribed { name: self.name.clone(), kind: self.role.name().to_owned(), handles })
     }
 

@@ -8,6 +8,7 @@
 //! the events in between. Leases are for liveness; the compare-and-set is what keeps the promise.
 
 mod apply;
+mod effect;
 mod lane;
 
 use std::collections::BTreeSet;
@@ -32,7 +33,7 @@ use crate::progress::Progress;
 use crate::settings::Lease;
 use crate::status::{Board, State, SubscriptionStatus};
 use crate::subscription::{Role, Start, Subscription};
-use crate::{Clock, Error, Kind, Result};
+use crate::{App, Clock, Error, Kind, Result};
 use lane::Lane;
 
 /// How often a topic that does not exist yet, or a partition that somebody else holds, is looked at.
@@ -48,6 +49,7 @@ pub(crate) struct Worker<D: Database> {
     pub(crate) publisher: Publisher,
     /// Who this process is to the leases.
     pub(crate) holder: Uuid,
+    pub(crate) app: App<D>,
     pub(crate) states: Arc<Extensions>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) board: Arc<Board>,
@@ -85,9 +87,10 @@ impl<D: Database> Worker<D> {
         self.board.subscription(self.blank_status());
         let mut attempt = 0;
         let mut said = String::new();
+        let mut calls = effect::Calls::default();
         while !self.stop.is_cancelled() {
             let began = Instant::now();
-            match self.session().await {
+            match self.session(&mut calls).await {
                 Ok(Ended::Stopped) => break,
                 Ok(Ended::Again) => attempt = 0,
                 Err(error) => {
@@ -112,7 +115,7 @@ impl<D: Database> Worker<D> {
         }
     }
 
-    async fn session(&mut self) -> Result<Ended> {
+    async fn session(&mut self, calls: &mut effect::Calls) -> Result<Ended> {
         self.registered.borrow_and_update();
         let (topics, absent) = self.find_topics().await?;
         let partitions = self.open(&topics).await?;
@@ -130,8 +133,14 @@ impl<D: Database> Worker<D> {
         }
         self.report(&session);
         let held = session.lanes.len();
+        let work = async {
+            match self.subscription.role {
+                Role::Effect => self.carry_out(&mut session, calls).await,
+                Role::View | Role::Reactor => self.work(&mut session).await,
+            }
+        };
         tokio::select! {
-            ended = self.work(&mut session) => ended,
+            ended = work => ended,
             lost = self.renew(held) => Err(lost),
         }
     }
@@ -185,7 +194,7 @@ impl<D: Database> Worker<D> {
                 starts.push(StartAt { topic: topic.name.clone(), partition, cursor });
             }
         }
-        let accept = self.subscription.role == Role::Reactor;
+        let accept = self.subscription.role != Role::View;
         let added =
             self.database.open(&self.subscription.name, &self.subscription.types(), &starts, accept).await?;
         self.check_added(&added)?;

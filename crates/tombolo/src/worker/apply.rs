@@ -21,7 +21,7 @@ use tracing::Instrument;
 use super::lane::{Lane, Step};
 use super::{BATCH_EVENTS_MAX, Session, Worker};
 use crate::current::Current;
-use crate::handler::{HandlerError, reject};
+use crate::handler::{Boxed, HandlerError, reject};
 use crate::life::Repeat;
 use crate::metrics::OfSubscription;
 use crate::{Error, Result};
@@ -41,7 +41,7 @@ struct Prepared<T> {
 }
 
 /// Why a transaction was undone.
-enum Undone {
+pub(super) enum Undone {
     /// A handler failed.
     Failed(HandlerError),
     /// The database was away, or the lease is lost: nobody's fault.
@@ -180,6 +180,19 @@ impl<D: Database> Worker<D> {
     async fn handle(&self, record: &Record, tx: &mut D::Tx) -> Result<Option<Timestamp>, Undone> {
         let Some(handler) = self.subscription.handler(record.type_name()) else { return Ok(None) };
         let envelope = Envelope::decode(record.bytes.clone()).map_err(HandlerError::from)?;
+        let handle = |tx| handler.handle(&envelope, record.sequence, &self.states, tx);
+        self.handle_within(&envelope, record.sequence, tx, handle).await?;
+        Ok(Some(envelope.time))
+    }
+
+    /// Runs what a handler does in `tx` for an event: as a consequence of it, within its trace, and with its panics caught.
+    pub(super) async fn handle_within<'t>(
+        &self,
+        envelope: &Envelope,
+        sequence: u64,
+        tx: &'t mut D::Tx,
+        handle: impl FnOnce(&'t mut D::Tx) -> Boxed<'t>,
+    ) -> Result<(), HandlerError> {
         let trace = envelope.trace.map_or_else(TraceContext::begin, TraceContext::child);
         let correlation = envelope.correlation.clone().unwrap_or_else(|| envelope.id.to_string());
         let outgoing = tx.outgoing();
@@ -188,20 +201,19 @@ impl<D: Database> Worker<D> {
         outgoing.correlation = Some(correlation.clone());
         let used = outgoing.used();
         let span = tracing::info_span!("handle", subscription = self.subscription.name, event_type = envelope.event_type,
-            event = %envelope.id, sequence = record.sequence, trace = trace.trace_id());
-        let work = handler.handle(&envelope, record.sequence, &self.states, tx);
+            event = %envelope.id, sequence, trace = trace.trace_id());
+        let work = handle(tx);
         let scoped = Current::within(trace, Some(correlation)).scope(async {
             Current::opened(used);
             work.await
         });
         match AssertUnwindSafe(scoped.instrument(span)).catch_unwind().await {
-            Ok(handled) => handled?,
-            Err(panic) => return Err(reject(format!("the handler panicked: {}", panic_text(&*panic))).into()),
+            Ok(handled) => handled,
+            Err(panic) => Err(reject(format!("the handler panicked: {}", panic_text(&*panic)))),
         }
-        Ok(Some(envelope.time))
     }
 
-    fn of(&self) -> OfSubscription {
+    pub(super) fn of(&self) -> OfSubscription {
         OfSubscription { subscription: self.subscription.name.clone() }
     }
 
@@ -226,11 +238,11 @@ fn next_size(present: usize, used: usize, took: Duration) -> usize {
     }
 }
 
-fn age(published: Timestamp) -> Duration {
+pub(super) fn age(published: Timestamp) -> Duration {
     Duration::try_from(Timestamp::now().duration_since(published)).unwrap_or_default()
 }
 
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message")
 }

@@ -5,6 +5,7 @@
 mod support;
 mod path;
 mod failures;
+mod effects;
 mod questions;
 mod positions;
 mod wiring;

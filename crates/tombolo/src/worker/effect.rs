@@ -1,0 +1,175 @@
+//! Carrying an effect out: calls outside any transaction, and their completions in short ones.
+//!
+//! takes: batches of the partitions that it holds · writes: each try before it is made, then what it returned with its
+//! completion, and the cursor · commits when: a call has returned · if we crash here: a call that was begun is made again
+//! with the same key, one that is done is not · if it repeats: the completion is there already: refused.
+//!
+//! Invariant: a call begins only after its try was recorded under the present lease, with no transaction open; and of one
+//! key only after the completions of all events before it.
+
+mod window;
+mod calls;
+mod trying;
+mod settle;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use tokio::time::{Instant, sleep_until};
+use tombolo_bus::{Batch, RecordStream};
+use tombolo_db::{CallState, Claim, Database, EffectCall};
+use tracing::Instrument;
+
+use super::lane::{Lane, Step};
+use super::{Ended as SessionEnded, LOOK_AGAIN, Session, Worker, at};
+use crate::Result;
+pub(super) use calls::Calls;
+use calls::Place;
+use trying::Trying;
+use window::{Due, Window};
+
+/// What is under way in the lanes of a session, in their order.
+struct Fronts {
+    lanes: Vec<Front>,
+    /// The lane whose turn it is to begin a call.
+    turn: usize,
+}
+
+/// What is under way in one lane.
+struct Front {
+    window: Window,
+    /// What was stored of the calls after the cursor when the session began.
+    known: BTreeMap<u64, CallState>,
+    /// The lane's stream, while the window is full.
+    held_back: Option<RecordStream>,
+    /// Where the cursor is when calls are forgotten next.
+    forget_at: u64,
+}
+
+impl<D: Database> Worker<D> {
+    /// Makes the calls of an effect until it is stopped, which lets those that run end, or until there may be more to claim.
+    pub(super) async fn carry_out(&self, session: &mut Session, calls: &mut Calls) -> Result<SessionEnded> {
+        let mut fronts = self.fronts(&session.lanes, calls).await?;
+        let mut registered = self.registered.clone();
+        let look_again = Instant::now() + LOOK_AGAIN;
+        let mut stopping = false;
+        loop {
+            match stopping {
+                false => self.begin(session, &mut fronts, calls),
+                true if calls.running() == 0 => return Ok(SessionEnded::Stopped),
+                true => {}
+            }
+            let incomplete = !session.absent.is_empty() || session.lanes.len() < session.partitions;
+            let retry_at = session.lanes.iter().filter_map(Lane::retry_at).min();
+            let call_at = fronts.lanes.iter().filter_map(|front| front.window.next_at()).min();
+            tokio::select! {
+                () = self.stop.cancelled(), if !stopping => stopping = true,
+                () = calls.ended() => self.settle(session, &mut fronts, calls).await?,
+                Some((index, batch)) = session.streams.next(), if !stopping && !session.streams.is_empty() => {
+                    self.queue(session, &mut fronts, calls, index, batch)?;
+                    self.settle(session, &mut fronts, calls).await?;
+                }
+                () = at(call_at), if !stopping && calls.running() < self.subscription.calls.at_once => {}
+                () = at(retry_at), if !stopping => self.read_again(session).await?,
+                Ok(()) = registered.changed(), if incomplete && !stopping => return Ok(SessionEnded::Again),
+                () = sleep_until(look_again), if incomplete && !stopping => return Ok(SessionEnded::Again),
+            }
+            self.report(session);
+        }
+    }
+
+    /// What the database and this process know of the calls after the cursors.
+    async fn fronts(&self, held: &[Lane], calls: &mut Calls) -> Result<Fronts> {
+        let is_ahead =
+            |place: &Place, claim: &Claim| place.is_in(claim) && place.sequence > claim.cursor.sequence;
+        calls.retain(|place| held.iter().any(|lane| is_ahead(place, &lane.claim)));
+        let mut lanes = Vec::new();
+        for lane in held {
+            let known = self.database.calls(&lane.claim).await?;
+            let known = known.into_iter().map(|state| (state.call.sequence, state)).collect();
+            lanes.push(Front { window: Window::default(), known, held_back: None, forget_at: 0 });
+        }
+        Ok(Fronts { lanes, turn: 0 })
+    }
+
+    /// Takes what was read into the lane's window; a full one is not read further.
+    fn queue(
+        &self,
+        session: &mut Session,
+        fronts: &mut Fronts,
+        calls: &Calls,
+        index: usize,
+        batch: tombolo_bus::Result<Batch>,
+    ) -> Result<()> {
+        let batch = match batch {
+            Ok(batch) => batch,
+            Err(error) => return self.read_failed(session, index, error),
+        };
+        let mut steps = Vec::new();
+        session.lanes[index].steps(index, batch, &mut steps)?;
+        let (claim, front) = (&session.lanes[index].claim, &mut fronts.lanes[index]);
+        for step in steps {
+            self.queue_step(claim, front, calls, step);
+        }
+        if front.window.is_full() {
+            front.held_back = session.streams.remove(&index);
+        }
+        Ok(())
+    }
+
+    fn queue_step(&self, claim: &Claim, front: &mut Front, calls: &Calls, step: Step) {
+        let Some(record) =
+            step.record.filter(|record| self.subscription.caller(record.type_name()).is_some())
+        else {
+            return front.window.pass(step.to);
+        };
+        let (sequence, id) = (record.sequence, record.id);
+        let known = front.known.remove(&sequence).filter(|state| state.call.id == id);
+        if known.as_ref().is_some_and(|state| state.done_at.is_some()) {
+            return front.window.pass(step.to);
+        }
+        let new = EffectCall { sequence, id, attempts: 0, result: None, error: None };
+        let call = known.map_or(new, |state| state.call);
+        let is_running = calls.has(&Place::of(claim, sequence, id));
+        front.window.add(step.to, Due::new(record, call), is_running);
+    }
+
+    /// Begins as many calls as there is room for, lane by lane in turn.
+    fn begin(&self, session: &Session, fronts: &mut Fronts, calls: &mut Calls) {
+        let (now, lanes) = (Instant::now(), fronts.lanes.len());
+        let mut idle = 0;
+        while idle < lanes && calls.running() < self.subscription.calls.at_once {
+            let index = fronts.turn % lanes;
+            fronts.turn = index + 1;
+            let claim = &session.lanes[index].claim;
+            let window = &mut fronts.lanes[index].window;
+            match window.next(now).and_then(|sequence| window.due(sequence)) {
+                Some(due) => {
+                    idle = 0;
+                    self.begin_call(claim, due, calls);
+                }
+                None => idle += 1,
+            }
+        }
+    }
+
+    fn begin_call(&self, claim: &Claim, due: &mut Due, calls: &mut Calls) {
+        let Some(caller) = self.subscription.caller(due.record.type_name()) else { return };
+        due.call.attempts += 1;
+        let trying = Trying {
+            database: self.database.clone(),
+            claim: claim.clone(),
+            call: due.call.clone(),
+            bytes: due.record.bytes.clone(),
+            caller: Arc::clone(caller),
+            app: self.app.clone(),
+            states: Arc::clone(&self.states),
+            bound: self.subscription.calls.bound,
+        };
+        let record = &due.record;
+        let span = tracing::info_span!("call", subscription = self.subscription.name,
+            event_type = record.type_name(), event = %record.id, sequence = record.sequence, attempt = due.call.attempts);
+        calls.begin(Place::of(claim, record.sequence, record.id), trying.make().instrument(span));
+    }
+}
