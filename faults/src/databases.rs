@@ -75,9 +75,9 @@ impl Databases<'_> {
     }
 
     fn name(&self, which: Which) -> String {
-        let owner = if which == Which::Consumer { "history" } else { "orders" };
+        let owner = which.home();
         match self.ground {
-            Ground::Files => format!("{}/{owner}.db", self.place),
+            Ground::Files => format!("{}/{owner}/{owner}.db", self.place),
             Ground::Server(_) => format!("{}_{owner}", self.place),
         }
     }
@@ -106,6 +106,15 @@ impl Reader {
             Self::Sqlite(connection) => sqlx::query_scalar(prefixed(query)).fetch_one(connection).await?,
             Self::Postgres(connection) => sqlx::query_scalar(query).fetch_one(connection).await?,
         })
+    }
+
+    /// Ends it before anybody does something to the files.
+    pub(crate) async fn close(self) -> Outcome<()> {
+        match self {
+            Self::Sqlite(connection) => connection.close().await?,
+            Self::Postgres(connection) => connection.close().await?,
+        }
+        Ok(())
     }
 
     pub(crate) async fn rows(&mut self, query: &'static str) -> Outcome<Rows> {

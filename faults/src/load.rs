@@ -30,8 +30,8 @@ struct State {
 }
 
 impl Load {
-    /// Writers, spread over the addresses.
-    pub(crate) fn start(urls: &[&str]) -> Self {
+    /// Writers, spread over the addresses; their keys begin with `keys`, which no other load of the run has.
+    pub(crate) fn start(urls: &[&str], keys: &str) -> Self {
         let state = Arc::new(State {
             stop: AtomicBool::new(false),
             outstanding: AtomicU64::new(0),
@@ -39,7 +39,7 @@ impl Load {
         });
         let mut writers = JoinSet::new();
         for (writer, url) in (0..WRITERS).zip(urls.iter().cycle()) {
-            writers.spawn(write(format!("{url}/orders"), format!("key-{writer}"), Arc::clone(&state)));
+            writers.spawn(write(format!("{url}/orders"), format!("{keys}-{writer}"), Arc::clone(&state)));
         }
         Self { state, writers }
     }

@@ -1,43 +1,55 @@
-//! Kills real processes at every barrier of the path and at random moments, under load, and checks afterwards that
-//! nothing was lost, doubled, reordered or silently skipped.
+//! Does to real processes on the path whatever may happen to them, under load, and checks afterwards that nothing was
+//! lost, doubled, reordered or silently skipped.
 //!
 //! `cargo xtask faults` runs it. The program starts itself as the bus, as a producer and as a consumer, each with a real
-//! database; only processes that it started itself are killed, by their id.
+//! database; only processes that it started itself are signalled, by their id.
 
 mod roles;
+mod mutant;
 mod process;
 mod databases;
+mod mount;
 mod load;
 mod verify;
 mod campaign;
+mod kills;
+mod pauses;
+mod power;
+
+use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::databases::Ground;
+use crate::mutant::Mutant;
 
-/// Kills real processes on the path, and checks what is left.
+/// Does to real processes on the path whatever may happen to them, and checks what is left.
 #[derive(Parser)]
 struct Arguments {
     #[command(subcommand)]
     role: Option<Role>,
-    /// Kills that must land at each barrier.
-    #[arg(long, default_value_t = 20)]
-    each: u32,
-    /// Kills at random moments, of random processes.
-    #[arg(long, default_value_t = 60)]
-    random: u32,
+    /// How often each fault must land, instead of its own number.
+    #[arg(long)]
+    each: Option<u32>,
+    /// Only the faults whose name contains this.
+    #[arg(long)]
+    only: Option<String>,
+    /// Only power cuts, so many.
+    #[arg(long, value_name = "CUTS", conflicts_with_all = ["each", "only"])]
+    power: Option<u32>,
     /// The seed of every choice; printed, so that a run can be repeated.
     #[arg(long, default_value_t = 20_261_120)]
     seed: u64,
-    /// Only this barrier.
-    #[arg(long)]
-    only: Option<String>,
     /// The database under both services.
     #[arg(long, value_enum, default_value = "sqlite")]
     database: Kind,
     /// The server for `--database postgres`, on which the user may create databases.
     #[arg(long, value_name = "URL", env = "TOMBOLO_TEST_POSTGRES", hide_env_values = true)]
     postgres: Option<String>,
+    /// A deliberate fault in the processes, which the run must catch.
+    #[cfg_attr(feature = "mutants", arg(long, value_enum))]
+    #[cfg_attr(not(feature = "mutants"), arg(skip))]
+    mutant: Option<Mutant>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -57,13 +69,23 @@ impl Arguments {
             ),
         }
     }
+
+    fn plan(self) -> process::Outcome<campaign::Plan> {
+        Ok(campaign::Plan {
+            ground: self.ground()?,
+            each: self.power.or(self.each),
+            only: if self.power.is_some() { Some("power cut".to_owned()) } else { self.only },
+            seed: self.seed,
+            mutant: self.mutant,
+        })
+    }
 }
 
 #[derive(Subcommand)]
 enum Role {
     /// The bus on a Unix socket (started by the program itself).
     #[command(hide = true)]
-    Bus { folder: String },
+    Bus { folder: PathBuf, socket: PathBuf },
     /// The producer (started by the program itself).
     #[command(hide = true)]
     Producer,
@@ -74,20 +96,18 @@ enum Role {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let arguments = Arguments::parse();
-    match arguments.role {
-        Some(Role::Bus { folder }) => roles::bus(&folder).await,
+    let mut arguments = Arguments::parse();
+    match arguments.role.take() {
+        Some(Role::Bus { folder, socket }) => roles::bus(&folder, &socket).await,
         Some(Role::Producer) => Ok(roles::producer().await?),
         Some(Role::Consumer) => Ok(roles::consumer().await?),
         None => {
-            let plan = campaign::Plan {
-                ground: arguments.ground()?,
-                each: arguments.each,
-                random: arguments.random,
-                seed: arguments.seed,
-                only: arguments.only,
-            };
-            campaign::run(plan).await
+            let plan = arguments.plan()?;
+            // Interrupted, it takes down what it has put up.
+            tokio::select! {
+                done = campaign::run(&plan) => done,
+                _ = tokio::signal::ctrl_c() => Err("interrupted".into()),
+            }
         }
     }
 }

@@ -6,6 +6,8 @@ mod sqlite;
 mod postgres;
 
 use std::future::Future;
+use std::path::Path;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -15,10 +17,16 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use tombolo::postgres::Postgres;
+use tombolo::settings::Lease;
 use tombolo::sqlite::Sqlite;
 use tombolo::{App, Database, Event, Handled, Problem, Reactor, Service, Settings, Transaction, View};
 use tombolo_bus::embedded::{Log, Options};
 use tombolo_bus::server::Server;
+
+use crate::mutant;
+
+/// How a process is told how long its leases are.
+pub(crate) const LEASE_MS: &str = "TOMBOLO_FAULTS_LEASE_MS";
 
 const INSERT_ORDER: &str = "INSERT INTO orders (id, key, n) VALUES ($1, $2, $3)";
 const INSERT_COPY: &str = "INSERT INTO copies (id, key, n) VALUES ($1, $2, $3)";
@@ -103,8 +111,21 @@ fn history<D: Store>(database: D) -> Service<D> {
 
 /// Runs until it is killed, at the barrier that the environment names or from outside.
 async fn serve<D: Store>(service: Service<D>) -> tombolo::Result<()> {
+    log_to_stderr();
     tombolo::barriers::install_from_env()?;
-    service.start(Settings::from_env()?).await?.failed().await
+    let settings = Settings { lease: Lease(lease()), ..Settings::from_env()? };
+    service.start(settings).await?.failed().await
+}
+
+/// How long the leases are, so that a pause outlasts one soon.
+fn lease() -> Duration {
+    let told = std::env::var(LEASE_MS).ok().and_then(|told| told.parse().ok());
+    told.map_or(Lease::default().0, Duration::from_millis)
+}
+
+/// What a process warns of stands in its log.
+fn log_to_stderr() {
+    tracing_subscriber::fmt().with_env_filter("warn").with_writer(std::io::stderr).with_ansi(false).init();
 }
 
 fn database_url() -> String {
@@ -113,22 +134,32 @@ fn database_url() -> String {
 
 pub(crate) async fn producer() -> tombolo::Result<()> {
     match database_url() {
-        url if url.starts_with("postgres") => serve(orders(Postgres::open(&url)?)).await,
-        url => serve(orders(Sqlite::open(url)?)).await,
+        url if url.starts_with("postgres") => serve(orders(postgres(&url)?)).await,
+        url => serve(orders(sqlite(&url)?)).await,
     }
 }
 
 pub(crate) async fn consumer() -> tombolo::Result<()> {
     match database_url() {
-        url if url.starts_with("postgres") => serve(history(Postgres::open(&url)?)).await,
-        url => serve(history(Sqlite::open(url)?)).await,
+        url if url.starts_with("postgres") => serve(history(postgres(&url)?)).await,
+        url => serve(history(sqlite(&url)?)).await,
     }
 }
 
-pub(crate) async fn bus(folder: &str) -> Result<(), Box<dyn std::error::Error>> {
+fn sqlite(url: &str) -> tombolo::Result<Sqlite> {
+    Ok(mutant::in_sqlite(Sqlite::open(url)?))
+}
+
+/// A stopped holder of a transaction is cut off before its lease ends.
+fn postgres(url: &str) -> tombolo::Result<Postgres> {
+    Ok(mutant::in_postgres(Postgres::open(url)?.with_idle_in_transaction(lease() / 2)))
+}
+
+pub(crate) async fn bus(folder: &Path, socket: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    log_to_stderr();
     tombolo::barriers::install_from_env()?;
-    let (log, _recovered) = Log::open(format!("{folder}/log").as_ref(), Options::default())?;
-    let listen = [format!("tombolo+unix://{folder}/bus.sock").parse()?];
+    let (log, _recovered) = Log::open(&folder.join("log"), mutant::in_log(Options::default()))?;
+    let listen = [format!("tombolo+unix://{}", socket.display()).parse()?];
     let server = Server::bind(&listen, log).await?;
     server.serve(CancellationToken::new()).await?;
     Ok(())

@@ -4,6 +4,7 @@
 //!   contiguous and in order. **I4** every event is applied once per subscription. **I5** a view equals the fold of its topics.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -13,10 +14,15 @@ use tombolo_bus::{Identity, Read};
 use tombolo_event::{Cursor, Envelope, ServiceName};
 
 use crate::databases::Reader;
+use crate::load::Load;
 use crate::process::{Outcome, Placed, Seen, Which, World};
 
 /// How long settling may take.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How often the databases are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// How many such looks there are for each look at what the services say of themselves.
+const LOOKS_PER_STATUS: u32 = 50;
 
 /// (id, key, n), in the order of application.
 pub(crate) type Rows = Vec<(String, String, i64)>;
@@ -25,8 +31,26 @@ pub(crate) type Rows = Vec<(String, String, i64)>;
 const WAITING: &str = "SELECT count(*) FROM tombolo.outbox";
 /// How many events the subscriptions have behind them, all together.
 const APPLIED: &str = "SELECT CAST(coalesce(sum(sequence), 0) AS BIGINT) FROM tombolo.cursor";
+/// What the producer committed.
+const ORDERED: &str = "SELECT id, key, n FROM orders ORDER BY place";
 /// What is in the view.
-pub(crate) const COPIES: &str = "SELECT count(*) FROM copies";
+const COPIES: &str = "SELECT count(*) FROM copies";
+
+/// A promise that was broken, as opposed to a run that went wrong.
+#[derive(Debug)]
+pub(crate) struct Broken(pub(crate) String);
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Broken {}
+
+fn broken<T>(what: String) -> Outcome<T> {
+    Err(Box::new(Broken(what)))
+}
 
 /// What was checked.
 pub(crate) struct Checked {
@@ -34,17 +58,32 @@ pub(crate) struct Checked {
 }
 
 /// What waits in the producer's outbox.
-pub(crate) async fn outbox_rows(world: &World<'_>) -> Outcome<i64> {
-    world.databases.read(Which::Producer).await?.count(WAITING).await
+async fn outbox_rows(world: &World<'_>) -> Outcome<i64> {
+    let mut orders = world.scene.databases.read(Which::Producer).await?;
+    let rows = orders.count(WAITING).await?;
+    orders.close().await?;
+    Ok(rows)
+}
+
+/// Whether something is half done: a request, a row in the outbox, an event that is not in the view.
+pub(crate) async fn is_work_in_flight(world: &World<'_>, load: &Load) -> Outcome<bool> {
+    let behind = match world.scene.databases.read(Which::Consumer).await {
+        Ok(mut history) => usize::try_from(history.count(COPIES).await?)? < load.count(),
+        Err(_) => true,
+    };
+    Ok(behind || load.outstanding() > 0 || outbox_rows(world).await? > 0)
 }
 
 /// Waits until nothing is left to do, then checks everything.
 pub(crate) async fn settled(world: &World<'_>, acknowledged: &[String]) -> Outcome<Checked> {
-    let mut orders = world.databases.read(Which::Producer).await?;
-    let mut history = world.databases.read(Which::Consumer).await?;
-    settle(&mut orders, &mut history).await?;
-    let ordered = orders.rows("SELECT id, key, n FROM orders ORDER BY place").await?;
+    let mut orders = world.scene.databases.read(Which::Producer).await?;
+    let mut history = world.scene.databases.read(Which::Consumer).await?;
+    kept(&orders.rows(ORDERED).await?, acknowledged)?;
+    settle(world, &mut orders, &mut history).await?;
+    let ordered = orders.rows(ORDERED).await?;
     let copied = history.rows("SELECT id, key, n FROM copies ORDER BY place").await?;
+    orders.close().await?;
+    history.close().await?;
     let placed = topic::<Placed>(world, "orders").await?;
     let seen = topic::<Seen>(world, "history").await?;
     let committed = ids(ordered.iter().map(|row| &row.0))?;
@@ -54,19 +93,33 @@ pub(crate) async fn settled(world: &World<'_>, acknowledged: &[String]) -> Outco
     same("I1/I2: events of the topic and rows of the producer", &published, &committed)?;
     same("I4/I5: rows of the view and events of the topic", &applied, &published)?;
     same("I4: what the reactor published and what it read", &reacted, &published)?;
-    if let Some(lost) = acknowledged.iter().find(|id| !applied.contains(*id)) {
-        return Err(format!("I1: order {lost} was acknowledged and is not in the view").into());
-    }
     in_order("the topic", placed.iter().map(|event| (&event.key, event.n)))?;
     in_order("the view", copied.iter().map(|row| (&row.1, row.2)))?;
     Ok(Checked { events: placed.len() })
 }
 
-async fn settle(orders: &mut Reader, history: &mut Reader) -> Outcome<()> {
-    let mut look = interval(Duration::from_millis(10));
+/// What was acknowledged is there; that it is in the view, too, follows from what is compared later.
+fn kept(ordered: &Rows, acknowledged: &[String]) -> Outcome<()> {
+    let ordered: BTreeSet<&String> = ordered.iter().map(|row| &row.0).collect();
+    match acknowledged.iter().find(|id| !ordered.contains(id)) {
+        Some(lost) => broken(format!("I1: order {lost} was acknowledged and the producer does not know it")),
+        None => Ok(()),
+    }
+}
+
+/// Waits until nothing is left to do. What has stopped by name never settles.
+async fn settle(world: &World<'_>, orders: &mut Reader, history: &mut Reader) -> Outcome<()> {
+    let mut look = interval(LOOK_EVERY);
+    let mut looks = 0;
     let quiet = async {
         loop {
             look.tick().await;
+            looks += 1;
+            if looks % LOOKS_PER_STATUS == 0
+                && let Some(stopped) = world.stopped().await
+            {
+                return broken(stopped);
+            }
             let rows = orders.count("SELECT count(*) FROM orders").await?;
             let waiting = orders.count(WAITING).await?;
             let copies = history.count(COPIES).await?;
@@ -77,9 +130,9 @@ async fn settle(orders: &mut Reader, history: &mut Reader) -> Outcome<()> {
             }
         }
     };
-    timeout(PATIENCE, quiet)
-        .await
-        .map_err(|_| format!("nothing settled within {PATIENCE:?}: something is lost or stuck"))?
+    timeout(PATIENCE, quiet).await.unwrap_or_else(|_| {
+        broken(format!("nothing settled within {PATIENCE:?}: something is lost or stuck"))
+    })
 }
 
 /// Every event of a topic; sequences must be contiguous from 1 in each partition.
@@ -94,11 +147,10 @@ async fn topic<E: Event>(world: &World<'_>, name: &str) -> Outcome<Vec<E>> {
         while let Some(batch) = batches.next().await {
             for record in batch?.records {
                 if record.sequence != expected {
-                    return Err(format!(
-                        "I3: {name}/{partition} has {} where {expected} was expected",
-                        record.sequence
-                    )
-                    .into());
+                    let found = record.sequence;
+                    return broken(format!(
+                        "I3: {name}/{partition} has {found} where {expected} was expected"
+                    ));
                 }
                 expected += 1;
                 events.push(tombolo_event::event::read(&Envelope::decode(record.bytes)?)?);
@@ -112,7 +164,7 @@ fn ids<'a>(all: impl Iterator<Item = &'a String>) -> Outcome<BTreeSet<&'a String
     let mut ids = BTreeSet::new();
     for id in all {
         if !ids.insert(id) {
-            return Err(format!("I4: order {id} is there twice").into());
+            return broken(format!("I4: order {id} is there twice"));
         }
     }
     Ok(ids)
@@ -123,7 +175,7 @@ fn same(what: &str, left: &BTreeSet<&String>, right: &BTreeSet<&String>) -> Outc
     if differ.is_empty() {
         Ok(())
     } else {
-        Err(format!("{what} differ: {} and {}, for example in {differ:?}", left.len(), right.len()).into())
+        broken(format!("{what} differ: {} and {}, for example in {differ:?}", left.len(), right.len()))
     }
 }
 
@@ -131,7 +183,7 @@ fn in_order<'a>(place: &str, rows: impl Iterator<Item = (&'a String, i64)>) -> O
     let mut last: BTreeMap<&String, i64> = BTreeMap::new();
     for (key, n) in rows {
         if let Some(before) = last.insert(key, n).filter(|before| *before >= n) {
-            return Err(format!("I3: in {place}, key {key} has {n} after {before}").into());
+            return broken(format!("I3: in {place}, key {key} has {n} after {before}"));
         }
     }
     Ok(())

@@ -17,7 +17,7 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<(), Error> {
-    chore::run(workspace.cargo().args(["build", "--release", "--package", FAULTS]))?;
+    chore::run(workspace.cargo().args(["build", "--release", "--all-features", "--package", FAULTS]))?;
     let mut faults = Command::new(workspace.target.join("release").join(FAULTS));
     faults.current_dir(&workspace.root).args(&options.rest);
     Err(chore::exec(&mut faults))

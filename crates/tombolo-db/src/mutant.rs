@@ -19,6 +19,8 @@ pub enum Mutant {
     CompletionApart,
     /// A view is switched to a build without looking how far that is.
     SwitchUncompared,
+    /// SQLite commits without syncing.
+    NoSync,
 }
 
 /// Which fault a database handle has, if any.

@@ -293,16 +293,17 @@ fn compare(topic: &Topic, mark: &Mark, tail: &Tail) -> Result<()> {
     Ok(())
 }
 
-/// Whether going on needs an operator. What passes by itself is retried soon, an older epoch included: a leader that
-/// was replaced only has to begin anew.
+/// Whether going on needs an operator to say something. What passes by itself is retried soon: an older epoch, because a
+/// leader that was replaced only has to begin anew; a bus that takes no more, until its disk has room or it is opened again.
 fn is_stop(error: &Error) -> bool {
-    matches!(error.kind(), Kind::Bus | Kind::Database) && !is_replaced(error)
+    matches!(error.kind(), Kind::Bus | Kind::Database) && !is_passing(error)
 }
 
-fn is_replaced(error: &Error) -> bool {
+fn is_passing(error: &Error) -> bool {
+    use tombolo_bus::Kind::{OlderEpoch, ReadOnly};
     let source = std::error::Error::source(error);
     let bus = source.and_then(|source| source.downcast_ref::<tombolo_bus::Error>());
     let database = source.and_then(|source| source.downcast_ref::<tombolo_db::Error>());
-    bus.is_some_and(|error| error.kind() == tombolo_bus::Kind::OlderEpoch)
+    bus.is_some_and(|error| matches!(error.kind(), OlderEpoch | ReadOnly))
         || database.is_some_and(|error| error.kind() == tombolo_db::Kind::Fenced)
 }

@@ -140,6 +140,12 @@ impl Sqlite {
     #[must_use]
     pub fn with_mutant(mut self, mutant: crate::mutant::Mutant) -> Self {
         self.mutation = Mutation(Some(mutant));
+        if mutant == crate::mutant::Mutant::NoSync {
+            let options = SqliteConnectOptions::clone(&self.pool.connect_options());
+            let options = options.synchronous(SqliteSynchronous::Off);
+            self.writer = guarded(self.gate.clone()).connect_lazy_with(options.clone());
+            self.upkeep = lasting(1).connect_lazy_with(options);
+        }
         self
     }
 
@@ -206,7 +212,7 @@ impl Sqlite {
             ));
         }
         let level: i64 = sqlx::query("PRAGMA synchronous").fetch_one(&mut *connection).await?.try_get(0)?;
-        if level < SYNCHRONOUS_FULL {
+        if level < SYNCHRONOUS_FULL && !self.mutation.is(crate::mutant::Mutant::NoSync) {
             let name = ["OFF", "NORMAL"].get(usize::try_from(level).unwrap_or(0)).unwrap_or(&"OFF");
             return Err(Error::new(
                 Kind::Unsafe,

@@ -1,0 +1,60 @@
+//! Kills: of a process by itself at a barrier of the path, or from outside at random moments.
+
+use std::time::Duration;
+
+use rand::Rng;
+use tokio::time::sleep;
+
+use crate::campaign::{Stage, Tally};
+use crate::load::Load;
+use crate::process::{At, Outcome, Which, World};
+use crate::verify;
+
+/// Who is there.
+const CAST: &[Which] = &[Which::Bus, Which::Producer, Which::SecondProducer, Which::Consumer];
+/// How often a process passes its barrier before something happens to it there, at most.
+pub(crate) const PASSES_MAX: u32 = 12;
+/// Between two kills at random moments, at most.
+const RANDOM_PAUSE_MAX: Duration = Duration::from_millis(400);
+
+/// Kills so often at one place, then lets everything settle and checks it.
+pub(crate) async fn run(stage: Stage<'_>, barrier: Option<&str>, kills: u32) -> Outcome<Tally> {
+    let mut world = stage.world(CAST, None).await?;
+    let load = Load::start(&world.producers(), "key");
+    let mut tally = Tally::default();
+    while tally.landed < kills {
+        let which = match barrier {
+            Some(barrier) => kill_at(barrier, &mut world, stage.random).await?,
+            None => kill_somebody(&mut world, stage.random).await?,
+        };
+        tally.landed += 1;
+        tally.in_flight += u32::from(verify::is_work_in_flight(&world, &load).await?);
+        world.spawn(which, None)?;
+        if which == Which::Bus || stage.random.random_bool(0.5) {
+            world.ready(which).await?;
+        }
+    }
+    world.all_ready().await?;
+    let acknowledged = load.stop().await;
+    let checked = verify::settled(&world, &acknowledged).await?;
+    Ok(Tally { acknowledged: acknowledged.len(), events: checked.events, ..tally })
+}
+
+/// Lets the process in which the barrier lies run until it dies there.
+async fn kill_at(barrier: &str, world: &mut World<'_>, random: &mut impl Rng) -> Outcome<Which> {
+    let which = Which::of(barrier);
+    world.kill(which).await?;
+    let passes = random.random_range(1..=PASSES_MAX);
+    world.spawn(which, Some(At::Kill(&format!("{barrier}:{passes}"))))?;
+    world.killed_itself(which).await?;
+    Ok(which)
+}
+
+/// Kills one of them at a random moment.
+async fn kill_somebody(world: &mut World<'_>, random: &mut impl Rng) -> Outcome<Which> {
+    let which = CAST[random.random_range(0..CAST.len())];
+    // The pause is the experiment: it decides where on the path the kill lands.
+    sleep(RANDOM_PAUSE_MAX.mul_f64(random.random())).await;
+    world.kill(which).await?;
+    Ok(which)
+}
