@@ -166,10 +166,14 @@ impl<D: Database> Worker<D> {
             app: self.app.clone(),
             states: Arc::clone(&self.states),
             bound: self.subscription.calls.bound,
+            repeat: self
+                .life
+                .repeats(&claim.subscription, (claim.topic.as_str(), claim.partition, due.record.sequence)),
         };
         let record = &due.record;
         let span = tracing::info_span!("call", subscription = self.subscription.name,
             event_type = record.type_name(), event = %record.id, sequence = record.sequence, attempt = due.call.attempts);
-        calls.begin(Place::of(claim, record.sequence, record.id), trying.make().instrument(span));
+        let place = Place::of(claim, record.sequence, record.id);
+        calls.begin(place, self.life.clone().lasts(trying.make().instrument(span)));
     }
 }

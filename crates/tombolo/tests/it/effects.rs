@@ -10,9 +10,10 @@ use tokio::sync::watch;
 use tombolo::sqlite::{Sqlite, Tx};
 use tombolo::status::State as Status;
 use tombolo::{
-    Attempt, Effect, Event, Handled, HandlerError, IdempotencyKey, Received, Running, Service, State, View,
-    reject,
+    Attempt, Effect, Event, Handled, HandlerError, IdempotencyKey, Received, Running, Service, Settings,
+    State, View, reject,
 };
+use tombolo_bus::Bus;
 use tombolo_db::effects::CALLS_KEPT;
 use tombolo_db::{Cursors, Effects, LatestCall};
 
@@ -129,8 +130,14 @@ fn mail_service(ground: &Ground, post: &Post) -> Service<Sqlite> {
     with_copies(Service::new("mail", ground.database("mail"))).state(post.clone())
 }
 
+/// Starts the service as its first replica, which takes over at once what it held before a crash.
+async fn start(ground: &Ground, service: Service<Sqlite>) -> Running<Sqlite> {
+    let settings = Settings { replica: Some(1), ..Settings::default() };
+    service.bus(Arc::clone(&ground.bus) as Arc<dyn Bus>).start(settings).await.unwrap()
+}
+
 async fn mail(ground: &Ground, post: &Post) -> Running<Sqlite> {
-    ground.start(mail_service(ground, post).effect(Effect::from_start("letters").on(send))).await
+    start(ground, mail_service(ground, post).effect(Effect::from_start("letters").on(send))).await
 }
 
 async fn latest(app: &App) -> Vec<LatestCall> {
@@ -184,7 +191,7 @@ async fn calls_at_once_are_bounded() {
         place(&orders.app, &format!("o{n}"), n).await;
     }
     let letters = Effect::from_start("letters").on(send).calls_at_once(3);
-    let mail = ground.start(mail_service(&ground, &post).effect(letters)).await;
+    let mail = start(&ground, mail_service(&ground, &post).effect(letters)).await;
     eventually("three calls at once", || async { post.inside() == 3 }).await;
     assert_eq!(post.count(), 3);
     post.set(Door::Open);
@@ -214,7 +221,7 @@ async fn an_email_is_not_sent_again_because_a_neighbour_fails() {
         place(&orders.app, "bad", n).await;
     }
     let letters = Effect::from_start("letters").on(send_unless_bad);
-    let mail = ground.start(mail_service(&ground, &post).effect(letters)).await;
+    let mail = start(&ground, mail_service(&ground, &post).effect(letters)).await;
     until_done(&mail.app, 40).await;
     for n in 0..20 {
         assert_eq!(post.came(&format!("o{n}")).len(), 1, "o{n} was sent again");
@@ -283,7 +290,7 @@ async fn restarts_and_new_versions_of_a_view_send_nothing_again() {
         let service = mail_service(&ground, &post)
             .view(View::new("copies", version).on(copy))
             .effect(Effect::from_start("letters").on(send));
-        let mail = ground.start(service).await;
+        let mail = start(&ground, service).await;
         let sent = 10 + version as usize;
         place(&orders.app, &format!("new{version}"), 1).await;
         until_done(&mail.app, sent).await;
@@ -306,7 +313,7 @@ async fn an_effect_from_now_calls_for_nothing_before_its_first_start() {
     place(&orders.app, "before", 1).await;
     until_copied(&history.app, 1).await;
     let service = mail_service(&ground, &post).effect(Effect::from_now("letters").on(send));
-    let mail = ground.start(service).await;
+    let mail = start(&ground, service).await;
     eventually("it reads", || async {
         subscription(&mail.app).is_some_and(|status| status.state == Status::Live)
     })
@@ -347,15 +354,15 @@ async fn what_goes_with_a_completion_commits_with_it_and_is_tried_again_alone() 
     let post = Post::open();
     let orders = ground.orders().await;
     place(&orders.app, "o1", 21).await;
-    let start = async || {
+    let start_noting = async || {
         let letters = Effect::from_start("letters").on_then(send, note);
         let service = mail_service(&ground, &post).publishes::<Sent>().effect(letters);
-        ground.start(service.view(View::new("sent", 1).on(hear))).await
+        start(&ground, service.view(View::new("sent", 1).on(hear))).await
     };
     let refuse = "CREATE TABLE copies (n INTEGER PRIMARY KEY, id TEXT, cents INTEGER); INSERT INTO copies (id, cents) VALUES ('refuse', 0)";
     sqlx::raw_sql(refuse).execute(ground.database("mail").pool()).await.unwrap();
     for attempts in [2, 4] {
-        let crashed = start().await;
+        let crashed = start_noting().await;
         eventually("a refusal", || async {
             latest(&crashed.app).await.first().is_some_and(|latest| latest.state.call.attempts >= attempts)
         })
@@ -364,7 +371,7 @@ async fn what_goes_with_a_completion_commits_with_it_and_is_tried_again_alone() 
         assert_eq!((call.call.result.as_deref(), call.done_at), (Some("{\"cents\":21}"), None));
         assert_eq!(copies(&crashed.app).await.len(), 1, "what failed left something");
     }
-    let mail = start().await;
+    let mail = start_noting().await;
     sqlx::query("DELETE FROM copies").execute(mail.app.database().pool()).await.unwrap();
     let copies = until_copied(&mail.app, 2).await;
     assert_eq!(copies, [("o1".to_owned(), 42), ("o1 was sent".to_owned(), 0)]);
@@ -442,7 +449,7 @@ async fn a_call_that_takes_too_long_counts_as_failed() {
     let post = Post::with(Door::Closed);
     let orders = ground.orders().await;
     let letters = Effect::from_start("letters").on(send).within(Duration::from_millis(20));
-    let mail = ground.start(mail_service(&ground, &post).effect(letters)).await;
+    let mail = start(&ground, mail_service(&ground, &post).effect(letters)).await;
     place(&orders.app, "o1", 1).await;
     eventually("a try that took too long", || async {
         let error = latest(&mail.app).await.pop().and_then(|latest| latest.state.call.error);

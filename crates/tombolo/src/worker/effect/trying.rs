@@ -18,6 +18,7 @@ use super::calls::{Ended, Made};
 use crate::current::Current;
 use crate::effect::{Attempt, Caller};
 use crate::handler::{HandlerError, reject};
+use crate::life::Repeat;
 use crate::worker::apply::panic_text;
 use crate::{App, Error, Kind};
 
@@ -33,6 +34,8 @@ pub(super) struct Trying<D: Database> {
     pub(super) app: App<D>,
     pub(super) states: Arc<Extensions>,
     pub(super) bound: Duration,
+    /// Whether it is made twice, as after a crash before its completion was stored.
+    pub(super) repeat: Repeat,
 }
 
 impl<D: Database> Trying<D> {
@@ -49,19 +52,22 @@ impl<D: Database> Trying<D> {
             // It returned before; what failed was its completion.
             return Ended::Returned(json.clone());
         }
-        let called = self.called().await;
+        let mut called = self.called(self.call.attempts).await;
         barrier::reach("effect.after-call");
+        if self.repeat == Repeat::BeforeCommit {
+            called = self.called(self.call.attempts + 1).await;
+        }
         called.map_or_else(Ended::Failed, Ended::Returned)
     }
 
-    async fn called(&self) -> Result<String, HandlerError> {
+    async fn called(&self, number: u32) -> Result<String, HandlerError> {
         let envelope = Envelope::decode(self.bytes.clone())?;
         let trace = envelope.trace.map_or_else(TraceContext::begin, TraceContext::child);
         let correlation = envelope.correlation.clone().unwrap_or_else(|| envelope.id.to_string());
         let mut current = Current::within(trace, Some(correlation));
         current.deadline = Some(Instant::now() + self.bound);
         let call = current.scope(async {
-            let attempt = self.attempt(&envelope);
+            let attempt = self.attempt(&envelope, number);
             self.caller.call(&envelope, self.call.sequence, &self.app, &self.states, attempt).await
         });
         match timeout(self.bound, AssertUnwindSafe(call).catch_unwind()).await {
@@ -71,10 +77,10 @@ impl<D: Database> Trying<D> {
         }
     }
 
-    fn attempt(&self, envelope: &Envelope) -> Attempt {
+    fn attempt(&self, envelope: &Envelope, number: u32) -> Attempt {
         let service = self.app.service().as_str();
         let key = IdempotencyKey::of(service, &self.claim.subscription, envelope.id);
-        Attempt { key, number: self.call.attempts }
+        Attempt { key, number }
     }
 
     fn too_long(&self) -> Error {
