@@ -54,6 +54,9 @@ pub(crate) enum Command {
     /// Make or check Tombolo's own tables in a service's database
     #[command(subcommand)]
     Schema(Schema),
+    /// Write what a new service begins with
+    #[command(subcommand)]
+    New(New),
 }
 
 /// What can be done about Tombolo's tables.
@@ -107,6 +110,26 @@ pub(crate) struct OfDatabase {
     /// The schema of the tables, on PostgreSQL
     #[arg(long, value_name = "NAME", default_value = "tombolo")]
     pub(crate) schema: String,
+}
+
+/// What can be begun.
+#[derive(Debug, Subcommand)]
+pub(crate) enum New {
+    /// A service with a route, an event, a view and a test, that compiles and runs
+    Service(NewService),
+}
+
+/// Options of `new service`.
+#[derive(Debug, Args)]
+pub(crate) struct NewService {
+    /// Its name: lowercase letters, digits and '-'; also that of its topic and of the folder that is made
+    pub(crate) name: ServiceName,
+    /// The folder to make it in
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub(crate) into: PathBuf,
+    /// Where Tombolo's crates are, instead of the registry
+    #[arg(long, value_name = "DIR")]
+    pub(crate) tombolo: Option<PathBuf>,
 }
 
 /// Options of `bus`.

@@ -9,6 +9,7 @@ pub(crate) mod verify;
 pub(crate) mod subscriptions;
 pub(crate) mod services;
 pub(crate) mod schema;
+pub(crate) mod new;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -20,8 +20,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::arguments::{Arguments, Command, Schema, Services, Subscriptions, Topics};
-use crate::commands::{bus, dev, logs, orders, schema, services, subscriptions, topics, verify};
+use crate::arguments::{Arguments, Command, New, Schema, Services, Subscriptions, Topics};
+use crate::commands::{bus, dev, logs, new, orders, schema, services, subscriptions, topics, verify};
 use crate::error::{Context, Result};
 use crate::runner::control::Request;
 
@@ -64,6 +64,7 @@ fn act(command: Command) -> Result<()> {
             Command::Services(Services::List(arguments)) => services::list(arguments).await,
             Command::Schema(Schema::Print(arguments)) => schema::print(&arguments),
             Command::Schema(Schema::Apply(arguments)) => schema::apply(arguments).await,
+            Command::New(New::Service(arguments)) => new::service(&arguments),
             Command::Schema(Schema::Check(arguments)) => schema::check(arguments).await,
         }
     })

@@ -6,3 +6,4 @@ mod stage;
 mod runner;
 mod topics;
 mod schema;
+mod new;
