@@ -9,9 +9,12 @@ use serde_json::json;
 use sqlx::SqlitePool;
 use tempfile::TempDir;
 use tombolo::Settings;
+use tombolo::sqlite::Sqlite;
+use tombolo::testing::World;
 use tower::ServiceExt;
 
-use crate::{before, outbox};
+use crate::subscription::OrderPlaced;
+use crate::{TABLES, before, outbox, subscription};
 
 async fn ground() -> (TempDir, SqlitePool) {
     let folder = tempfile::tempdir().unwrap();
@@ -57,4 +60,31 @@ async fn with_the_outbox_a_parcel_and_its_event_are_kept_together() {
     let health = Request::get("/health").body(Body::empty()).unwrap();
     assert_eq!(router.oneshot(health).await.unwrap().status(), StatusCode::OK);
     running.shutdown().await;
+}
+
+#[tokio::test]
+async fn with_a_subscription_it_knows_what_there_is_to_send() {
+    let world = World::new();
+    let orders = world.fake("orders").publishes::<OrderPlaced>().start().await;
+    let parcels = world
+        .start(|database: Sqlite| {
+            subscription::service(database.pool().clone()).unwrap().setup(async |database: Sqlite| {
+                sqlx::raw_sql(TABLES).execute(database.pool()).await?;
+                Ok(())
+            })
+        })
+        .await;
+    for n in 1..=20 {
+        orders.publish(&OrderPlaced { order_id: format!("o{n}"), quantity: n }).await;
+        if n == 10 {
+            parcels.crash().await;
+            parcels.restart().await;
+        }
+    }
+    world.settle().await;
+    let to_send: (i64, i64) = sqlx::query_as("SELECT count(*), sum(quantity) FROM to_send")
+        .fetch_one(parcels.database().pool())
+        .await
+        .unwrap();
+    assert_eq!(to_send, (20, 210));
 }
