@@ -1,11 +1,18 @@
 //! What a holder is told that was replaced, in the same words by every database.
 
 use tombolo_event::{Cursor, Incarnation};
+use uuid::Uuid;
 
 use crate::{Claim, Error, Kind, Mark, Result};
 
-/// Another relay leads.
+/// Another relay leads, or nobody may: then `found` is 0.
 pub(crate) fn replaced(ours: u64, found: u64) -> Error {
+    if found == 0 {
+        let message = format!(
+            "this relay leads with epoch {ours}, but the database was halted meanwhile; see why with `tombolo recover`"
+        );
+        return Error::new(Kind::Fenced, message);
+    }
     Error::new(
         Kind::Fenced,
         format!(
@@ -38,6 +45,24 @@ pub(crate) fn compare_incarnation(service: &str, known: Incarnation, found: Inca
             "the topic of service {service:?} has incarnation {found}, but its database published to {known}; the topic was made again, or this is another bus: run `tombolo recover`"
         ),
     ))
+}
+
+/// The database is not halted, or for another reason than the one that was decided about.
+pub(crate) fn not_halted(decided: Uuid) -> Error {
+    Error::new(
+        Kind::Mismatch,
+        format!(
+            "nothing was changed: the database is not halted by {decided} any more; see with `tombolo recover` how it is now"
+        ),
+    )
+}
+
+/// The tables are there, but nobody owns them.
+pub(crate) fn nobodys() -> Error {
+    Error::new(
+        Kind::Schema,
+        "the database has Tombolo's tables, but no service owns it; start the service once",
+    )
 }
 
 /// Another worker holds the partition.

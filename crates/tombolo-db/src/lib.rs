@@ -28,7 +28,7 @@ pub use error::{Error, Kind};
 pub use outgoing::{Origin, Outgoing, Publisher};
 pub use port::{
     Claim, Committed, CursorState, Cursors, Database, Depth, Leader, Mark, Outbox, OutboxRow, Owner,
-    Requests, RoundLimit, Schema, StartAt, Transaction,
+    Recovery, Requests, RoundLimit, Schema, StartAt, Transaction,
 };
 pub use tables::Tables;
 pub use views::{Build, BuildId, Goal, Switch, Switched, ViewState, Views, Wanted};

@@ -21,6 +21,10 @@ pub enum Mutant {
     SwitchUncompared,
     /// SQLite commits without syncing.
     NoSync,
+    /// A halted database lets somebody lead all the same.
+    NoHalt,
+    /// After a restore, what is on the bus already is published once more.
+    NoMemoryOfTheBus,
 }
 
 /// Which fault a database handle has, if any.

@@ -15,6 +15,7 @@ use sqlx::SqlStr;
 use tombolo_event::{
     Consequence, Envelope, Event, EventId, KeyHash, Position, Positions, ServiceName, TraceContext,
 };
+use uuid::{Uuid, Version};
 
 use crate::{Error, Kind, Result, Tables};
 
@@ -279,6 +280,12 @@ impl Outgoing {
         if !positions.is_empty() {
             (self.publisher.wake)();
         }
+    }
+
+    /// The ids among `rows` that follow from an event, and so come again when it is handled again.
+    #[must_use]
+    pub fn consequences(rows: &[Row]) -> Vec<Uuid> {
+        rows.iter().map(|row| row.id.0).filter(|id| id.get_version() == Some(Version::Sha1)).collect()
     }
 
     /// The lock stripes of `rows`, sorted and without repeats, so that the order of locking is the same everywhere.

@@ -31,6 +31,10 @@ pub use requests::Requests;
 
 use crate::{EffectCall, Effects, Outgoing, Publisher, Result, Views};
 
+pub mod recovery;
+
+pub use recovery::Recovery;
+
 /// The number of lock stripes that keys fall into.
 pub const STRIPES: u32 = 256;
 /// The number of partitions, rows and bytes that one round of the outbox holds at most, unless a limit says less.
@@ -130,7 +134,7 @@ pub struct Owner {
 
 /// The relay's half of the port.
 #[async_trait]
-pub trait Outbox: Send + Sync + 'static {
+pub trait Outbox: Recovery {
     /// The kind of the database: `sqlite`, `postgres`, ….
     fn kind(&self) -> &'static str;
 
@@ -140,7 +144,8 @@ pub trait Outbox: Send + Sync + 'static {
     /// `Schema`, `Mismatch`, `Unsafe`, `Unavailable`: each with what to do.
     async fn prepare(&self, owner: &Owner, schema: Schema) -> Result<()>;
 
-    /// Becomes the leader with an epoch one higher than any before, if nobody else's lease holds. Durable when it returns.
+    /// Becomes the leader with an epoch one higher than any before, if nobody else's lease holds and the database is not
+    /// halted. Durable when it returns.
     async fn lead(&self, holder: Uuid, lease: Duration) -> Result<Option<Box<dyn Leader>>>;
 
     /// What waits in the outbox.

@@ -16,6 +16,7 @@ mod effects;
 mod viewing;
 mod requesting;
 mod positions;
+mod recovering;
 mod preparing;
 mod schedule;
 mod stage;
@@ -185,6 +186,7 @@ fn cases<F: Fixture>() -> Vec<Case<F>> {
         viewing::cases(),
         requesting::cases(),
         positions::cases(),
+        recovering::cases(),
         schedule::cases(),
     ]
     .into_iter()

@@ -19,6 +19,7 @@ mod cursors;
 mod effects;
 mod views;
 mod requests;
+mod recovery;
 
 use std::borrow::Cow;
 use std::str::FromStr;

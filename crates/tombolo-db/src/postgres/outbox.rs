@@ -110,10 +110,11 @@ impl Postgres {
         let raised = sqlx::query(self.sql(
             "UPDATE tombolo.leader
              SET epoch = epoch + 1, holder = $1, until = clock_timestamp() + $2 * interval '1 millisecond'
-             WHERE until <= clock_timestamp() OR holder = $1
+             WHERE (until <= clock_timestamp() OR holder = $1) AND (halt IS NULL OR $3)
              RETURNING epoch",
         ));
-        let raised = raised.bind(holder).bind(millis(lease)).fetch_optional(&mut *connection).await?;
+        let raised = raised.bind(holder).bind(millis(lease)).bind(self.mutation.is(Mutant::NoHalt));
+        let raised = raised.fetch_optional(&mut *connection).await?;
         let Some(raised) = raised else { return Ok(None) };
         if self.mutation.is(Mutant::NumberingNotDurable) {
             forget_numbers(self, connection).await?;
@@ -137,7 +138,7 @@ async fn forget_numbers(database: &Postgres, connection: &mut PgConnection) -> R
 }
 
 /// Makes the commit of this transaction a synced one, whatever the server's or the user's default is.
-async fn sync_commit(connection: &mut PgConnection) -> Result<()> {
+pub(super) async fn sync_commit(connection: &mut PgConnection) -> Result<()> {
     let set = sqlx::query(
         "SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit')
              WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true)",
@@ -180,7 +181,7 @@ impl PostgresLeader {
     /// Whether there are rows without a number; fails if somebody else leads.
     async fn is_waiting(&self) -> Result<bool> {
         let row = sqlx::query(self.database.sql(
-            "SELECT epoch, EXISTS (SELECT 1 FROM tombolo.outbox WHERE sequence IS NULL) FROM tombolo.leader",
+            "SELECT CASE WHEN halt IS NULL THEN epoch ELSE 0 END, EXISTS (SELECT 1 FROM tombolo.outbox WHERE sequence IS NULL) FROM tombolo.leader",
         ));
         let row = row.fetch_one(&self.database.pool).await?;
         self.compare(unsigned(row.try_get(0)?))?;
@@ -191,7 +192,7 @@ impl PostgresLeader {
     async fn begin(&self) -> Result<sqlx::Transaction<'static, sqlx::Postgres>> {
         let mut transaction = self.database.begin_marked(self.lease / 2).await?;
         let lock = sqlx::query(self.database.sql(
-            "SELECT epoch, set_config('synchronous_commit', CASE current_setting('synchronous_commit')
+            "SELECT CASE WHEN halt IS NULL THEN epoch ELSE 0 END, set_config('synchronous_commit', CASE current_setting('synchronous_commit')
                  WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true)
              FROM tombolo.leader FOR UPDATE",
         ));

@@ -121,6 +121,20 @@ CREATE TABLE tombolo.request (          -- what operators asked of subscriptions
     done_ms bigint
 );
 CREATE INDEX request_open ON tombolo.request (subscription, id) WHERE done_ms IS NULL;
+", "
+ALTER TABLE tombolo.leader ADD COLUMN halt uuid;   -- why nobody may lead; null if somebody may
+CREATE TABLE tombolo.halt (             -- what was found to differ from the bus, and what was decided
+    id uuid PRIMARY KEY,
+    found timestamptz NOT NULL,
+    finding text NOT NULL,
+    decided timestamptz,
+    decided_by text,
+    choice text,
+    outcome text
+);
+CREATE TABLE tombolo.known (            -- consequences that are on the bus, though this database was restored since
+    id uuid PRIMARY KEY
+);
 "];
 
 const VERSION_TABLE: &str = "CREATE TABLE IF NOT EXISTS tombolo.schema (version integer NOT NULL);\n";

@@ -131,8 +131,11 @@ impl Postgres {
         Ok(locked.iter().all(is_open))
     }
 
+    /// Writes `rows`, but for consequences that are on the bus already. Under the locks of their keys.
     async fn insert(&self, connection: &mut PgConnection, rows: &[Outbound]) -> Result<()> {
-        for some in chunks(rows) {
+        let known = self.on_bus_already(connection, &Outgoing::consequences(rows)).await?;
+        let new: Vec<&Outbound> = rows.iter().filter(|row| !known.contains(&row.id.0)).collect();
+        for some in chunks(&new) {
             let partitions: Vec<i32> = some.iter().map(|row| signed(row.partition)).collect();
             let ids: Vec<_> = some.iter().map(|row| row.id.0).collect();
             let types: Vec<&str> = some.iter().map(|row| row.event_type.as_str()).collect();
@@ -172,7 +175,7 @@ impl Postgres {
 }
 
 /// Cuts `rows` where an insert would be too large.
-fn chunks(rows: &[Outbound]) -> Vec<&[Outbound]> {
+fn chunks<'a, 'r>(rows: &'a [&'r Outbound]) -> Vec<&'a [&'r Outbound]> {
     let (mut cut, mut from, mut bytes) = (Vec::new(), 0, 0);
     for (at, row) in rows.iter().enumerate() {
         let is_full = at - from == INSERT_ROWS_MAX || bytes + row.bytes.len() > INSERT_BYTES_MAX;

@@ -23,6 +23,7 @@ mod cursors;
 mod effects;
 mod views;
 mod requests;
+mod recovery;
 
 use std::path::Path;
 use std::str::FromStr;

@@ -18,7 +18,7 @@ use tombolo_event::{EventId, Incarnation, Position, barrier};
 use uuid::Uuid;
 
 use super::Sqlite;
-use crate::mutant::Mutant;
+use crate::mutant::{Mutant, Mutation};
 use crate::{Depth, Leader, Mark, Outbox, OutboxRow, Owner, Result, RoundLimit, Schema, fencing};
 
 #[async_trait]
@@ -38,7 +38,9 @@ impl Outbox for Sqlite {
         if free.bind(holder).fetch_optional(&self.pool).await?.is_none() {
             return Ok(None);
         }
-        let won = self.write(&self.writer, async |connection| win(connection, holder, lease).await).await?;
+        let won = self
+            .write(&self.writer, async |connection| win(connection, holder, lease, self.mutation).await)
+            .await?;
         Ok(won.map(|(epoch, marks)| {
             let leader = SqliteLeader {
                 database: self.clone(),
@@ -79,14 +81,16 @@ async fn win(
     connection: &mut SqliteConnection,
     holder: Uuid,
     lease: Duration,
+    mutation: Mutation,
 ) -> Result<Option<(u64, Vec<Mark>)>> {
     let raised = sqlx::query(
         "UPDATE tombolo_leader
          SET epoch = epoch + 1, holder = ?1, until_ms = CAST(unixepoch('subsec') * 1000 AS INTEGER) + ?2
-         WHERE until_ms <= CAST(unixepoch('subsec') * 1000 AS INTEGER) OR holder = ?1
+         WHERE (until_ms <= CAST(unixepoch('subsec') * 1000 AS INTEGER) OR holder = ?1) AND (halt IS NULL OR ?3)
          RETURNING epoch",
     );
-    let raised = raised.bind(holder).bind(millis(lease)).fetch_optional(&mut *connection).await?;
+    let raised = raised.bind(holder).bind(millis(lease)).bind(mutation.is(Mutant::NoHalt));
+    let raised = raised.fetch_optional(&mut *connection).await?;
     let Some(raised) = raised else { return Ok(None) };
     let rows = sqlx::query(
         "SELECT partition, removed_sequence, removed_id FROM tombolo_partition ORDER BY partition",
@@ -94,6 +98,9 @@ async fn win(
     let marks = rows.fetch_all(connection).await?.iter().map(mark).collect::<Result<_>>()?;
     Ok(Some((unsigned(raised.try_get(0)?), marks)))
 }
+
+/// The epoch under which somebody may lead; 0, which nobody has, while the database is halted.
+const LED: &str = "SELECT CASE WHEN halt IS NULL THEN epoch ELSE 0 END FROM tombolo_leader";
 
 struct SqliteLeader {
     database: Sqlite,
@@ -135,7 +142,7 @@ impl SqliteLeader {
     }
 
     async fn check_epoch(&self, connection: &mut SqliteConnection) -> Result<()> {
-        let row = sqlx::query("SELECT epoch FROM tombolo_leader").fetch_one(connection).await?;
+        let row = sqlx::query(LED).fetch_one(connection).await?;
         self.compare(unsigned(row.try_get(0)?))
     }
 
@@ -149,7 +156,7 @@ impl SqliteLeader {
     /// The next rows, and the epoch at the moment when they were read.
     async fn next(&mut self, limit: RoundLimit) -> Result<Vec<OutboxRow>> {
         let query = sqlx::query(
-            "SELECT l.epoch, o.position, o.partition, o.sequence, o.id, o.event_type, o.bytes
+            "SELECT CASE WHEN l.halt IS NULL THEN l.epoch ELSE 0 END, o.position, o.partition, o.sequence, o.id, o.event_type, o.bytes
              FROM tombolo_leader AS l LEFT JOIN tombolo_outbox AS o ON o.position > ?
              ORDER BY o.position LIMIT ?",
         );
@@ -219,7 +226,7 @@ impl Leader for SqliteLeader {
 
     async fn renew(&mut self) -> Result<()> {
         let sql = "UPDATE tombolo_leader SET until_ms = CAST(unixepoch('subsec') * 1000 AS INTEGER) + ?1
-                   WHERE epoch = coalesce(?2, epoch)";
+                   WHERE epoch = coalesce(?2, epoch) AND halt IS NULL";
         self.update(sql, millis(self.lease)).await
     }
 

@@ -113,8 +113,21 @@ CREATE TABLE tombolo_request (          -- what operators asked of subscriptions
     done_ms INTEGER
 );
 CREATE INDEX tombolo_request_open ON tombolo_request (subscription, id) WHERE done_ms IS NULL;
-",
-];
+", "
+ALTER TABLE tombolo_leader ADD COLUMN halt BLOB;   -- why nobody may lead; null if somebody may
+CREATE TABLE tombolo_halt (             -- what was found to differ from the bus, and what was decided
+    id BLOB PRIMARY KEY,
+    found_ms INTEGER NOT NULL,
+    finding TEXT NOT NULL,
+    decided_ms INTEGER,
+    decided_by TEXT,
+    choice TEXT,
+    outcome TEXT
+) WITHOUT ROWID;
+CREATE TABLE tombolo_known (            -- consequences that are on the bus, though this database was restored since
+    id BLOB PRIMARY KEY
+) WITHOUT ROWID;
+"];
 
 /// The SQL that makes the tables in an empty database, as `tombolo schema print` shows it.
 #[must_use]

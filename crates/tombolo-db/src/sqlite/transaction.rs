@@ -17,7 +17,7 @@ use tombolo_event::operator::Outcome;
 use tombolo_event::{Cursor, Event, EventId, Position, barrier};
 use uuid::Uuid;
 
-use super::{Gate, cursors, effects, requests};
+use super::{Gate, cursors, effects, recovery, requests};
 use crate::mutant::Mutation;
 use crate::outgoing::Row as Outbound;
 use crate::{Claim, Committed, EffectCall, Error, Kind, Outgoing, Publisher, Result, Transaction};
@@ -124,16 +124,19 @@ async fn write_rows(
     publisher: &Publisher,
     rows: &[Outbound],
 ) -> Result<Vec<Position>> {
-    let sequences = number(connection, rows).await?;
-    insert(connection, rows, &sequences).await?;
-    let position = |(row, sequence): (&Outbound, &i64)| Position {
+    let known = recovery::on_bus_already(connection, &Outgoing::consequences(rows)).await?;
+    let new: Vec<&Outbound> = rows.iter().filter(|row| !known.contains(&row.id.0)).collect();
+    let sequences = number(connection, &new).await?;
+    insert(connection, &new, &sequences).await?;
+    let given: BTreeMap<_, _> = new.iter().map(|row| row.id.0).zip(sequences).collect();
+    let position = |row: &Outbound| Position {
         topic: publisher.service.clone(),
         partition: row.partition,
         key_hash: row.key_hash,
         id: row.id,
-        sequence: u64::try_from(*sequence).ok(),
+        sequence: given.get(&row.id.0).and_then(|sequence| u64::try_from(*sequence).ok()),
     };
-    Ok(rows.iter().zip(&sequences).map(position).collect())
+    Ok(rows.iter().map(position).collect())
 }
 
 /// Writes what `outgoing` buffered within a transaction of the user's own.
@@ -152,7 +155,7 @@ pub(super) async fn write_outgoing(
 }
 
 /// Takes the next numbers of each partition, in one statement for all of them, and gives them out in order.
-async fn number(connection: &mut SqliteConnection, rows: &[Outbound]) -> Result<Vec<i64>> {
+async fn number(connection: &mut SqliteConnection, rows: &[&Outbound]) -> Result<Vec<i64>> {
     let mut counts: BTreeMap<u32, (i64, i64)> = BTreeMap::new();
     for row in rows {
         let (count, bytes) = counts.entry(row.partition).or_default();
@@ -175,7 +178,7 @@ async fn number(connection: &mut SqliteConnection, rows: &[Outbound]) -> Result<
         let (partition, last): (u32, i64) = (row.try_get(0)?, row.try_get(1)?);
         next.insert(partition, last - counts.get(&partition).map_or(0, |(count, _)| *count));
     }
-    let mut take = |row: &Outbound| {
+    let mut take = |row: &&Outbound| {
         let last = next.get_mut(&row.partition).ok_or_else(|| no_partition(row.partition))?;
         *last += 1;
         Ok(*last)
@@ -183,7 +186,7 @@ async fn number(connection: &mut SqliteConnection, rows: &[Outbound]) -> Result<
     rows.iter().map(&mut take).collect()
 }
 
-async fn insert(connection: &mut SqliteConnection, rows: &[Outbound], sequences: &[i64]) -> Result<()> {
+async fn insert(connection: &mut SqliteConnection, rows: &[&Outbound], sequences: &[i64]) -> Result<()> {
     let mut done = 0;
     while done < rows.len() {
         let size = insert_rows(&rows[done..]);
@@ -203,7 +206,7 @@ async fn insert(connection: &mut SqliteConnection, rows: &[Outbound], sequences:
 }
 
 /// How many of `rows` the next insert takes.
-fn insert_rows(rows: &[Outbound]) -> usize {
+fn insert_rows(rows: &[&Outbound]) -> usize {
     let fits = |size: &usize| {
         rows.get(..*size)
             .is_some_and(|some| some.iter().map(|row| row.bytes.len()).sum::<usize>() <= INSERT_BYTES_MAX)
