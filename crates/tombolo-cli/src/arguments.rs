@@ -48,6 +48,8 @@ pub(crate) enum Command {
     /// See where subscriptions stand
     #[command(subcommand)]
     Subscriptions(Subscriptions),
+    /// Decide what counts where a service's database and the bus do not agree, after a restore or beside a copy
+    Recover(Recover),
     /// See what services say of themselves
     #[command(subcommand)]
     Services(Services),
@@ -174,6 +176,27 @@ pub(crate) enum Subscriptions {
 pub(crate) enum Services {
     /// List every replica that registered at the bus, with what it publishes, handles and answers
     List(OfBus),
+}
+
+/// What to decide about a service that is halted. Without a decision: shows why it is, and what would follow.
+#[derive(Debug, Args)]
+pub(crate) struct Recover {
+    /// The service
+    pub(crate) service: ServiceName,
+    #[command(flatten)]
+    pub(crate) reached: Reached,
+    /// Where this very instance of the service serves [default: where the service registered]
+    #[arg(long, value_name = "URL", conflicts_with_all = ["bus", "data"])]
+    pub(crate) url: Option<String>,
+    /// What is on the bus counts: the database goes on behind it
+    #[arg(long, value_name = "HALT", conflicts_with = "resume")]
+    pub(crate) take_bus: Option<String>,
+    /// Both sides agree again: go on without a change
+    #[arg(long, value_name = "HALT")]
+    pub(crate) resume: Option<String>,
+    /// How to show it
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub(crate) format: Format,
 }
 
 /// Which bus is meant.

@@ -8,6 +8,7 @@ pub(crate) mod topics;
 pub(crate) mod verify;
 pub(crate) mod subscriptions;
 pub(crate) mod services;
+pub(crate) mod recover;
 pub(crate) mod schema;
 pub(crate) mod new;
 
@@ -34,6 +35,13 @@ async fn reach(reached: &Reached) -> Result<Arc<dyn Bus>> {
     let silent = |_| Error::not_running(format!("the bus at {url} does not answer"));
     let connected = tombolo_bus::connect(&url, &Identity::Operator);
     Ok(tokio::time::timeout(BUS_ANSWER_BOUND, connected).await.map_err(silent)??)
+}
+
+/// Who gives this command, for the record: `user@host`.
+fn operator() -> String {
+    let user = std::env::var("USER").unwrap_or_else(|_| "somebody".into());
+    let host = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned());
+    format!("{user}@{}", host.unwrap_or_else(|_| "somewhere".into()))
 }
 
 /// Prints a line, for people or scripts.

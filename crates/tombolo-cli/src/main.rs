@@ -21,7 +21,9 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::arguments::{Arguments, Command, New, Schema, Services, Subscriptions, Topics};
-use crate::commands::{bus, dev, logs, new, orders, schema, services, subscriptions, topics, verify};
+use crate::commands::{
+    bus, dev, logs, new, orders, recover, schema, services, subscriptions, topics, verify,
+};
 use crate::error::{Context, Result};
 use crate::runner::control::Request;
 
@@ -62,6 +64,7 @@ fn act(command: Command) -> Result<()> {
             Command::Topics(Topics::Verify(arguments)) => verify::verify(arguments).await,
             Command::Subscriptions(Subscriptions::List(arguments)) => subscriptions::list(arguments).await,
             Command::Services(Services::List(arguments)) => services::list(arguments).await,
+            Command::Recover(arguments) => recover::recover(arguments).await,
             Command::Schema(Schema::Print(arguments)) => schema::print(&arguments),
             Command::Schema(Schema::Apply(arguments)) => schema::apply(arguments).await,
             Command::New(New::Service(arguments)) => new::service(&arguments),

@@ -12,6 +12,7 @@ use crate::operator::Desk;
 use crate::progress::Progress;
 use crate::question::answer::Answerers;
 use crate::question::ask::{Asker, CALL_BOUND, Call, GATHER_BOUND, Gather};
+use crate::recovery::Recovery;
 use crate::status::Board;
 use crate::{Error, Kind, Result, ServiceStatus};
 
@@ -29,6 +30,7 @@ pub(crate) struct Shared<D: Database> {
     pub(crate) desk: Arc<Desk>,
     pub(crate) progress: Arc<Progress>,
     pub(crate) readers: Vec<Reader>,
+    pub(crate) recovery: Arc<Recovery>,
 }
 
 impl<D: Database> Clone for App<D> {
@@ -158,6 +160,11 @@ impl<D: Database> App<D> {
     pub(crate) async fn refresh_peers(&self) -> Result<std::collections::BTreeSet<String>> {
         self.0.asker.directory.refresh().await?;
         Ok(self.0.asker.directory.services())
+    }
+
+    /// What restores and clones are decided with.
+    pub(crate) fn recovery(&self) -> &Arc<Recovery> {
+        &self.0.recovery
     }
 
     pub(crate) fn answerers(&self) -> &Answerers<D> {

@@ -1,7 +1,7 @@
 //! A service's HTTP side: the user's own routes, and beside them what every service answers.
 //!
 //! `GET /health` (the process runs), `GET /ready` (it serves), `GET /metrics`, `GET /tombolo/status`,
-//! `GET /tombolo/descriptor`, `POST /tombolo/questions/{name}`; for operators `/tombolo/requests`.
+//! `GET /tombolo/descriptor`, `POST /tombolo/questions/{name}`; for operators `/tombolo/requests` and `/tombolo/recovery`.
 
 use axum::body::Body;
 use axum::extract::{Path, Request, State};

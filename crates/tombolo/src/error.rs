@@ -15,8 +15,10 @@ pub enum Kind {
     Database,
     /// The service's own database is away for now.
     DatabaseAway,
-    /// The service's database is an older copy of another, or a second one of it.
+    /// The service's database and the bus do not agree: one of them was restored or copied. Needs an operator's word.
     Restored,
+    /// An operator's decision is about something that is not so any more; nothing was changed.
+    Undecided,
     /// The bus refused or failed.
     Bus,
     /// The bus is away for now.

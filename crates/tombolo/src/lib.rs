@@ -17,6 +17,7 @@ pub mod barriers;
 pub mod app;
 mod current;
 mod relay;
+pub mod recovery;
 pub mod handler;
 pub mod subscription;
 pub mod effect;

@@ -24,8 +24,8 @@ use tombolo_db::{CursorState, Database};
 use tombolo_event::operator::{Action, Ask, OPERATOR_TOKEN, PartitionOf, Request};
 use uuid::Uuid;
 
-use crate::App;
 use crate::problem::Problem;
+use crate::{App, recovery};
 pub(crate) use desk::Desk;
 
 /// How many requests are listed unless another number is asked for, and at most.
@@ -39,6 +39,7 @@ pub(crate) fn router<D: Database>(app: &App<D>) -> Router<App<D>> {
     Router::new()
         .route("/tombolo/requests", post(ask::<D>).get(list::<D>))
         .route("/tombolo/requests/{id}", get(one::<D>))
+        .merge(recovery::routes())
         .layer(middleware::from_fn_with_state(app.clone(), admit::<D>))
 }
 

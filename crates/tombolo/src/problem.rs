@@ -57,6 +57,7 @@ impl From<Error> for Problem {
             Kind::DatabaseAway | Kind::BusAway | Kind::Unreachable | Kind::Unknown => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
+            Kind::Undecided => StatusCode::CONFLICT,
             Kind::Deadline => StatusCode::GATEWAY_TIMEOUT,
             Kind::Loop => StatusCode::LOOP_DETECTED,
             Kind::Failed => StatusCode::BAD_GATEWAY,

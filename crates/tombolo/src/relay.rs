@@ -5,10 +5,10 @@
 //! sends them again · if it repeats: same bytes, same numbers, acknowledged without a double.
 //!
 //! One leader for each service, elected through its own database, with an epoch that the bus holds too. Taking over,
-//! and after any refusal: what is in memory is dropped, the epoch is raised, the outbox is read.
+//! and after any refusal: what is in memory is dropped, both sides are compared, the epoch is raised, the outbox is read.
 //!
 //! Invariant: nothing is guessed from the bus. What the bus says is only compared with what the database says, and
-//! a difference stops the relay by name.
+//! a difference halts the database by name until an operator decides (`recovery`).
 
 mod lanes;
 
@@ -20,13 +20,14 @@ use futures_util::StreamExt;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tombolo_bus::{Bus, Signal, Tail, Topic, TopicSpec};
+use tombolo_bus::{Bus, Signal, Topic};
 use tombolo_db::{Leader, Mark, Outbox, Publisher, RoundLimit};
 use tombolo_event::Backoff;
 use tombolo_event::barrier;
 use uuid::Uuid;
 
 use crate::metrics::Metrics;
+use crate::recovery::{Examined, Recovery};
 use crate::settings::Lease;
 use crate::status::Board;
 use crate::{Clock, Error, Kind, Result};
@@ -49,6 +50,7 @@ fn wake_subject(service: &str) -> String {
 /// What the relay needs.
 pub(crate) struct Relay {
     pub(crate) outbox: Arc<dyn Outbox>,
+    pub(crate) recovery: Arc<Recovery>,
     pub(crate) bus: Arc<dyn Bus>,
     pub(crate) publisher: Publisher,
     /// Who this process is to the leases.
@@ -77,18 +79,16 @@ impl Relay {
             let pause = if stopped { STOPPED_RETRY } else { crate::RETRY.jittered(attempt) };
             self.board.relay(|relay| {
                 relay.leading = false;
+                relay.is_halted = error.kind() == Kind::Restored;
                 relay.state = format!("{state}: {error}");
             });
             if said != error.to_string() {
                 said = error.to_string();
                 tracing::warn!(service = %self.publisher.service, "the relay {state}: {error}");
             }
-            if error.kind() == Kind::Restored {
-                // Each try would raise the epoch in this copy, until it passed that of the original.
-                return self.stop.cancelled().await;
-            }
             tokio::select! {
                 () = self.stop.cancelled() => {}
+                () = self.recovery.decided.notified() => {}
                 () = sleep(pause) => {}
             }
         }
@@ -96,12 +96,16 @@ impl Relay {
 
     /// Takes the lead, if it is free, and drains until something is refused.
     async fn lead(&self) -> Result<()> {
+        let Examined::Agree(topic) = self.recovery.examine().await? else {
+            return self.follow().await;
+        };
         let Some(mut leader) = self.outbox.lead(self.holder, self.lease.0).await? else {
             return self.follow().await;
         };
-        let topic = self.take_over(&mut *leader).await?;
+        self.take_over(&mut *leader, &topic).await?;
         self.board.relay(|relay| {
             relay.leading = true;
+            relay.is_halted = false;
             relay.epoch = leader.epoch();
             relay.state = "idle".into();
         });
@@ -135,36 +139,11 @@ impl Relay {
         }
     }
 
-    /// Checks the topic against the database, and fences every older leader at the bus.
-    async fn take_over(&self, leader: &mut dyn Leader) -> Result<Topic> {
-        let spec = TopicSpec { name: self.publisher.service.clone(), partitions: self.publisher.partitions };
-        let topic = self.bus.ensure_topic(&spec).await?;
+    /// Fences every older leader at the bus, and checks what it had written up to then.
+    async fn take_over(&self, leader: &mut dyn Leader, topic: &Topic) -> Result<()> {
         leader.pin(topic.incarnation).await?;
-        let tails = match self.bus.raise_epoch(&topic.name, topic.incarnation, leader.epoch()).await {
-            Err(error) if error.kind() == tombolo_bus::Kind::OlderEpoch => {
-                return Err(self.outdone(leader, error).await);
-            }
-            raised => raised?,
-        };
-        for (mark, tail) in leader.marks().iter().zip(&tails) {
-            compare(&topic, mark, tail)?;
-        }
-        Ok(topic)
-    }
-
-    /// The bus knows a higher epoch: either this leader was replaced meanwhile, or the database is not the one whose
-    /// relay raised it.
-    async fn outdone(&self, leader: &mut dyn Leader, refused: tombolo_bus::Error) -> Error {
-        match leader.renew().await {
-            Err(replaced) => replaced.into(),
-            Ok(()) => Error::new(
-                Kind::Restored,
-                format!(
-                    "the bus knows a later relay of topic {} than this database does ({refused}): the database was restored from an older copy, or is a copy of the one in use; stop the other service, or tell `tombolo recover` which one counts, and start again",
-                    self.publisher.service
-                ),
-            ),
-        }
+        let tails = self.bus.raise_epoch(&topic.name, topic.incarnation, leader.epoch()).await?;
+        self.recovery.examine_leading(topic, leader.epoch(), &tails).await
     }
 
     /// Rounds, pipelined: while appends are on their way the next rows are taken. Returns what is done but not yet reported.
@@ -270,33 +249,10 @@ struct Taken {
     may_have_more: bool,
 }
 
-/// What the database knows to be published must be on the bus, under the same id.
-fn compare(topic: &Topic, mark: &Mark, tail: &Tail) -> Result<()> {
-    if tail.sequence < mark.sequence {
-        return Err(Error::new(
-            Kind::Bus,
-            format!(
-                "topic {}/{} ends at {} on the bus, but this service published up to {}: the bus lost its tail or is an older copy; restore it, or tell `tombolo recover` what to do",
-                topic.name, mark.partition, tail.sequence, mark.sequence
-            ),
-        ));
-    }
-    if tail.sequence == mark.sequence && tail.id != mark.id {
-        return Err(Error::new(
-            Kind::Bus,
-            format!(
-                "topic {}/{} has another event at {} than the one that this service published: this database or the bus is a copy; tell `tombolo recover` which one counts",
-                topic.name, mark.partition, mark.sequence
-            ),
-        ));
-    }
-    Ok(())
-}
-
 /// Whether going on needs an operator to say something. What passes by itself is retried soon: an older epoch, because a
 /// leader that was replaced only has to begin anew; a bus that takes no more, until its disk has room or it is opened again.
 fn is_stop(error: &Error) -> bool {
-    matches!(error.kind(), Kind::Bus | Kind::Database) && !is_passing(error)
+    matches!(error.kind(), Kind::Bus | Kind::Database | Kind::Restored) && !is_passing(error)
 }
 
 fn is_passing(error: &Error) -> bool {

@@ -30,6 +30,7 @@ use crate::question::Listeners;
 use crate::question::answer::{self, Answerers};
 use crate::question::ask::Asker;
 use crate::question::inbox::Inbox;
+use crate::recovery::Recovery;
 use crate::relay::Relay;
 use crate::settings::Lease;
 use crate::status::Board;
@@ -258,7 +259,7 @@ impl Starting {
         let mut tasks = Tasks::new(self.life.clone());
         let app = self.app(&mut service);
         if !descriptor.publishes.is_empty() {
-            tasks.spawn(self.relay(&service.database).run());
+            tasks.spawn(self.relay(&service.database, app.recovery()).run());
         }
         let states = Arc::new(service.take_states());
         for subscription in std::mem::take(&mut service.subscriptions) {
@@ -321,12 +322,20 @@ impl Starting {
             desk: Arc::clone(&self.desk),
             progress: Arc::clone(&self.progress),
             readers: service.subscriptions.iter().map(Subscription::reader).collect(),
+            recovery: Arc::new(Recovery {
+                outbox: Arc::new(service.database.clone()),
+                bus: Arc::clone(&self.bus),
+                publisher: self.publisher.clone(),
+                holder: self.holder,
+                decided: Arc::default(),
+            }),
         })
     }
 
-    fn relay<D: Database>(&self, database: &D) -> Relay {
+    fn relay<D: Database>(&self, database: &D, recovery: &Arc<Recovery>) -> Relay {
         Relay {
             outbox: Arc::new(database.clone()),
+            recovery: Arc::clone(recovery),
             bus: Arc::clone(&self.bus),
             publisher: self.publisher.clone(),
             holder: self.holder,

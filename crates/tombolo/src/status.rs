@@ -86,6 +86,9 @@ pub struct RelayStatus {
     pub epoch: u64,
     /// `idle`, `moving`, `waiting: …` or `stopped: …`, with the reason.
     pub state: String,
+    /// Whether nobody may lead until an operator decides, because the database and the bus do not agree (`tombolo recover`).
+    #[serde(default)]
+    pub is_halted: bool,
     /// Rows that wait in the outbox.
     pub outbox_rows: u64,
     /// Their bytes.

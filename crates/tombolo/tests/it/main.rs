@@ -11,5 +11,6 @@ mod positions;
 mod wiring;
 mod weather;
 mod world;
+mod recovery;
 #[cfg(all(feature = "postgres", feature = "nats"))]
 mod engines;

@@ -1,0 +1,434 @@
+//! Restores and clones, with real copies of files: each is named, nothing is stepped over, and an operator's word ends it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tempfile::TempDir;
+use tombolo::recovery::{Choice, Decide, HaltReport, RecoveryReport, What};
+use tombolo::sqlite::{Sqlite, Tx};
+use tombolo::status::State;
+use tombolo::{Event, Handled, Reactor, Running, Service, Settings, View};
+use tombolo_bus::embedded::{Log, Options};
+use tombolo_bus::{Bus, Topic};
+use tombolo_db::Outbox;
+use tombolo_event::ServiceName;
+
+use crate::support::{Placed, copy, eventually, place, subscription, until_copied, with_copies};
+
+/// A folder with the files of a bus and of databases, which can be copied while nobody has them open.
+struct Site {
+    folder: TempDir,
+}
+
+impl Site {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Opens the log in `name`.
+    fn log(&self, name: &str) -> Arc<Log> {
+        Log::open(&self.path(name), Options::default()).unwrap().0
+    }
+
+    fn database(&self, name: &str) -> Sqlite {
+        Sqlite::open(self.path(name).to_str().unwrap()).unwrap()
+    }
+
+    /// Copies a database with what belongs to it, over whatever `to` was.
+    fn copy_database(&self, from: &str, to: &str) {
+        for part in ["", "-wal", "-shm"] {
+            let (from, to) = (self.path(&format!("{from}{part}")), self.path(&format!("{to}{part}")));
+            std::fs::remove_file(&to).ok();
+            if from.exists() {
+                std::fs::copy(from, to).unwrap();
+            }
+        }
+    }
+
+    /// Copies the files of a log, over whatever `to` was.
+    fn copy_log(&self, from: &str, to: &str) {
+        copy_folder(&self.path(from), &self.path(to));
+    }
+
+    /// The service that places orders, from the database `name`.
+    async fn orders(&self, bus: &Arc<Log>, name: &str) -> Running<Sqlite> {
+        let service = Service::new("orders", self.database(name)).setup(orders_table).publishes::<Placed>();
+        start(service, bus).await
+    }
+
+    async fn history(&self, bus: &Arc<Log>) -> Running<Sqlite> {
+        let service = Service::new("history", self.database("history"));
+        start(with_copies(service).view(View::new("copies", 1).on(copy)), bus).await
+    }
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::remove_dir_all(to).ok();
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+async fn orders_table(database: Sqlite) -> tombolo::Result<()> {
+    let table = "CREATE TABLE IF NOT EXISTS orders (id TEXT PRIMARY KEY, cents INTEGER NOT NULL) STRICT";
+    sqlx::raw_sql(table).execute(database.pool()).await?;
+    Ok(())
+}
+
+async fn start(service: Service<Sqlite>, bus: &Arc<Log>) -> Running<Sqlite> {
+    service.bus(Arc::clone(bus) as Arc<dyn Bus>).start(Settings::default()).await.unwrap()
+}
+
+/// Stops the service and closes its files, as before they are copied.
+async fn stop(running: Running<Sqlite>) {
+    let database = running.app.database().clone();
+    running.shutdown().await;
+    database.pool().close().await;
+}
+
+async fn place_many(orders: &Running<Sqlite>, numbers: std::ops::Range<i64>) {
+    for n in numbers {
+        place(&orders.app, &format!("o{n}"), n).await;
+    }
+}
+
+async fn until_published(orders: &Running<Sqlite>) {
+    eventually("everything is published", || async {
+        orders.app.database().depth().await.unwrap().rows == 0
+    })
+    .await;
+}
+
+/// Waits until the service says that it is halted, and returns how it says so.
+async fn until_halted(orders: &Running<Sqlite>) -> String {
+    eventually("the relay halts", || async {
+        orders.app.status().relay.is_some_and(|relay| relay.is_halted)
+    })
+    .await;
+    let relay = orders.app.status().relay.unwrap();
+    assert!(!relay.leading);
+    assert!(
+        relay.state.starts_with("stopped: ") && relay.state.contains("`tombolo recover orders`"),
+        "{relay:?}"
+    );
+    relay.state
+}
+
+/// What an operator is shown.
+async fn look(orders: &Running<Sqlite>) -> RecoveryReport {
+    let answer = reqwest::get(format!("{}/tombolo/recovery", orders.url)).await.unwrap();
+    assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+    answer.json().await.unwrap()
+}
+
+/// Decides about `halt`: the status of the answer, and its text.
+async fn decide(orders: &Running<Sqlite>, halt: &HaltReport, choice: Choice) -> (u16, Value) {
+    let decide = Decide { halt: halt.id, choice, by: "ann@office".into() };
+    let url = format!("{}/tombolo/recovery", orders.url);
+    let answer = reqwest::Client::new().post(url).json(&decide).send().await.unwrap();
+    (answer.status().as_u16(), answer.json().await.unwrap())
+}
+
+async fn take_bus(orders: &Running<Sqlite>) -> RecoveryReport {
+    let shown = look(orders).await;
+    let (status, answer) = decide(orders, shown.halt.as_ref().unwrap(), Choice::TakeBus).await;
+    assert_eq!(status, 200, "{answer}");
+    shown
+}
+
+async fn topic(bus: &Arc<Log>) -> Topic {
+    bus.topic(&ServiceName::new("orders").unwrap()).await.unwrap()
+}
+
+/// How many events are in the topic.
+async fn events(bus: &Arc<Log>) -> u64 {
+    let tails = bus.tails(&ServiceName::new("orders").unwrap()).await.unwrap();
+    tails.iter().map(|tail| tail.sequence).sum()
+}
+
+fn sorted(mut copies: Vec<(String, i64)>) -> Vec<i64> {
+    copies.sort_by_key(|(_, cents)| *cents);
+    copies.into_iter().map(|(_, cents)| cents).collect()
+}
+
+#[tokio::test]
+async fn a_database_from_before_a_thousand_events_is_halted_and_goes_on_behind_the_bus() {
+    let site = Site::new();
+    let bus = site.log("bus");
+    let orders = site.orders(&bus, "orders").await;
+    place_many(&orders, 0..50).await;
+    until_published(&orders).await;
+    stop(orders).await;
+    site.copy_database("orders", "backup");
+    let orders = site.orders(&bus, "orders").await;
+    place_many(&orders, 50..1_050).await;
+    until_published(&orders).await;
+    stop(orders).await;
+    site.copy_database("backup", "orders");
+    let epoch = topic(&bus).await.epoch;
+
+    // However often it is started, it climbs over nothing and publishes nothing.
+    for n in 0..4 {
+        let orders = site.orders(&bus, "orders").await;
+        let state = until_halted(&orders).await;
+        assert!(state.contains("the database of orders is older than its topic on the bus"), "{state}");
+        place_many(&orders, 2_000 + n..2_001 + n).await;
+        stop(orders).await;
+    }
+    assert_eq!((topic(&bus).await.epoch, events(&bus).await), (epoch, 1_050));
+
+    let orders = site.orders(&bus, "orders").await;
+    until_halted(&orders).await;
+    let shown = take_bus(&orders).await;
+    assert_eq!(shown.now.unwrap().what, What::DatabaseBehind);
+    assert_eq!(shown.partitions.iter().map(|seen| seen.unknown.unwrap()).sum::<u64>(), 1_000);
+    assert_eq!(shown.partitions.iter().map(|seen| seen.kept).sum::<u64>(), 4);
+    until_published(&orders).await;
+    place_many(&orders, 3_000..3_010).await;
+    let history = site.history(&bus).await;
+    let seen = sorted(until_copied(&history.app, 1_064).await);
+    assert_eq!(seen, (0..1_050).chain(2_000..2_004).chain(3_000..3_010).collect::<Vec<_>>());
+    let past = look(&orders).await.past;
+    assert_eq!((past[0].choice.as_str(), past[0].by.as_str()), ("take-bus", "ann@office"));
+}
+
+#[tokio::test]
+async fn a_copy_beside_the_original_never_takes_the_topic_over() {
+    let site = Site::new();
+    let bus = site.log("bus");
+    let orders = site.orders(&bus, "orders").await;
+    place_many(&orders, 0..20).await;
+    until_published(&orders).await;
+    stop(orders).await;
+    site.copy_database("orders", "staging");
+    let orders = site.orders(&bus, "orders").await;
+    place_many(&orders, 20..21).await;
+    until_published(&orders).await;
+    let epoch = topic(&bus).await.epoch;
+    for n in 0..5 {
+        let staging = site.orders(&bus, "staging").await;
+        until_halted(&staging).await;
+        place_many(&staging, 900 + n..901 + n).await;
+        stop(staging).await;
+        place_many(&orders, 100 + n..101 + n).await;
+    }
+    until_published(&orders).await;
+    assert_eq!((topic(&bus).await.epoch, events(&bus).await), (epoch, 26));
+    assert!(orders.app.status().relay.unwrap().leading, "the original was never disturbed");
+}
+
+#[tokio::test]
+async fn an_old_copy_of_the_bus_is_named_at_both_ends_even_when_it_has_grown_past_them() {
+    let site = Site::new();
+    let bus = site.log("bus");
+    let (orders, history) = (site.orders(&bus, "orders").await, site.history(&bus).await);
+    place_many(&orders, 0..30).await;
+    until_copied(&history.app, 30).await;
+    until_published(&orders).await;
+    bus.close().await;
+    site.copy_log("bus", "backup");
+    stop(orders).await;
+    stop(history).await;
+    let bus = site.log("bus");
+    let (orders, history) = (site.orders(&bus, "orders").await, site.history(&bus).await);
+    place_many(&orders, 30..60).await;
+    until_copied(&history.app, 60).await;
+    until_published(&orders).await;
+    stop(orders).await;
+    stop(history).await;
+    bus.close().await;
+
+    let bus = site.log("backup");
+    let orders = site.orders(&bus, "orders").await;
+    place_many(&orders, 60..61).await;
+    let state = until_halted(&orders).await;
+    assert!(state.contains("topic orders on the bus is older than the database of orders"), "{state}");
+    let shown = take_bus(&orders).await;
+    assert_eq!(shown.partitions.iter().filter_map(|seen| seen.lost).sum::<u64>(), 30);
+    // The log grows past every cursor under numbers that had other events.
+    place_many(&orders, 61..400).await;
+    until_published(&orders).await;
+    let history = site.history(&bus).await;
+    eventually("the subscription stops", || async {
+        subscription(&history.app).is_some_and(|status| status.state == State::Stopped)
+    })
+    .await;
+    let status = subscription(&history.app).unwrap();
+    let stopped: Vec<_> = status.partitions.iter().filter(|seen| seen.state == State::Stopped).collect();
+    assert!(!stopped.is_empty() && stopped.iter().all(|seen| seen.error.is_some()), "{stopped:?}");
+    // Where nothing was lost it goes on; where something was, nothing is stepped over.
+    for partition in &stopped {
+        let seen = shown.partitions.iter().find(|seen| seen.partition == partition.partition).unwrap();
+        assert!(seen.lost.unwrap() > 0, "{partition:?} stopped, though it lost nothing");
+    }
+    assert_eq!(stopped.len(), shown.partitions.iter().filter(|seen| seen.lost > Some(0)).count());
+}
+
+#[tokio::test]
+async fn two_copies_that_both_went_on_are_told_apart_by_their_ids() {
+    let site = Site::new();
+    let bus = site.log("bus");
+    let orders = site.orders(&bus, "orders").await;
+    place_many(&orders, 0..5).await;
+    until_published(&orders).await;
+    stop(orders).await;
+    site.copy_database("orders", "twin");
+    let orders = site.orders(&bus, "orders").await;
+    place(&orders.app, "same", 10).await;
+    until_published(&orders).await;
+    stop(orders).await;
+    // The twin numbers an event of its own while it cannot reach the bus.
+    let nowhere = site.log("nowhere");
+    let twin = site.orders(&nowhere, "twin").await;
+    until_halted(&twin).await;
+    place(&twin.app, "same", 20).await;
+    let found = look(&twin).await.now.unwrap();
+    assert_eq!(found.what, What::OtherTopic);
+    stop(twin).await;
+    let twin = site.orders(&bus, "twin").await;
+    until_halted(&twin).await;
+    assert_eq!(look(&twin).await.now.unwrap().what, What::Parted);
+    let shown = take_bus(&twin).await;
+    assert_eq!(
+        shown.partitions.iter().map(|seen| (seen.unknown, seen.kept)).collect::<Vec<_>>(),
+        [(Some(1), 1)]
+    );
+    until_published(&twin).await;
+    let history = site.history(&bus).await;
+    let copies = until_copied(&history.app, 7).await;
+    let same: Vec<i64> = copies.iter().filter(|(id, _)| id == "same").map(|(_, cents)| *cents).collect();
+    assert_eq!(same, [10, 20]);
+}
+
+#[tokio::test]
+async fn a_bus_that_was_put_right_lets_the_service_go_on() {
+    let site = Site::new();
+    let bus = site.log("bus");
+    let orders = site.orders(&bus, "orders").await;
+    place_many(&orders, 0..5).await;
+    until_published(&orders).await;
+    stop(orders).await;
+    let wrong = site.log("wrong");
+    let orders = site.orders(&wrong, "orders").await;
+    let state = until_halted(&orders).await;
+    assert!(state.contains("it was made again, or this is another bus"), "{state}");
+    let halt = look(&orders).await.halt.unwrap();
+    let (status, answer) = decide(&orders, &halt, Choice::Resume).await;
+    assert_eq!(status, 409, "{answer}");
+    stop(orders).await;
+    let orders = site.orders(&bus, "orders").await;
+    until_halted(&orders).await;
+    let shown = look(&orders).await;
+    assert!(shown.now.is_none() && shown.partitions.is_empty(), "{shown:?}");
+    let halt = shown.halt.unwrap();
+    let (status, answer) = decide(&orders, &halt, Choice::Resume).await;
+    assert_eq!(status, 200, "{answer}");
+    place_many(&orders, 5..6).await;
+    until_published(&orders).await;
+    assert_eq!(events(&bus).await, 6);
+    let (status, answer) = decide(&orders, &halt, Choice::TakeBus).await;
+    assert_eq!(status, 409, "{answer}");
+}
+
+#[derive(Serialize, Deserialize, JsonSchema)]
+struct Thanked {
+    order: String,
+}
+
+impl Event for Thanked {
+    const TYPE: &'static str = "thanks.thanked.v1";
+    fn key(&self) -> String {
+        self.order.clone()
+    }
+}
+
+async fn thank(event: Placed, tx: &mut Tx) -> Handled {
+    tx.publish(&Thanked { order: event.order })?;
+    Ok(())
+}
+
+/// A reactor's consequences come again when its database is restored; on the bus they are there already.
+#[tokio::test]
+async fn what_a_reactor_publishes_again_after_a_restore_is_recognised() {
+    let site = Site::new();
+    let bus = site.log("bus");
+    let thanks = async || {
+        let service = Service::new("thanks", site.database("thanks")).publishes::<Thanked>();
+        start(service.react(Reactor::from_start("thank").on(thank)), &bus).await
+    };
+    let on_bus = async || {
+        let tails = bus.tails(&ServiceName::new("thanks").unwrap()).await.unwrap_or_default();
+        tails.iter().map(|tail| tail.sequence).sum::<u64>()
+    };
+    let orders = site.orders(&bus, "orders").await;
+    place_many(&orders, 0..10).await;
+    let running = thanks().await;
+    eventually("10 thanks", async || on_bus().await == 10).await;
+    until_published(&running).await;
+    stop(running).await;
+    site.copy_database("thanks", "backup");
+    let running = thanks().await;
+    place_many(&orders, 10..40).await;
+    eventually("40 thanks", async || on_bus().await == 40).await;
+    until_published(&running).await;
+    stop(running).await;
+    site.copy_database("backup", "thanks");
+    let running = thanks().await;
+    until_halted_as(&running, "thanks").await;
+    take_bus(&running).await;
+    place_many(&orders, 40..50).await;
+    eventually("50 thanks", async || on_bus().await >= 50).await;
+    eventually("it has caught up", || async {
+        subscription(&running.app).is_some_and(|status| status.state == State::Live && status.lag_events == 0)
+    })
+    .await;
+    until_published(&running).await;
+    assert_eq!(on_bus().await, 50, "a consequence was published twice");
+}
+
+async fn until_halted_as(running: &Running<Sqlite>, service: &str) {
+    eventually("the relay halts", || async {
+        running.app.status().relay.is_some_and(|relay| relay.is_halted)
+    })
+    .await;
+    assert!(running.app.status().relay.unwrap().state.contains(&format!("`tombolo recover {service}`")));
+}
+
+#[tokio::test]
+async fn a_halt_outlives_restarts_and_the_service_serves_meanwhile() {
+    let site = Site::new();
+    let bus = site.log("bus");
+    let orders = site.orders(&bus, "orders").await;
+    place_many(&orders, 0..3).await;
+    until_published(&orders).await;
+    stop(orders).await;
+    let elsewhere = site.log("elsewhere");
+    let orders = site.orders(&elsewhere, "orders").await;
+    let first = {
+        until_halted(&orders).await;
+        look(&orders).await.halt.unwrap().id
+    };
+    place_many(&orders, 3..9).await;
+    stop(orders).await;
+    let orders = site.orders(&elsewhere, "orders").await;
+    until_halted(&orders).await;
+    assert_eq!(look(&orders).await.halt.unwrap().id, first, "the same halt, found once");
+    assert_eq!(orders.app.database().depth().await.unwrap().rows, 6, "what was written waits");
+    assert_eq!(copies_of(&orders).await, 9);
+    take_bus(&orders).await;
+    until_published(&orders).await;
+    assert_eq!(events(&elsewhere).await, 6);
+}
+
+async fn copies_of(orders: &Running<Sqlite>) -> i64 {
+    sqlx::query_scalar("SELECT count(*) FROM orders").fetch_one(orders.app.database().pool()).await.unwrap()
+}
