@@ -210,7 +210,7 @@ impl Postgres {
         Error::new(
             Kind::Schema,
             format!(
-                "{what}; expected version {expected}: run `tombolo schema apply`, or start the service with Schema::Apply"
+                "{what}; expected version {expected}: run `tombolo schema apply`, or start the service with TOMBOLO_SCHEMA=apply"
             ),
         )
     }

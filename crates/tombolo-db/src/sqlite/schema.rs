@@ -177,7 +177,7 @@ fn missing(found: i64, expected: i64) -> Error {
     Error::new(
         Kind::Schema,
         format!(
-            "{what}; expected version {expected}: run `tombolo schema apply`, or start the service with Schema::Apply"
+            "{what}; expected version {expected}: run `tombolo schema apply`, or start the service with TOMBOLO_SCHEMA=apply"
         ),
     )
 }
