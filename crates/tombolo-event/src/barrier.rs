@@ -3,9 +3,18 @@
 //! Each hop calls [`reach`] at the moments that matter. Nothing happens unless the program installed a hook
 //! first, which only test builds do; the cost is one atomic load.
 
-use std::sync::OnceLock;
+use std::any::Any;
+use std::cell::RefCell;
+use std::sync::{Arc, OnceLock};
 
 static HOOK: OnceLock<fn(&'static str)> = OnceLock::new();
+
+/// Whom a thread works for, for a hook that has to tell several in one process apart.
+pub type Owner = Arc<dyn Any + Send + Sync>;
+
+thread_local! {
+    static OWNER: RefCell<Option<Owner>> = const { RefCell::new(None) };
+}
 
 /// The barriers of the path, in its order, so that a fault run can visit each.
 pub const ALL: &[&str] = &[
@@ -34,4 +43,15 @@ pub fn reach(name: &'static str) {
 /// Installs what happens at every barrier, once; later calls change nothing.
 pub fn install(hook: fn(&'static str)) {
     HOOK.get_or_init(|| hook);
+}
+
+/// Whom this thread works for, if anybody said so. A hop that starts a thread passes it on.
+#[must_use]
+pub fn owner() -> Option<Owner> {
+    OWNER.with_borrow(Clone::clone)
+}
+
+/// Says whom this thread works for from now on.
+pub fn work_for(owner: Option<Owner>) {
+    OWNER.set(owner);
 }

@@ -15,7 +15,7 @@ mod settle;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -58,12 +58,75 @@ struct Ground {
     weather: Weather,
     dice: Dice,
     client: reqwest::Client,
+    /// Everybody. Weak, because a part holds the ground that it stands on.
+    members: Mutex<Vec<Weak<dyn Member>>>,
 }
 
-/// A world for services.
+impl Ground {
+    fn members(&self) -> Vec<Arc<dyn Member>> {
+        lock(&self.members).iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Has everybody look who there is, so that who has just started is found at its new address.
+    async fn acquaint(&self) {
+        for member in self.members().iter().filter(|member| member.is_working()) {
+            // Who cannot look now, because the bus is away, looks again when it is back.
+            member.peers().await.ok();
+        }
+    }
+}
+
+/// A world for services: the embedded bus, a database for each, a clock, and rough weather.
+///
+/// ```
+/// use tombolo::testing::World;
+/// # use tombolo::{Event, Handled, Service, View, sqlite::{Sqlite, Tx}};
+/// # #[derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+/// # struct OrderPlaced { order: String, cents: i64 }
+/// # impl Event for OrderPlaced {
+/// #     const TYPE: &'static str = "orders.placed.v1";
+/// #     fn key(&self) -> String { self.order.clone() }
+/// # }
+/// # async fn sum_up(event: OrderPlaced, tx: &mut Tx) -> Handled {
+/// #     sqlx::query("UPDATE revenue SET cents = cents + ?").bind(event.cents).execute(&mut **tx).await?;
+/// #     Ok(())
+/// # }
+/// # fn revenue(database: Sqlite) -> Service<Sqlite> {
+/// #     Service::new("revenue", database)
+/// #         .setup(async |database: Sqlite| {
+/// #             let sql = "CREATE TABLE IF NOT EXISTS revenue AS SELECT 0 AS cents";
+/// #             sqlx::raw_sql(sql).execute(database.pool()).await?;
+/// #             Ok(())
+/// #         })
+/// #         .view(View::new("revenue", 1).on(sum_up))
+/// # }
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let world = World::new();
+/// // The real service, started as its `main` would, but on the world's bus and a database of the world.
+/// let revenue = world.start(revenue).await;
+/// // A stand-in for a service that is not here.
+/// let orders = world.fake("orders").publishes::<OrderPlaced>().start().await;
+///
+/// revenue.crash_at("subscription.after-effect");
+/// orders.publish(&OrderPlaced { order: "o1".into(), cents: 1250 }).await;
+/// revenue.crashed().await;
+/// revenue.restart().await;
+/// world.settle().await;
+///
+/// // Handled several times by now, and applied once.
+/// let cents: i64 = sqlx::query_scalar("SELECT cents FROM revenue")
+///     .fetch_one(revenue.database().pool())
+///     .await
+///     .unwrap();
+/// assert_eq!(cents, 1250);
+/// assert_eq!(world.published::<OrderPlaced>().await.len(), 1);
+/// # }
+/// ```
 pub struct World {
     ground: Arc<Ground>,
-    members: Mutex<Vec<Arc<dyn Member>>>,
+    /// Keeps everybody in the world, whether or not the test keeps a handle.
+    parts: Mutex<Vec<Arc<dyn Member>>>,
     databases: AtomicU32,
 }
 
@@ -102,8 +165,9 @@ impl World {
             weather,
             dice,
             client: client.expect("an HTTP client without TLS needs nothing from the system"),
+            members: Mutex::default(),
         };
-        Self { ground: Arc::new(ground), members: Mutex::default(), databases: AtomicU32::new(0) }
+        Self { ground: Arc::new(ground), parts: Mutex::default(), databases: AtomicU32::new(0) }
     }
 
     /// Starts a service with a database of its own: SQLite, in a file that lies in memory where the system allows it, and
@@ -136,7 +200,7 @@ impl World {
     {
         let recipe = Recipe { open: Arc::new(open), service: Arc::new(service) };
         let part = Part::new(Arc::clone(&self.ground), 1, recipe);
-        let twice = lock(&self.members).iter().any(|member| member.service().as_str() == part.name());
+        let twice = self.replicas(&part) > 0;
         assert!(
             !twice,
             "{} is in the world already; for another replica of it use World::replicate",
@@ -147,15 +211,21 @@ impl World {
 
     /// Starts another replica of a service, on the same database.
     pub async fn replicate<D: Database>(&self, part: &Part<D>) -> Part<D> {
-        let others =
-            lock(&self.members).iter().filter(|member| member.service().as_str() == part.name()).count();
-        let number = u32::try_from(others).unwrap_or(u32::MAX).saturating_add(1);
+        let number = self.replicas(part) + 1;
         self.enter(Part::new(Arc::clone(&self.ground), number, part.recipe())).await
     }
 
+    /// How many replicas of its service are in the world.
+    fn replicas<D: Database>(&self, part: &Part<D>) -> u32 {
+        let same = |member: &&Arc<dyn Member>| member.service().as_str() == part.name();
+        lock(&self.parts).iter().filter(same).map(|_| 1).sum()
+    }
+
     async fn enter<D: Database>(&self, part: Part<D>) -> Part<D> {
+        let member: Arc<dyn Member> = Arc::new(part.clone());
+        lock(&self.ground.members).push(Arc::downgrade(&member));
+        lock(&self.parts).push(member);
         part.restart().await;
-        lock(&self.members).push(Arc::new(part.clone()));
         part
     }
 
@@ -196,7 +266,7 @@ impl World {
     /// # Panics
     /// As [`World::settle`].
     pub async fn settle_within(&self, bound: Duration) {
-        let members = lock(&self.members).clone();
+        let members = self.ground.members();
         let deadline = Instant::now() + bound;
         let mut looks = interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);

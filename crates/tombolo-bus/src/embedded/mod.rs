@@ -34,6 +34,7 @@ use std::thread::JoinHandle;
 use async_trait::async_trait;
 use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
+use tombolo_event::barrier;
 use tombolo_event::key::PARTITIONS_MAX;
 use tombolo_event::{Incarnation, ServiceName};
 
@@ -224,7 +225,9 @@ fn say_cut(recovered: &Recovered) {
 
 /// Starts the writer's thread.
 fn spawn(writer: Writer) -> Result<JoinHandle<()>> {
+    let owner = barrier::owner();
     let thread = std::thread::Builder::new().name("tombolo-log".into()).spawn(move || {
+        barrier::work_for(owner);
         let queue = CloseOnExit(writer.shared.clone());
         writer.run();
         drop(queue);

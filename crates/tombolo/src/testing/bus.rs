@@ -6,7 +6,7 @@
 //! Invariant: it does nothing that the port does not allow: what it acknowledged is stored, and a partition is read in
 //! order without a hole.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -15,18 +15,20 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use tempfile::TempDir;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tombolo_bus::embedded::{Log, Options};
 use tombolo_bus::{
     Append, Appended, Bus, Error, Guarantee, Kind, Reach, Read, RecordStream, Registration, Result, Signal,
     SignalStream, Tail, Topic, TopicSpec,
 };
-use tombolo_event::{Incarnation, ServiceName};
+use tombolo_event::{Incarnation, ServiceName, barrier};
 
+use super::PATIENCE;
 use super::dice::{Dice, lock};
 use super::fate::Fate;
 use super::shuffle::Tables;
-use super::weather::{ACKNOWLEDGEMENTS, BROKEN_READS_MAX, LOST_ACKNOWLEDGEMENTS_MAX, READS, Weather};
+use super::weather::{ACKNOWLEDGEMENTS, BROKEN_MAX, READS, Weather};
 
 /// The size of the log's files in bytes: small, because they may lie in memory.
 const SEGMENT_BYTES: u64 = 8 << 20;
@@ -45,7 +47,7 @@ pub struct RoughBus {
 struct Shared {
     folder: TempDir,
     /// None while the bus is down.
-    log: Mutex<Option<Arc<Log>>>,
+    up: Mutex<Option<Up>>,
     /// How many logs there were before this one.
     replaced: AtomicU32,
     /// Signals are stored nowhere, so they need no log; who listens goes on listening after a crash.
@@ -56,14 +58,14 @@ struct Shared {
     weather: Weather,
     dice: Dice,
     tables: Tables,
-    broken: Mutex<BTreeMap<String, Broken>>,
+    /// What the weather broke already: on whose line, what, where.
+    broken: Mutex<BTreeMap<(String, &'static str), BTreeSet<Place>>>,
 }
 
-/// What was broken already for one line.
-#[derive(Default)]
-struct Broken {
-    acknowledgements: Vec<Place>,
-    reads: Vec<Place>,
+/// One life of the log.
+struct Up {
+    log: Arc<Log>,
+    fate: Arc<Fate>,
 }
 
 /// Something that is there or not. Clones are the same.
@@ -96,12 +98,12 @@ impl RoughBus {
     /// A bus in the given weather, in a folder of its own.
     pub(super) fn new(weather: Weather, dice: Dice) -> Self {
         let folder = super::folder();
-        let log = open(folder.path().join("0"));
+        let up = open(folder.path().join("0"), weather, dice);
         let signals =
             Log::in_memory(Options::default()).expect("the default options are within their bounds");
         let shared = Shared {
             folder,
-            log: Mutex::new(Some(log)),
+            up: Mutex::new(Some(up)),
             replaced: AtomicU32::new(0),
             signals,
             present: Switch::default(),
@@ -138,16 +140,42 @@ impl RoughBus {
     /// Whether nobody reaches the bus.
     #[must_use]
     pub fn is_away(&self) -> bool {
-        self.shared.present.is_off() || lock(&self.shared.log).is_none()
+        self.shared.present.is_off() || self.life().is_err()
     }
 
     /// The bus goes down. What it acknowledged is in its files.
     pub async fn crash(&self) {
         self.away();
-        let log = lock(&self.shared.log).take();
-        if let Some(log) = log {
-            log.close().await;
+        let up = lock(&self.shared.up).take();
+        if let Some(up) = up {
+            up.fate.end("was crashed".into());
+            up.log.close().await;
         }
+    }
+
+    /// The bus goes down the next time that its writer comes to a named point of the path: `log.before-write`,
+    /// `log.after-write` or `log.after-sync`.
+    ///
+    /// # Panics
+    /// If it is down already, or has no point of that name.
+    pub fn crash_at(&self, point: &str) {
+        match &*lock(&self.shared.up) {
+            Some(up) => up.fate.arm(point, 1, |point| point.starts_with("log.")),
+            None => panic!("the bus cannot crash: it is down"),
+        }
+    }
+
+    /// Waits until it has gone down at the point that was named.
+    ///
+    /// # Panics
+    /// If it never does.
+    pub async fn crashed(&self) {
+        let fate = lock(&self.shared.up).as_ref().map(|up| Arc::clone(&up.fate));
+        if let Some(fate) = fate {
+            let over = timeout(PATIENCE, fate.over()).await;
+            assert!(over.is_ok(), "the bus did not crash within {PATIENCE:?}: it never came to the point");
+        }
+        self.crash().await;
     }
 
     /// The bus comes back, with what is in its files.
@@ -155,17 +183,17 @@ impl RoughBus {
     /// # Panics
     /// If it did not crash.
     pub fn restart(&self) {
-        let mut log = lock(&self.shared.log);
-        assert!(log.is_none(), "the bus runs; crash it first");
-        *log = Some(open(self.path()));
-        drop(log);
+        let mut up = lock(&self.shared.up);
+        assert!(up.is_none(), "the bus runs; crash it first");
+        *up = Some(self.open());
+        drop(up);
         self.back();
     }
 
     /// From now on the bus is another, empty one, as after a disaster.
     pub fn replace(&self) {
         self.shared.replaced.fetch_add(1, Ordering::SeqCst);
-        *lock(&self.shared.log) = Some(open(self.path()));
+        *lock(&self.shared.up) = Some(self.open());
     }
 
     /// The next `count` appends are stored, but not acknowledged.
@@ -179,14 +207,22 @@ impl RoughBus {
         self.shared.lose.load(Ordering::SeqCst)
     }
 
-    fn path(&self) -> PathBuf {
-        self.shared.folder.path().join(self.shared.replaced.load(Ordering::SeqCst).to_string())
+    fn open(&self) -> Up {
+        let number = self.shared.replaced.load(Ordering::SeqCst).to_string();
+        open(self.shared.folder.path().join(number), self.shared.weather, self.shared.dice)
     }
 
     /// The log, if this line reaches it.
     fn reach(&self) -> Result<Arc<Log>> {
+        Ok(self.life()?.0)
+    }
+
+    /// The same with the life that it is in.
+    fn life(&self) -> Result<(Arc<Log>, Arc<Fate>)> {
         self.check()?;
-        lock(&self.shared.log).clone().ok_or_else(|| unavailable("the bus is down"))
+        let up = lock(&self.shared.up);
+        let up = up.as_ref().filter(|up| up.fate.end_of().is_none());
+        up.map(|up| (Arc::clone(&up.log), Arc::clone(&up.fate))).ok_or_else(|| unavailable("the bus is down"))
     }
 
     fn check(&self) -> Result<()> {
@@ -205,45 +241,36 @@ impl RoughBus {
     /// Whether the acknowledgement of the append at `place` is lost.
     fn loses_acknowledgement(&self, place: Place) -> bool {
         let one_less = |left: u32| left.checked_sub(1);
-        if self.shared.lose.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).is_ok() {
-            return true;
-        }
-        let mut broken = lock(&self.shared.broken);
-        let lost = &mut broken.entry(self.of.clone()).or_default().acknowledgements;
-        let (topic, partition, sequence) = &place;
-        let picked = self.shared.weather.broken
-            && self.shared.dice.picks(ACKNOWLEDGEMENTS, format_args!("lost/{topic}/{partition}/{sequence}"));
-        let loses = picked && lost.len() < LOST_ACKNOWLEDGEMENTS_MAX && !lost.contains(&place);
-        if loses {
-            lost.push(place);
-        }
-        loses
+        let told = self.shared.lose.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).is_ok();
+        told || self.breaks("acknowledgement", ACKNOWLEDGEMENTS, place)
     }
 
-    /// Whether the read breaks after the batch that ends at `place`.
-    fn breaks_after(&self, place: Place) -> bool {
-        let mut broken = lock(&self.shared.broken);
-        let reads = &mut broken.entry(self.of.clone()).or_default().reads;
+    /// Whether the weather breaks something at `place`: one of so many, once there, and not too often on one line.
+    fn breaks(&self, what: &'static str, one_of: u64, place: Place) -> bool {
         let (topic, partition, sequence) = &place;
-        let picked = self.shared.weather.broken
-            && self
-                .shared
-                .dice
-                .picks(READS, format_args!("break/{}/{topic}/{partition}/{sequence}", self.of));
-        let breaks = picked && reads.len() < BROKEN_READS_MAX && !reads.contains(&place);
-        if breaks {
-            reads.push(place);
+        let name = format!("{what}/{}/{topic}/{partition}/{sequence}", self.of);
+        if !self.shared.weather.broken || !self.shared.dice.picks(one_of, name) {
+            return false;
         }
-        breaks
+        let mut broken = lock(&self.shared.broken);
+        let places = broken.entry((self.of.clone(), what)).or_default();
+        places.len() < BROKEN_MAX && places.insert(place)
     }
 
     /// The stream over this line: it breaks when the bus goes, and where the weather breaks it.
-    fn over_the_line(&self, read: &Read, stream: RecordStream) -> RecordStream {
+    fn over_the_line(&self, read: &Read, stream: RecordStream, fate: Arc<Fate>) -> RecordStream {
         let (gone, cut) = (self.shared.present.broken(), self.connection.broken());
+        let breaks = async move {
+            tokio::select! {
+                () = gone => {}
+                () = cut => {}
+                () = fate.over() => {}
+            }
+        };
         let (line, topic, partition) = (self.clone(), read.topic.clone(), read.partition);
-        let broken = move |batch: Result<tombolo_bus::Batch>| {
+        let passed_on = move |batch: Result<tombolo_bus::Batch>| {
             let last = batch.as_ref().map_or(0, |batch| batch.last);
-            let breaks = last > 0 && line.breaks_after((topic.clone(), partition, last));
+            let breaks = last > 0 && line.breaks("read", READS, (topic.clone(), partition, last));
             let error = breaks.then(|| Err(unavailable("the connection broke after a batch")));
             futures_util::stream::iter([Some(batch), error].into_iter().flatten())
         };
@@ -253,19 +280,24 @@ impl RoughBus {
         } else {
             stream
         };
-        Box::pin(stream.flat_map(broken).take_until(gone).take_until(cut).chain(end))
+        Box::pin(stream.flat_map(passed_on).take_until(Box::pin(breaks)).chain(end))
     }
 }
 
-fn open(path: PathBuf) -> Arc<Log> {
+fn open(path: PathBuf, weather: Weather, dice: Dice) -> Up {
     let options = Options {
         segment_bytes: SEGMENT_BYTES,
         first_segment_bytes: SEGMENT_BYTES,
         prepare_ahead: false,
         ..Options::default()
     };
-    match Log::open(&path, options) {
-        Ok((log, _)) => log,
+    let fate = Fate::new(weather, dice);
+    let outer = barrier::owner();
+    barrier::work_for(Some(Arc::<Fate>::clone(&fate)));
+    let opened = Log::open(&path, options);
+    barrier::work_for(outer);
+    match opened {
+        Ok((log, _)) => Up { log, fate },
         Err(error) => panic!("the world's bus cannot be opened in {}: {error}", path.display()),
     }
 }
@@ -321,8 +353,9 @@ impl Bus for RoughBus {
         as_seen(self.reach()?.tails(topic).await)
     }
     async fn read(&self, read: Read) -> Result<RecordStream> {
-        let stream = as_seen(self.reach()?.read(read.clone()).await)?;
-        Ok(if read.follow { self.over_the_line(&read, stream) } else { stream })
+        let (log, fate) = self.life()?;
+        let stream = as_seen(log.read(read.clone()).await)?;
+        Ok(if read.follow { self.over_the_line(&read, stream, fate) } else { stream })
     }
     async fn signal(&self, subject: &str, signal: Signal) -> Result<Reach> {
         self.check()?;

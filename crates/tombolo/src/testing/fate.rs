@@ -1,7 +1,8 @@
-//! What a world has in store for one life of a service: the named point at which it crashes, and what is done twice.
+//! What a world has in store for one life of a part, a service or the bus: the named point at which it crashes, and what
+//! is done twice.
 //!
-//! Every task and request of the service runs within its fate, so that the hook of the barriers, which is one for the
-//! whole process, knows whose point was reached.
+//! Every task and request of a service runs within its fate, and the thread of a bus works for one, so that the hook of
+//! the barriers, which is one for the whole process, knows whose point was reached.
 //!
 //! Invariant: once a life has ended none of its tasks runs on: the one at the named point never passes it.
 
@@ -48,9 +49,14 @@ impl Fate {
         Arc::new(Self { weather, dice, point: Mutex::default(), ended: watch::Sender::new(None) })
     }
 
-    /// The life ends when it is at `name` for the time after `passes` more.
-    pub(super) fn arm(&self, name: &'static str, passes: u32) {
-        *lock(&self.point) = Some(Point { name, passes });
+    /// The life ends when it is for the `nth` time at the point `name`, which must be one of `points`.
+    pub(super) fn arm(&self, name: &str, nth: u32, points: impl Fn(&str) -> bool) {
+        let mut points = barrier::ALL.iter().copied().filter(|point| points(point));
+        let Some(name) = points.clone().find(|point| *point == name) else {
+            let points = points.by_ref().collect::<Vec<_>>().join(", ");
+            panic!("there is no point {name:?} on this part's path; there are: {points}");
+        };
+        *lock(&self.point) = Some(Point { name, passes: nth.saturating_sub(1) });
     }
 
     /// Ends the life.
@@ -126,8 +132,8 @@ impl Fate {
 
 /// What happens at every barrier of the path.
 fn reached(name: &'static str) {
-    let Ok(fate) = FATE.try_with(Arc::clone) else { return };
-    if fate.ends_at(name) {
+    let fate = FATE.try_with(Arc::clone).ok().or_else(|| barrier::owner()?.downcast().ok());
+    if let Some(fate) = fate.filter(|fate| fate.ends_at(name)) {
         fate.end(format!("crashed at {name}"));
         resume_unwind(Box::new(Ended));
     }

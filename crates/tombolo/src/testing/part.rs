@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use tombolo_bus::{Bus, TopicSpec};
 use tombolo_db::Transaction;
 use tombolo_event::descriptor::Descriptor;
-use tombolo_event::{Event, ServiceName, barrier};
+use tombolo_event::{Event, ServiceName};
 
 use super::bus::Switch;
 use super::dice::lock;
@@ -106,6 +106,7 @@ impl<D: Database> Part<D> {
         let running =
             service.start(settings).await.unwrap_or_else(|error| panic!("{name} does not start: {error}"));
         *lock(&self.0.being) = Being::Up { running, fate };
+        ground.acquaint().await;
     }
 
     /// Ends it at once, wherever it is.
@@ -138,14 +139,8 @@ impl<D: Database> Part<D> {
     /// # Panics
     /// As [`Part::crash_at`].
     pub fn crash_at_nth(&self, point: &str, nth: u32) {
-        let mut points = barrier::ALL.iter().filter(|name| !name.starts_with("log."));
-        let known = points.clone().find(|name| **name == point);
-        let Some(name) = known else {
-            let points = points.by_ref().copied().collect::<Vec<_>>().join(", ");
-            panic!("there is no point {point:?} on a service's path; there are: {points}");
-        };
         match &*lock(&self.0.being) {
-            Being::Up { fate, .. } => fate.arm(name, nth.saturating_sub(1)),
+            Being::Up { fate, .. } => fate.arm(point, nth, |point| !point.starts_with("log.")),
             Being::Down { why } => panic!("{} cannot crash: it {why}", self.label()),
         }
     }

@@ -4,12 +4,10 @@ use std::time::Duration;
 
 /// One acknowledgement of so many is lost.
 pub(super) const ACKNOWLEDGEMENTS: u64 = 8;
-/// The most acknowledgements of one topic that are lost: each makes its relay pause longer before it begins anew.
-pub(super) const LOST_ACKNOWLEDGEMENTS_MAX: usize = 3;
 /// One read of so many batches breaks.
 pub(super) const READS: u64 = 16;
-/// The most reads of one service that break: each makes the worker pause longer before it begins anew.
-pub(super) const BROKEN_READS_MAX: usize = 3;
+/// The most of either that one line bears: each makes its relay or worker pause longer before it begins anew.
+pub(super) const BROKEN_MAX: usize = 3;
 /// A batch ends after one event of so many.
 pub(super) const BATCH_ENDS: u64 = 3;
 /// How long a batch is held back at most when there is nothing else to deliver, so that something may overtake it.

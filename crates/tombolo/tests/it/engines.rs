@@ -7,6 +7,7 @@ use std::sync::Arc;
 use sqlx::{AssertSqlSafe, PgPool};
 use tombolo::postgres::{Postgres, Tx};
 use tombolo::sqlite::Sqlite;
+use tombolo::testing::World;
 use tombolo::{App, Handled, Running, Service, Settings, View};
 use tombolo_bus::{Bus, Identity};
 use tombolo_event::ServiceName;
@@ -159,4 +160,21 @@ async fn a_late_commit_arrives_too() {
     late.commit().await.unwrap();
     let copies = until_copied(&history.app, 21).await;
     assert_eq!(copies.iter().filter(|(order, _)| order == "late").count(), 1);
+}
+
+#[tokio::test]
+async fn a_world_crashes_a_service_on_postgres_too() {
+    let Some(database) = postgres().await else { return };
+    let world = World::new();
+    let service = |database| Service::new("orders", database).setup(table).publishes::<Placed>();
+    let orders = world.start_on(move || database.clone(), service).await;
+    let history = world.start(crate::world::history).await;
+    for point in ["relay.after-numbering", "relay.after-append"] {
+        orders.crash_at(point);
+        place(&orders.app(), point, 1).await;
+        orders.crashed().await;
+        orders.restart().await;
+    }
+    world.settle().await;
+    assert_eq!(crate::support::copies(&history.app()).await.len(), 2);
 }

@@ -57,7 +57,7 @@ impl Question for IsKnown {
     type Answer = bool;
 }
 
-fn history(database: Sqlite) -> Service<Sqlite> {
+pub(crate) fn history(database: Sqlite) -> Service<Sqlite> {
     with_copies(Service::new("history", database)).view(View::new("copies", 1).on(copy))
 }
 
@@ -88,6 +88,17 @@ async fn a_settled_world_has_applied_everything_once_and_in_order() {
     assert_all_once(&copies(&history.app()).await, 60);
     let published: Vec<i64> = world.published::<Placed>().await.iter().map(|placed| placed.cents).collect();
     assert_eq!(published.len(), 60);
+}
+
+#[tokio::test]
+async fn a_rough_world_loses_acknowledgements_and_a_calm_one_does_not() {
+    for (weather, lost) in [(Weather::rough(), true), (Weather::calm(), false)] {
+        let world = World::with_weather(weather);
+        let orders = world.start(orders).await;
+        place_many(&orders, 100).await;
+        world.settle().await;
+        assert_eq!(orders.app().metrics().relay_retries.get() > 0, lost);
+    }
 }
 
 #[derive(Clone, Default)]
@@ -156,8 +167,25 @@ async fn a_crash_at_any_named_point_loses_and_doubles_nothing() {
 }
 
 #[tokio::test]
+async fn a_bus_that_crashes_at_any_named_point_loses_and_doubles_nothing() {
+    for point in barrier::ALL.iter().filter(|name| name.starts_with("log.")) {
+        let world = World::new();
+        let (orders, history) = (world.start(orders).await, world.start(history).await);
+        place_many(&orders, 10).await;
+        world.settle().await;
+        world.bus().crash_at(point);
+        place_many(&orders, 10).await;
+        world.bus().crashed().await;
+        assert!(world.bus().is_away(), "{point}");
+        world.bus().restart();
+        world.settle().await;
+        assert_eq!(copies(&history.app()).await.len(), 20, "{point}");
+    }
+}
+
+#[tokio::test]
 #[should_panic(
-    expected = "there is no point \"relay.midway\" on a service's path; there are: outbox.before-commit"
+    expected = "there is no point \"relay.midway\" on this part's path; there are: outbox.before-commit"
 )]
 async fn a_point_that_does_not_exist_is_named() {
     let world = World::new();
