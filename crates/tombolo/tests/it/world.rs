@@ -1,7 +1,7 @@
 //! The test world itself: that it does what it says, and that what is wrong is caught in it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
@@ -12,7 +12,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tombolo::sqlite::{Sqlite, Tx};
 use tombolo::testing::{Part, Weather, World};
-use tombolo::{Event, Handled, Problem, Question, Reactor, Service, State, Upcast, View, reject};
+use tombolo::{
+    Attempt, Effect, Event, Handled, HandlerError, IdempotencyKey, Problem, Question, Reactor, Service,
+    State, Upcast, View, reject,
+};
 use tombolo_db::mutant::Mutant;
 use tombolo_event::barrier;
 
@@ -133,6 +136,35 @@ async fn a_handler_that_works_outside_its_transaction_is_caught() {
     assert_eq!(counted_outside(twice).await, 20, "every event was handled exactly twice");
 }
 
+/// What arrived at a post office outside of all services.
+#[derive(Clone, Default)]
+struct Letters(Arc<Mutex<Vec<IdempotencyKey>>>);
+
+async fn send(_: Placed, letters: State<Letters>, attempt: Attempt) -> Result<(), HandlerError> {
+    letters.0.0.lock().unwrap().push(attempt.key);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_effect_that_forgets_its_key_is_caught() {
+    let world = World::new();
+    let letters = Letters::default();
+    let orders = world.start(orders).await;
+    let office = letters.clone();
+    let mail = move |database| {
+        let letters = Effect::from_start("letters").on(send);
+        Service::new("mail", database).state(office.clone()).effect(letters)
+    };
+    world.start(mail).await;
+    place_many(&orders, 10).await;
+    world.settle().await;
+    let mut keys = letters.0.lock().unwrap().clone();
+    assert!(keys.len() >= 20, "every call was made twice: {}", keys.len());
+    keys.sort_unstable_by_key(ToString::to_string);
+    keys.dedup();
+    assert_eq!(keys.len(), 10, "under the same key");
+}
+
 #[tokio::test]
 async fn a_database_that_does_not_compare_cursors_is_caught() {
     let world = World::new();
@@ -146,7 +178,8 @@ async fn a_database_that_does_not_compare_cursors_is_caught() {
 
 #[tokio::test]
 async fn a_crash_at_any_named_point_loses_and_doubles_nothing() {
-    for point in barrier::ALL.iter().filter(|name| !name.starts_with("log.")) {
+    let hops = ["outbox.", "relay.", "subscription."];
+    for point in barrier::ALL.iter().filter(|name| hops.iter().any(|hop| name.starts_with(hop))) {
         let world = World::new();
         let users = world.fake("users").answers(|_: IsKnown| Ok(true)).start().await;
         let (orders, history) = (world.start(orders).await, world.start(history).await);
@@ -407,4 +440,26 @@ async fn what_follows_from_what_follows_is_waited_for_and_there_once() {
     world.settle().await;
     assert_eq!(world.published::<Confirmed>().await.len(), 20);
     drop(other);
+}
+
+async fn archive(confirmed: Confirmed, tx: &mut Tx) -> Handled {
+    copy(Placed { order: confirmed.order, cents: 0 }, tx).await
+}
+
+#[tokio::test]
+async fn a_world_never_settles_before_the_last_consequence_is_there() {
+    let world = World::new();
+    let orders = world.start(orders).await;
+    let mail = |database| {
+        let confirm = Reactor::from_start("confirm").on(confirm);
+        Service::new("mail", database).publishes::<Confirmed>().react(confirm)
+    };
+    let archive =
+        |database| with_copies(Service::new("archive", database)).view(View::new("archive", 1).on(archive));
+    let (_mail, archive) = (world.start(mail).await, world.start(archive).await);
+    for n in 1..=40 {
+        place(&orders.app(), &format!("o{n}"), 1).await;
+        world.settle().await;
+        assert_eq!(copies(&archive.app()).await.len(), n);
+    }
 }

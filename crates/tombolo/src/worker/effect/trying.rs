@@ -54,7 +54,7 @@ impl<D: Database> Trying<D> {
         }
         let mut called = self.called(self.call.attempts).await;
         barrier::reach("effect.after-call");
-        if self.repeat == Repeat::BeforeCommit {
+        if self.repeat != Repeat::Never {
             called = self.called(self.call.attempts + 1).await;
         }
         called.map_or_else(Ended::Failed, Ended::Returned)
