@@ -13,6 +13,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::post;
 use axum::{Json, Router};
+use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
@@ -79,9 +80,19 @@ async fn place<D: Store>(
 ) -> Result<StatusCode, Problem> {
     let mut tx = app.begin().await?;
     D::insert(&mut tx, INSERT_ORDER, &placed).await?;
-    tx.outgoing().publish(&placed)?;
+    if goes_by_later(&placed.key) {
+        tx.outgoing().publish_at(&placed, Timestamp::now())?;
+    } else {
+        tx.outgoing().publish(&placed)?;
+    }
     tx.commit().await?;
     Ok(StatusCode::CREATED)
+}
+
+/// Every other key is kept for later and due at once, so that there is always something to move. One order of a key is on its
+/// way at a time, so the order in which they are due is that of their numbers.
+fn goes_by_later(key: &str) -> bool {
+    key.ends_with(['1', '3', '5', '7', '9'])
 }
 
 async fn copy<D: Store>(event: Placed, tx: &mut D::Tx) -> Handled {

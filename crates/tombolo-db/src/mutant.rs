@@ -25,6 +25,8 @@ pub enum Mutant {
     NoHalt,
     /// After a restore, what is on the bus already is published once more.
     NoMemoryOfTheBus,
+    /// What became due is removed from where it was kept in a transaction of its own, after the one that moved it.
+    LaterRemovedApart,
 }
 
 /// Which fault a database handle has, if any.

@@ -3,6 +3,9 @@
 //! takes: typed events · writes: nothing yet · commits: with the transaction · if we crash here: nothing
 //! happened · if it repeats: consequences get the same ids.
 //!
+//! An event that is published at a later time is encoded here and now: its id is given, its time is the one at which it is
+//! due, and whatever its type becomes meanwhile, what was meant is what will be published.
+//!
 //! Invariant: what cannot be published poisons the transaction, so that state never commits without its events.
 
 use std::collections::BTreeSet;
@@ -95,6 +98,39 @@ pub struct Row {
     pub event_type: String,
     /// The stored bytes.
     pub bytes: Bytes,
+    /// When it is to be published; none for "with the commit".
+    pub due: Option<Timestamp>,
+}
+
+/// What a commit has to write, each in the order of publishing.
+#[derive(Debug, Default)]
+pub struct Taken {
+    /// For the outbox.
+    pub rows: Vec<Row>,
+    /// For later: each has a due time.
+    pub later: Vec<Row>,
+}
+
+impl Taken {
+    /// Whether nothing is to be written.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.later.is_empty()
+    }
+
+    /// The lock stripes of everything, sorted and without repeats, so that the order of locking is the same everywhere.
+    #[must_use]
+    pub fn stripes(&self, stripes: u32) -> Vec<u32> {
+        let keys = self.rows.iter().chain(&self.later).map(|row| row.key_hash);
+        sorted_stripes(keys, stripes)
+    }
+}
+
+/// The lock stripes of `keys`, sorted and without repeats.
+#[must_use]
+pub fn sorted_stripes(keys: impl Iterator<Item = KeyHash>, stripes: u32) -> Vec<u32> {
+    let set: BTreeSet<u32> = keys.map(|key| key.stripe(stripes)).collect();
+    set.into_iter().collect()
 }
 
 impl Outgoing {
@@ -125,15 +161,41 @@ impl Outgoing {
     /// # Errors
     /// `Refused` for a type that was not declared, a view, a wrong key or size; `Full` while the outbox is full. Either poisons the transaction.
     pub fn publish<E: Event>(&mut self, event: &E) -> Result<EventId> {
-        self.mark_used();
-        let buffered = self.try_publish(event);
-        if let Err(error) = &buffered {
-            self.poison(&error.to_string());
-        }
-        buffered
+        self.buffer(event, None)
     }
 
-    fn try_publish<E: Event>(&mut self, event: &E) -> Result<EventId> {
+    /// Buffers `event` to be published when `due` has come: at once if that is past.
+    ///
+    /// It has its id from now on, and carries `due` as its time. It has no place in its topic before it is due; then it
+    /// comes after everything that its key published before.
+    ///
+    /// # Errors
+    /// As [`Outgoing::publish`].
+    pub fn publish_at<E: Event>(&mut self, event: &E, due: Timestamp) -> Result<EventId> {
+        self.buffer(event, Some(due))
+    }
+
+    /// Takes back an event that this transaction was to publish later; whether it was one of its own.
+    ///
+    /// # Errors
+    /// `Refused` in a view, which poisons the transaction.
+    pub fn withdraw(&mut self, id: EventId) -> Result<bool> {
+        self.mark_used();
+        if let Origin::View { view, .. } = &self.origin {
+            let error = self.not_in_a_view(view, "withdraws an event");
+            return self.poison_on(Err(error));
+        }
+        let own = self.rows.iter().position(|row| row.id == id && row.due.is_some());
+        Ok(own.map(|at| self.rows.remove(at)).is_some())
+    }
+
+    fn buffer<E: Event>(&mut self, event: &E, due: Option<Timestamp>) -> Result<EventId> {
+        self.mark_used();
+        let buffered = self.try_publish(event, due);
+        self.poison_on(buffered)
+    }
+
+    fn try_publish<E: Event>(&mut self, event: &E, due: Option<Timestamp>) -> Result<EventId> {
         self.check_allowed(E::TYPE)?;
         let data = serde_json::to_vec(event).map_err(|error| {
             Error::new(Kind::Refused, format!("an event of type {} cannot be written as JSON", E::TYPE))
@@ -145,7 +207,7 @@ impl Outgoing {
             source: self.publisher.service.to_string(),
             event_type: E::TYPE.to_owned(),
             key: event.key(),
-            time: Timestamp::now(),
+            time: due.map_or_else(Timestamp::now, |due| due.max(Timestamp::now())),
             content_type: tombolo_event::envelope::JSON.to_owned(),
             trace: self.trace,
             correlation: self.correlation.clone(),
@@ -156,19 +218,14 @@ impl Outgoing {
         envelope.check(&bytes)?;
         let key_hash = KeyHash::of(&envelope.key);
         let partition = key_hash.partition(self.publisher.partitions);
-        self.rows.push(Row { id, key_hash, partition, event_type: envelope.event_type, bytes });
+        self.rows.push(Row { id, key_hash, partition, event_type: envelope.event_type, bytes, due });
         Ok(id)
     }
 
     fn check_allowed(&self, event_type: &str) -> Result<()> {
         let service = &self.publisher.service;
         if let Origin::View { view, .. } = &self.origin {
-            return Err(Error::new(
-                Kind::Refused,
-                format!(
-                    "view {view:?} of service {service} publishes {event_type}, but views only keep their tables, because they are rebuilt; publish from a reactor (`.on(…)`)"
-                ),
-            ));
+            return Err(self.not_in_a_view(view, &format!("publishes {event_type}")));
         }
         if !self.publisher.declared.contains(event_type) {
             let declared: Vec<&str> = self.publisher.declared.iter().map(String::as_str).collect();
@@ -184,7 +241,7 @@ impl Outgoing {
             return Err(Error::new(
                 Kind::Full,
                 format!(
-                    "the outbox of service {service} is full; it empties when the bus can be reached again"
+                    "the outbox of service {service} is full, with what it keeps for later; it empties when the bus can be reached and what is kept becomes due"
                 ),
             ));
         }
@@ -195,6 +252,16 @@ impl Outgoing {
             ));
         }
         Ok(())
+    }
+
+    fn not_in_a_view(&self, view: &str, what: &str) -> Error {
+        let service = &self.publisher.service;
+        Error::new(
+            Kind::Refused,
+            format!(
+                "view {view:?} of service {service} {what}, but views only keep their tables, because they are rebuilt; do it in a reactor (`.react(…)`)"
+            ),
+        )
     }
 
     fn next_id(&mut self) -> (EventId, Option<EventId>) {
@@ -257,42 +324,34 @@ impl Outgoing {
         done
     }
 
-    /// What the commit has to write, in order.
+    /// What the commit has to write.
     ///
     /// # Errors
     /// `Poisoned` if anything failed before.
-    pub fn take(&mut self) -> Result<Vec<Row>> {
-        match &self.poison {
-            Some(why) => Err(Error::new(
+    pub fn take(&mut self) -> Result<Taken> {
+        if let Some(why) = &self.poison {
+            return Err(Error::new(
                 Kind::Poisoned,
                 format!("the transaction was rolled back, because earlier in it: {why}"),
-            )),
-            None => Ok(std::mem::take(&mut self.rows)),
+            ));
         }
+        let (rows, later) = std::mem::take(&mut self.rows).into_iter().partition(|row| row.due.is_none());
+        Ok(Taken { rows, later })
     }
 
-    /// Tells that the events are committed, at `positions`.
+    /// Tells that everything that was taken is committed, its events at `positions`.
     pub(crate) fn committed(&self, positions: &[Position]) {
         if let Some(written) = &self.written {
             let mut written = written.lock().unwrap_or_else(PoisonError::into_inner);
             positions.iter().for_each(|position| written.note(position.clone()));
         }
-        if !positions.is_empty() {
-            (self.publisher.wake)();
-        }
+        (self.publisher.wake)();
     }
 
     /// The ids among `rows` that follow from an event, and so come again when it is handled again.
     #[must_use]
     pub fn consequences(rows: &[Row]) -> Vec<Uuid> {
         rows.iter().map(|row| row.id.0).filter(|id| id.get_version() == Some(Version::Sha1)).collect()
-    }
-
-    /// The lock stripes of `rows`, sorted and without repeats, so that the order of locking is the same everywhere.
-    #[must_use]
-    pub fn stripes(rows: &[Row], stripes: u32) -> Vec<u32> {
-        let set: BTreeSet<u32> = rows.iter().map(|row| row.key_hash.stripe(stripes)).collect();
-        set.into_iter().collect()
     }
 
     /// Who publishes.

@@ -10,6 +10,9 @@
 //!           removed ───┘    └ numbered, in flight       then removed; the mark (6, its id) stays
 //! ```
 //!
+//! What is published for later waits in a table of its own, without position and sequence, until the leader moves it
+//! into the outbox, under the same locks as a commit. When that is, the service's own clock says, never the database's.
+//!
 //! Invariants, which the conformance suite checks case by case for every database:
 //! - positions of one key are in commit order, and a row that commits late is not passed over: rows are taken by
 //!   being there and removed once published;
@@ -96,6 +99,12 @@ pub trait Transaction: Send + Sized + 'static {
     /// `Refused` if it has one already; poisons the transaction.
     async fn finish(&mut self, request: Uuid, outcome: &Outcome) -> Result<()>;
 
+    /// Takes back an event that is kept for later; whether it was there, which it is not once it was moved to the outbox.
+    ///
+    /// # Errors
+    /// `Refused` in a view, which poisons the transaction; `Unavailable`, `Database`.
+    async fn withdraw(&mut self, id: EventId) -> Result<bool>;
+
     /// Locks the stripes of the keys in order, writes the outbox rows, commits, and verifies that it did.
     /// Wakes the relay.
     ///
@@ -110,7 +119,7 @@ pub trait Transaction: Send + Sized + 'static {
 /// What a commit wrote.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Committed {
-    /// The places of the events, in the order in which they were published.
+    /// The places of the events, in the order in which they were published; what is for later has none yet.
     pub positions: Vec<Position>,
 }
 
@@ -180,6 +189,18 @@ pub trait Leader: Send + Sync {
     /// `Fenced` if somebody else leads.
     async fn round(&mut self, done: &[Mark], limit: RoundLimit) -> Result<Vec<OutboxRow>>;
 
+    /// When the next of the events that are kept for later is due, as the last round found it.
+    fn next_due(&self) -> Option<Timestamp>;
+
+    /// Moves events that are due at `now`, up to the limit, to the end of the outbox: in the order in which they are due,
+    /// each gone from where it was kept in the transaction that inserts it, under the locks of a commit. Returns how many.
+    ///
+    /// What a transaction is about to withdraw stays until that has ended, and so does what is due later under its key.
+    ///
+    /// # Errors
+    /// `Fenced` if somebody else leads.
+    async fn move_due(&mut self, now: Timestamp, limit: RoundLimit) -> Result<usize>;
+
     /// Lengthens the lease.
     ///
     /// # Errors
@@ -231,7 +252,7 @@ pub struct Mark {
     pub id: Option<EventId>,
 }
 
-/// What waits in the outbox.
+/// What waits in the outbox, and for later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Depth {
     /// Rows.
@@ -240,6 +261,24 @@ pub struct Depth {
     pub bytes: u64,
     /// When the oldest was written.
     pub oldest: Option<Timestamp>,
+    /// Events that are kept for later.
+    pub later_rows: u64,
+    /// Their bytes.
+    pub later_bytes: u64,
+    /// When the next of them is due.
+    pub next_due: Option<Timestamp>,
+}
+
+/// A due time as the databases keep it, in microseconds since 1970: rounded up, so that nothing is moved too early.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(crate) fn due_us(due: Timestamp) -> i64 {
+    i64::try_from(-(-due.as_nanosecond()).div_euclid(1_000)).unwrap_or(i64::MAX)
+}
+
+/// A due time out of what the databases keep.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(crate) fn due_time(due_us: i64) -> Timestamp {
+    Timestamp::from_microsecond(due_us).unwrap_or(Timestamp::MAX)
 }
 
 /// The subscriptions' half of the port.

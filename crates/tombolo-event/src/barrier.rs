@@ -20,6 +20,8 @@ thread_local! {
 pub const ALL: &[&str] = &[
     "outbox.before-commit",
     "outbox.after-commit",
+    "later.before-move",
+    "later.after-move",
     "relay.after-numbering",
     "relay.before-append",
     "log.before-write",

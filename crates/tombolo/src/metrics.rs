@@ -40,6 +40,12 @@ pub struct Metrics {
     pub outbox_bytes: Gauge,
     /// The age of the oldest, in seconds.
     pub outbox_age: Gauge<f64, AtomicU64>,
+    /// Events that are kept for later.
+    pub later_rows: Gauge,
+    /// Their bytes.
+    pub later_bytes: Gauge,
+    /// When the next of them is due, in seconds since 1970; 0 if there is none.
+    pub later_due: Gauge,
     /// Events that the bus acknowledged.
     pub relayed: Counter,
     /// Rows in each round.
@@ -86,6 +92,9 @@ impl Metrics {
             outbox_rows: Gauge::default(),
             outbox_bytes: Gauge::default(),
             outbox_age: Gauge::default(),
+            later_rows: Gauge::default(),
+            later_bytes: Gauge::default(),
+            later_due: Gauge::default(),
             relayed: Counter::default(),
             round_rows: counts(),
             append_seconds: seconds(),
@@ -114,6 +123,14 @@ impl Metrics {
             "Age of the oldest waiting row",
             Unit::Seconds,
             self.outbox_age.clone(),
+        );
+        r.register("later_rows", "Events that are kept for later", self.later_rows.clone());
+        r.register("later_depth", "Bytes that are kept for later", self.later_bytes.clone());
+        r.register_with_unit(
+            "later_next_due_timestamp",
+            "When the next of them is due, since 1970",
+            Unit::Seconds,
+            self.later_due.clone(),
         );
         r.register("relayed_events", "Events that the bus acknowledged", self.relayed.clone());
         r.register("relay_round_rows", "Rows in each round of the outbox", self.round_rows.clone());

@@ -11,17 +11,19 @@
 //! a difference halts the database by name until an operator decides (`recovery`).
 
 mod lanes;
+mod later;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use jiff::Timestamp;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tombolo_bus::{Bus, Signal, Topic};
-use tombolo_db::{Leader, Mark, Outbox, Publisher, RoundLimit};
+use tombolo_db::{Depth, Leader, Mark, Outbox, Publisher, RoundLimit};
 use tombolo_event::Backoff;
 use tombolo_event::barrier;
 use uuid::Uuid;
@@ -32,6 +34,7 @@ use crate::settings::Lease;
 use crate::status::Board;
 use crate::{Clock, Error, Kind, Result};
 use lanes::Lanes;
+use later::Schedule;
 
 /// Rows that are taken and not yet acknowledged, at most.
 const IN_FLIGHT_ROWS_MAX: usize = 8_000;
@@ -150,6 +153,7 @@ impl Relay {
     async fn drain(&self, leader: &mut dyn Leader, topic: &Topic) -> Result<Vec<Mark>> {
         let mut lanes = Lanes::new(Arc::clone(&self.bus), topic.clone(), leader.epoch());
         let mut renew = Instant::now() + self.lease.renew_every();
+        let mut later = Schedule::new(self.clock.clone());
         let mut idle = 0;
         let mut look = true;
         loop {
@@ -161,6 +165,7 @@ impl Relay {
                 self.measure().await?;
                 renew = Instant::now() + self.lease.renew_every();
             }
+            look |= later.move_due(leader).await?;
             if (look || lanes.is_removal_due()) && lanes.rows() < IN_FLIGHT_ROWS_MAX {
                 let taken = self.round(leader, &mut lanes).await?;
                 look = taken.may_have_more;
@@ -170,22 +175,26 @@ impl Relay {
             let upkeep = lanes.removal_at().filter(|_| has_room).map_or(renew, |at| at.min(renew));
             tokio::select! {
                 biased;
-                acknowledged = lanes.next(), if lanes.rows() > 0 => {
-                    barrier::reach("relay.after-append");
-                    let (events, took) = acknowledged?;
-                    self.metrics.relayed.inc_by(events as u64);
-                    self.metrics.append_seconds.observe(took.as_secs_f64());
-                }
+                acknowledged = lanes.next(), if lanes.rows() > 0 => self.note(acknowledged)?,
                 () = std::future::ready(()), if look && has_room => {}
                 () = self.woken.notified() => look = true,
                 () = self.stop.cancelled() => {}
                 () = sleep_until(upkeep) => {}
+                () = later.due(leader.next_due()) => {}
                 () = sleep(POLL.delay(idle, 1.0)), if lanes.rows() == 0 => {
                     idle += 1;
                     look = true;
                 }
             }
         }
+    }
+
+    fn note(&self, acknowledged: Result<(usize, Duration)>) -> Result<()> {
+        barrier::reach("relay.after-append");
+        let (events, took) = acknowledged?;
+        self.metrics.relayed.inc_by(events as u64);
+        self.metrics.append_seconds.observe(took.as_secs_f64());
+        Ok(())
     }
 
     /// One round: what is done is removed, what comes next is sent.
@@ -212,31 +221,37 @@ impl Relay {
         Ok(lanes.take_done())
     }
 
-    /// Refuses what comes next while the outbox is full, and warns at half.
-    fn bound(&self, bytes: u64) {
+    /// Refuses what comes next while the outbox is full, with what is kept for later, and warns at half.
+    fn bound(&self, depth: &Depth) {
         let service = &self.publisher.service;
+        let bytes = depth.bytes + depth.later_bytes;
+        let before = self.metrics.outbox_bytes.get() + self.metrics.later_bytes.get();
         let full = bytes >= OUTBOX_BYTES_MAX;
         if self.publisher.full.swap(full, Ordering::Relaxed) != full {
             let now = if full { "is full: nothing more is taken" } else { "has room again" };
             tracing::error!(%service, bytes, bound = OUTBOX_BYTES_MAX, "the outbox {now}");
-        } else if !full && self.metrics.outbox_bytes.get() < HALF && bytes >= HALF as u64 {
+        } else if !full && before < HALF && bytes >= HALF as u64 {
             tracing::warn!(%service, bytes, bound = OUTBOX_BYTES_MAX, "the outbox is more than half full");
         }
     }
 
     async fn measure(&self) -> Result<()> {
         let depth = self.outbox.depth().await?;
-        let age = depth
-            .oldest
-            .map_or(0.0, |oldest| jiff::Timestamp::now().duration_since(oldest).as_secs_f64().max(0.0));
-        self.bound(depth.bytes);
+        let age =
+            depth.oldest.map_or(0.0, |oldest| Timestamp::now().duration_since(oldest).as_secs_f64().max(0.0));
+        self.bound(&depth);
         self.metrics.outbox_rows.set(depth.rows as i64);
         self.metrics.outbox_bytes.set(depth.bytes as i64);
         self.metrics.outbox_age.set(age);
+        self.metrics.later_rows.set(depth.later_rows as i64);
+        self.metrics.later_bytes.set(depth.later_bytes as i64);
+        self.metrics.later_due.set(depth.next_due.map_or(0, Timestamp::as_second));
         self.board.relay(|relay| {
             relay.outbox_rows = depth.rows;
             relay.outbox_bytes = depth.bytes;
             relay.oldest_seconds = age;
+            relay.later_rows = depth.later_rows;
+            relay.next_due = depth.next_due;
             relay.state = if depth.rows == 0 { "idle".into() } else { "moving".into() };
         });
         Ok(())

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// A service's own status.
@@ -95,6 +96,12 @@ pub struct RelayStatus {
     pub outbox_bytes: u64,
     /// The age of the oldest of them.
     pub oldest_seconds: f64,
+    /// Events that are kept for later.
+    #[serde(default)]
+    pub later_rows: u64,
+    /// When the next of them is due.
+    #[serde(default)]
+    pub next_due: Option<Timestamp>,
 }
 
 /// The places where the service's tasks write how they are.

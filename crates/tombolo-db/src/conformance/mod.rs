@@ -10,6 +10,7 @@
 
 mod publishing;
 mod relaying;
+mod later;
 mod fencing;
 mod following;
 mod effects;
@@ -180,6 +181,7 @@ fn cases<F: Fixture>() -> Vec<Case<F>> {
         preparing::cases(),
         publishing::cases(),
         relaying::cases(),
+        later::cases(),
         fencing::cases(),
         following::cases(),
         effects::cases(),

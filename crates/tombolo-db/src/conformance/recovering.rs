@@ -31,23 +31,23 @@ fn found(text: &str) -> Halt {
     Halt { id: Uuid::now_v7(), found_at, finding: text.into() }
 }
 
-fn decided(halt: &Halt) -> Decision {
+pub(super) fn decided(halt: &Halt) -> Decision {
     Decision { halt: halt.id, by: "an operator".into(), choice: "bus".into() }
 }
 
 /// Halts a database that nobody leads.
-async fn halted<F: Fixture>(ready: &Ready<F>) -> Halt {
+pub(super) async fn halted<F: Fixture>(ready: &Ready<F>) -> Halt {
     let halt = found("{}");
     let epoch = ready.database.standing(Uuid::now_v7()).await.expect("a look works").epoch;
     assert!(ready.database.halt(&halt, epoch, Uuid::now_v7()).await.expect("halting works"));
     halt
 }
 
-fn adoption(tails: Vec<Mark>, on_bus: Vec<EventId>) -> Adoption {
+pub(super) fn adoption(tails: Vec<Mark>, on_bus: Vec<EventId>) -> Adoption {
     Adoption { incarnation: Incarnation::new(), epoch: 40, tails, on_bus }
 }
 
-fn tail(partition: u32, sequence: u64) -> Mark {
+pub(super) fn tail(partition: u32, sequence: u64) -> Mark {
     Mark { partition, sequence, id: (sequence > 0).then(EventId::new) }
 }
 

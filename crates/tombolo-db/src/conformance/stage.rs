@@ -270,6 +270,13 @@ pub(super) struct Standing<T> {
 }
 
 impl<T> Standing<T> {
+    /// Ends the task where it stands, as a crash would: nothing that it would have to wait for happens any more.
+    pub(super) async fn crash(self) {
+        self.task.abort();
+        drop(self.go);
+        drop(self.task.await);
+    }
+
     /// Lets the task go on, and waits for its end.
     pub(super) async fn finish(self) -> T {
         self.go.send(()).expect("the task stands at its barrier");

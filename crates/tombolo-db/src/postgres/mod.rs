@@ -15,6 +15,7 @@
 mod schema;
 mod transaction;
 mod outbox;
+mod later;
 mod cursors;
 mod effects;
 mod views;

@@ -19,10 +19,11 @@ use uuid::Uuid;
 
 use super::{Postgres, millis, signed, unsigned};
 use crate::mutant::Mutant;
-use crate::port::NUMBERED_LOOK_BACK;
+use crate::port::{NUMBERED_LOOK_BACK, due_time};
 use crate::{Depth, Leader, Mark, Outbox, OutboxRow, Owner, Result, RoundLimit, Schema, fencing};
 
-/// The rows that [`Outbox::depth`] counts one by one; beyond them it estimates from the positions.
+/// The rows that [`Outbox::depth`] counts one by one, in the outbox and for later; beyond them it estimates from the
+/// positions, and from what the server last counted.
 const DEPTH_EXACT_ROWS: i64 = 50_000;
 
 #[async_trait]
@@ -55,6 +56,7 @@ impl Outbox for Postgres {
                 taken,
                 is_backlog: true,
                 highest: 0,
+                next_due: None,
             }) as Box<dyn Leader>
         }))
     }
@@ -63,7 +65,11 @@ impl Outbox for Postgres {
         let row = sqlx::query(self.sql(
             "SELECT count(*), coalesce(sum(size), 0)::bigint, (extract(epoch FROM min(written)) * 1000)::bigint,
                     coalesce(max(position) - min(position) + 1, 1),
-                    coalesce((SELECT max(position) FROM tombolo.outbox) - min(position) + 1, 1)
+                    coalesce((SELECT max(position) FROM tombolo.outbox) - min(position) + 1, 1),
+                    (SELECT count(*) FROM (SELECT FROM tombolo.later LIMIT $1) AS kept),
+                    (SELECT coalesce(sum(size), 0)::bigint FROM (SELECT size FROM tombolo.later LIMIT $1) AS kept),
+                    (SELECT reltuples::bigint FROM pg_class WHERE oid = 'tombolo.later'::regclass),
+                    (SELECT min(due_us) FROM tombolo.later)
              FROM (SELECT position, size, written FROM tombolo.outbox ORDER BY position LIMIT $1) AS oldest",
         ));
         let row = row.bind(DEPTH_EXACT_ROWS).fetch_one(&self.pool).await?;
@@ -71,10 +77,18 @@ impl Outbox for Postgres {
         let oldest: Option<i64> = row.try_get(2)?;
         let (seen, whole): (i64, i64) = (row.try_get(3)?, row.try_get(4)?);
         let scale = if rows < DEPTH_EXACT_ROWS { 1.0 } else { whole as f64 / seen as f64 };
+        let (later_rows, later_bytes, counted): (i64, i64, i64) =
+            (row.try_get(5)?, row.try_get(6)?, row.try_get(7)?);
+        let is_exact = later_rows < DEPTH_EXACT_ROWS;
+        let later_scale = if is_exact { 1.0 } else { (counted as f64 / later_rows as f64).max(1.0) };
+        let next_due: Option<i64> = row.try_get(8)?;
         Ok(Depth {
             rows: (rows as f64 * scale) as u64,
             bytes: (bytes as f64 * scale) as u64,
             oldest: oldest.and_then(|ms| Timestamp::from_millisecond(ms).ok()),
+            later_rows: (later_rows as f64 * later_scale) as u64,
+            later_bytes: (later_bytes as f64 * later_scale) as u64,
+            next_due: next_due.map(due_time),
         })
     }
 
@@ -159,6 +173,7 @@ struct PostgresLeader {
     is_backlog: bool,
     /// The highest position seen; used by nothing but a mutant.
     highest: i64,
+    next_due: Option<Timestamp>,
 }
 
 impl PostgresLeader {
@@ -179,25 +194,32 @@ impl PostgresLeader {
     }
 
     /// Whether there are rows without a number; fails if somebody else leads.
-    async fn is_waiting(&self) -> Result<bool> {
+    async fn is_waiting(&mut self) -> Result<bool> {
         let row = sqlx::query(self.database.sql(
-            "SELECT CASE WHEN halt IS NULL THEN epoch ELSE 0 END, EXISTS (SELECT 1 FROM tombolo.outbox WHERE sequence IS NULL) FROM tombolo.leader",
+            "SELECT CASE WHEN halt IS NULL THEN epoch ELSE 0 END,
+                    EXISTS (SELECT 1 FROM tombolo.outbox WHERE sequence IS NULL),
+                    (SELECT min(due_us) FROM tombolo.later)
+             FROM tombolo.leader",
         ));
         let row = row.fetch_one(&self.database.pool).await?;
         self.compare(unsigned(row.try_get(0)?))?;
+        self.next_due = row.try_get::<Option<i64>, _>(2)?.map(due_time);
         Ok(row.try_get(1)?)
     }
 
     /// Begins a transaction that holds the leader's row, synced when it commits and cut off before the lease ends.
-    async fn begin(&self) -> Result<sqlx::Transaction<'static, sqlx::Postgres>> {
+    async fn begin(&mut self) -> Result<sqlx::Transaction<'static, sqlx::Postgres>> {
         let mut transaction = self.database.begin_marked(self.lease / 2).await?;
         let lock = sqlx::query(self.database.sql(
-            "SELECT CASE WHEN halt IS NULL THEN epoch ELSE 0 END, set_config('synchronous_commit', CASE current_setting('synchronous_commit')
-                 WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true)
+            "SELECT CASE WHEN halt IS NULL THEN epoch ELSE 0 END,
+                    set_config('synchronous_commit', CASE current_setting('synchronous_commit')
+                        WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true),
+                    (SELECT min(due_us) FROM tombolo.later)
              FROM tombolo.leader FOR UPDATE",
         ));
         let row = lock.fetch_one(&mut *transaction).await?;
         self.compare(unsigned(row.try_get(0)?))?;
+        self.next_due = row.try_get::<Option<i64>, _>(2)?.map(due_time);
         Ok(transaction)
     }
 
@@ -296,7 +318,7 @@ impl PostgresLeader {
         }
     }
 
-    async fn set_lease(&self, lease: Option<Duration>) -> Result<()> {
+    async fn set_lease(&mut self, lease: Option<Duration>) -> Result<()> {
         let mut transaction = self.begin().await?;
         let set = sqlx::query(self.database.sql(
             "UPDATE tombolo.leader SET
@@ -346,6 +368,30 @@ impl Leader for PostgresLeader {
             barrier::reach("relay.after-remove");
         }
         Ok(rows)
+    }
+
+    fn next_due(&self) -> Option<Timestamp> {
+        self.next_due
+    }
+
+    async fn move_due(&mut self, now: Timestamp, limit: RoundLimit) -> Result<usize> {
+        let mut transaction = self.begin().await?;
+        let due = self.database.lock_due(&mut transaction, now, limit).await?;
+        self.database.insert(&mut transaction, &due).await?;
+        let apart = self.database.mutation.is(Mutant::LaterRemovedApart);
+        if !apart {
+            self.database.remove_later(&mut transaction, &due).await?;
+        }
+        barrier::reach("later.before-move");
+        transaction.commit().await?;
+        barrier::reach("later.after-move");
+        if apart {
+            let mut transaction = self.begin().await?;
+            self.database.remove_later(&mut transaction, &due).await?;
+            transaction.commit().await?;
+        }
+        self.next_due = self.next_due.filter(|_| due.is_empty());
+        Ok(due.len())
     }
 
     async fn renew(&mut self) -> Result<()> {

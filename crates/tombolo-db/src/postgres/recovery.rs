@@ -162,10 +162,12 @@ impl Postgres {
         Ok(())
     }
 
-    /// Drops the rows that are on the bus, and takes the others' numbers away: the next leader gives them new ones.
+    /// Drops the rows that are on the bus, those that were kept for later included, and takes the others' numbers away: the next leader gives them new ones.
     async fn unnumber(&self, connection: &mut PgConnection, tails: &[Mark]) -> Result<Adopted> {
         let dropped = "DELETE FROM tombolo.outbox AS o USING tombolo.known AS k WHERE o.id = k.id";
         let dropped = sqlx::query(self.sql(dropped)).execute(&mut *connection).await?.rows_affected();
+        let later = "DELETE FROM tombolo.later AS l USING tombolo.known AS k WHERE l.id = k.id";
+        let dropped = dropped + sqlx::query(self.sql(later)).execute(&mut *connection).await?.rows_affected();
         // Only consequences come again under the same id; a request's event never does.
         sqlx::query(self.sql("DELETE FROM tombolo.known WHERE substr(id::text, 15, 1) <> '5'"))
             .execute(&mut *connection)

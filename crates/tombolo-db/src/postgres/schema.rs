@@ -135,6 +135,20 @@ CREATE TABLE tombolo.halt (             -- what was found to differ from the bus
 CREATE TABLE tombolo.known (            -- consequences that are on the bus, though this database was restored since
     id uuid PRIMARY KEY
 );
+", "
+CREATE TABLE tombolo.later (            -- the events whose time has not come
+    nth bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    id uuid NOT NULL UNIQUE,
+    due_us bigint NOT NULL,             -- by the service's clock, in microseconds since 1970
+    key_hash bigint NOT NULL,
+    event_type text NOT NULL,
+    bytes bytea NOT NULL,
+    size integer NOT NULL
+) WITH (                                -- tidied and counted often, as the outbox is
+    autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000, autovacuum_vacuum_cost_delay = 0,
+    autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 20000
+);
+CREATE INDEX later_due ON tombolo.later (due_us, nth);
 "];
 
 const VERSION_TABLE: &str = "CREATE TABLE IF NOT EXISTS tombolo.schema (version integer NOT NULL);\n";

@@ -10,6 +10,7 @@
 use std::ops::{Deref, DerefMut};
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use sqlx::postgres::PgConnection;
 use sqlx::{Row, SqlStr};
 use tombolo_event::operator::Outcome;
@@ -18,7 +19,7 @@ use uuid::Uuid;
 
 use super::{Postgres, signed};
 use crate::mutant::Mutant;
-use crate::outgoing::Row as Outbound;
+use crate::outgoing::{Row as Outbound, Taken};
 use crate::port::STRIPES;
 use crate::{Claim, Committed, EffectCall, Error, Kind, Outgoing, Result, Transaction};
 
@@ -60,34 +61,49 @@ impl Tx {
         self.outgoing.sql(text)
     }
 
+    /// Publishes `event` when `due` has come by the service's clock, whatever is restarted until then; at once if that is
+    /// past. Its id is given now, and its time is `due`.
+    ///
+    /// # Errors
+    /// As [`Tx::publish`].
+    pub fn publish_at<E: Event>(&mut self, event: &E, due: Timestamp) -> Result<EventId> {
+        self.outgoing.publish_at(event, due)
+    }
+
+    /// Takes back an event that is kept for later. `false` if it is not there: it became due before, or never was.
+    ///
+    /// # Errors
+    /// `Refused` in a view, which makes a commit impossible; `Unavailable`, `Database`.
+    pub async fn withdraw(&mut self, id: EventId) -> Result<bool> {
+        Ok(self.outgoing.withdraw(id)? || self.database.withdraw(&mut self.inner, id).await?)
+    }
+
     /// Commits state and events together, and wakes the relay.
     ///
     /// # Errors
     /// `Poisoned` if anything makes a commit impossible, `Unavailable` (the outcome is unknown if the connection broke
     /// in the commit itself), `Database`.
     pub async fn commit(mut self) -> Result<Committed> {
-        let rows = match self.outgoing.take() {
-            Ok(rows) => rows,
+        let taken = match self.outgoing.take() {
+            Ok(taken) => taken,
             Err(error) => {
                 // Dropped without an answer it would be rolled back all the same.
                 self.rollback().await.ok();
                 return Err(error);
             }
         };
-        if rows.is_empty() {
+        if taken.is_empty() {
             self.check_alive().await.map_err(name_aborted)?;
             self.inner.commit().await.map_err(name_unknown)?;
             return Ok(Committed::default());
         }
-        let is_open = self.database.lock_stripes(&mut self.inner, &rows).await.map_err(name_aborted)?;
-        if !is_open {
+        if !self.database.write(&mut self.inner, &taken).await? {
             return Err(lost());
         }
-        self.database.insert(&mut self.inner, &rows).await?;
         barrier::reach("outbox.before-commit");
         self.inner.commit().await.map_err(name_unknown)?;
         barrier::reach("outbox.after-commit");
-        let committed = committed(&self.outgoing, &rows);
+        let committed = committed(&self.outgoing, &taken.rows);
         self.outgoing.committed(&committed.positions);
         Ok(committed)
     }
@@ -109,14 +125,25 @@ impl Tx {
 }
 
 impl Postgres {
-    /// Locks the stripes in order until the commit, and makes the commit a synced one, in one statement that proves
+    /// Writes what is to be published, under the locks of its stripes; returns whether the marked transaction is open.
+    async fn write(&self, connection: &mut PgConnection, taken: &Taken) -> Result<bool> {
+        let is_open = self.lock_stripes(connection, taken.stripes(STRIPES)).await.map_err(name_aborted)?;
+        if is_open {
+            self.insert(connection, &taken.rows).await?;
+            self.keep(connection, &taken.later).await?;
+        }
+        Ok(is_open)
+    }
+
+    /// Locks stripes, which are sorted, until the commit, and makes the commit a synced one, in one statement that proves
     /// the same as `check_alive`: returns whether the marked transaction is open.
-    async fn lock_stripes(&self, connection: &mut PgConnection, rows: &[Outbound]) -> Result<bool> {
-        let stripes = match self.mutation.is(Mutant::NoKeyLock) {
-            true => vec![],
-            false => Outgoing::stripes(rows, STRIPES),
-        };
-        let stripes: Vec<i32> = stripes.into_iter().map(signed).collect();
+    pub(super) async fn lock_stripes(
+        &self,
+        connection: &mut PgConnection,
+        stripes: Vec<u32>,
+    ) -> Result<bool> {
+        let is_locked = !self.mutation.is(Mutant::NoKeyLock);
+        let stripes: Vec<i32> = stripes.into_iter().filter(|_| is_locked).map(signed).collect();
         let locked = sqlx::query(
             "SELECT current_setting('tombolo.transaction', true),
                     set_config('synchronous_commit', CASE current_setting('synchronous_commit')
@@ -131,8 +158,8 @@ impl Postgres {
         Ok(locked.iter().all(is_open))
     }
 
-    /// Writes `rows`, but for consequences that are on the bus already. Under the locks of their keys.
-    async fn insert(&self, connection: &mut PgConnection, rows: &[Outbound]) -> Result<()> {
+    /// Writes `rows` to the outbox, but for consequences that are on the bus already. Under the locks of their keys.
+    pub(super) async fn insert(&self, connection: &mut PgConnection, rows: &[Outbound]) -> Result<()> {
         let known = self.on_bus_already(connection, &Outgoing::consequences(rows)).await?;
         let new: Vec<&Outbound> = rows.iter().filter(|row| !known.contains(&row.id.0)).collect();
         for some in chunks(&new) {
@@ -163,19 +190,21 @@ impl Postgres {
         connection: &mut PgConnection,
         mut outgoing: Outgoing,
     ) -> Result<Committed> {
-        let rows = outgoing.take()?;
+        let taken = outgoing.take()?;
         let mark = sqlx::query("SELECT set_config('tombolo.transaction', 'open', true)");
         mark.execute(&mut *connection).await.map_err(|error| name_aborted(error.into()))?;
-        if !self.lock_stripes(connection, &rows).await? {
-            return Err(no_transaction());
+        match self.write(connection, &taken).await? {
+            true => Ok(committed(&outgoing, &taken.rows)),
+            false => Err(no_transaction()),
         }
-        self.insert(connection, &rows).await?;
-        Ok(committed(&outgoing, &rows))
     }
 }
 
 /// Cuts `rows` where an insert would be too large.
-fn chunks<'a, 'r>(rows: &'a [&'r Outbound]) -> Vec<&'a [&'r Outbound]> {
+pub(super) fn chunks<'a, 'r>(rows: &'a [&'r Outbound]) -> Vec<&'a [&'r Outbound]> {
+    if rows.is_empty() {
+        return Vec::new();
+    }
     let (mut cut, mut from, mut bytes) = (Vec::new(), 0, 0);
     for (at, row) in rows.iter().enumerate() {
         let is_full = at - from == INSERT_ROWS_MAX || bytes + row.bytes.len() > INSERT_BYTES_MAX;
@@ -211,7 +240,7 @@ fn no_transaction() -> Error {
     )
 }
 
-fn lost() -> Error {
+pub(super) fn lost() -> Error {
     Error::new(
         Kind::Poisoned,
         "the transaction had ended before its commit, by a statement COMMIT or ROLLBACK; no event was kept: only commit through the transaction itself",
@@ -293,6 +322,10 @@ impl Transaction for Tx {
         self.outgoing.mark_used();
         let completed = self.database.complete(&mut self.inner, claim, call).await;
         self.outgoing.poison_on(completed)
+    }
+
+    async fn withdraw(&mut self, id: EventId) -> Result<bool> {
+        Tx::withdraw(self, id).await
     }
 
     async fn commit(self) -> Result<Committed> {

@@ -17,8 +17,9 @@ use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use tombolo_event::{EventId, Incarnation, Position, barrier};
 use uuid::Uuid;
 
-use super::Sqlite;
+use super::{Sqlite, later};
 use crate::mutant::{Mutant, Mutation};
+use crate::port::due_time;
 use crate::{Depth, Leader, Mark, Outbox, OutboxRow, Owner, Result, RoundLimit, Schema, fencing};
 
 #[async_trait]
@@ -50,6 +51,7 @@ impl Outbox for Sqlite {
                 removed: marks.clone(),
                 marks,
                 taken: 0,
+                next_due: None,
             };
             Box::new(leader) as Box<dyn Leader>
         }))
@@ -58,15 +60,20 @@ impl Outbox for Sqlite {
     async fn depth(&self) -> Result<Depth> {
         let row = sqlx::query(
             "SELECT coalesce(sum(numbered - removed_sequence), 0), coalesce(sum(waiting_bytes), 0),
-                    (SELECT written_ms FROM tombolo_outbox ORDER BY position LIMIT 1)
+                    (SELECT written_ms FROM tombolo_outbox ORDER BY position LIMIT 1),
+                    (SELECT rows FROM tombolo_later_depth), (SELECT bytes FROM tombolo_later_depth),
+                    (SELECT min(due_us) FROM tombolo_later)
              FROM tombolo_partition",
         );
         let row = row.fetch_one(&self.pool).await?;
-        let oldest: Option<i64> = row.try_get(2)?;
+        let (oldest, next_due): (Option<i64>, Option<i64>) = (row.try_get(2)?, row.try_get(5)?);
         Ok(Depth {
             rows: unsigned(row.try_get(0)?),
             bytes: unsigned(row.try_get(1)?),
             oldest: oldest.and_then(|ms| Timestamp::from_millisecond(ms).ok()),
+            later_rows: unsigned(row.try_get(3)?),
+            later_bytes: unsigned(row.try_get(4)?),
+            next_due: next_due.map(due_time),
         })
     }
 
@@ -111,6 +118,7 @@ struct SqliteLeader {
     removed: Vec<Mark>,
     /// The position of the last row that was handed out.
     taken: i64,
+    next_due: Option<Timestamp>,
 }
 
 impl SqliteLeader {
@@ -156,7 +164,9 @@ impl SqliteLeader {
     /// The next rows, and the epoch at the moment when they were read.
     async fn next(&mut self, limit: RoundLimit) -> Result<Vec<OutboxRow>> {
         let query = sqlx::query(
-            "SELECT CASE WHEN l.halt IS NULL THEN l.epoch ELSE 0 END, o.position, o.partition, o.sequence, o.id, o.event_type, o.bytes
+            "SELECT CASE WHEN l.halt IS NULL THEN l.epoch ELSE 0 END,
+                    o.position, o.partition, o.sequence, o.id, o.event_type, o.bytes,
+                    (SELECT min(due_us) FROM tombolo_later)
              FROM tombolo_leader AS l LEFT JOIN tombolo_outbox AS o ON o.position > ?
              ORDER BY o.position LIMIT ?",
         );
@@ -165,6 +175,7 @@ impl SqliteLeader {
         let (mut rows, mut bytes, mut taken) = (Vec::new(), 0, self.taken);
         while let Some(row) = found.try_next().await? {
             self.compare(unsigned(row.try_get(0)?))?;
+            self.next_due = row.try_get::<Option<i64>, _>(7)?.map(due_time);
             let Some(position) = row.try_get(1)? else { break };
             let next = outbox_row(&row)?;
             bytes += next.bytes.len();
@@ -222,6 +233,32 @@ impl Leader for SqliteLeader {
             barrier::reach("relay.after-numbering");
         }
         Ok(rows)
+    }
+
+    fn next_due(&self) -> Option<Timestamp> {
+        self.next_due
+    }
+
+    async fn move_due(&mut self, now: Timestamp, limit: RoundLimit) -> Result<usize> {
+        let apart = self.database.mutation.is(Mutant::LaterRemovedApart);
+        let work = async |connection: &mut SqliteConnection| {
+            self.check_epoch(connection).await?;
+            let due = later::due(connection, now, limit).await?;
+            later::publish(connection, &due).await?;
+            if !apart {
+                later::remove(connection, &due).await?;
+            }
+            barrier::reach("later.before-move");
+            Ok(due)
+        };
+        let due = self.database.write(&self.database.writer, work).await?;
+        barrier::reach("later.after-move");
+        if apart {
+            let remove = async |connection: &mut SqliteConnection| later::remove(connection, &due).await;
+            self.database.write(&self.database.writer, remove).await?;
+        }
+        self.next_due = self.next_due.filter(|_| due.is_empty());
+        Ok(due.len())
     }
 
     async fn renew(&mut self) -> Result<()> {

@@ -127,6 +127,28 @@ CREATE TABLE tombolo_halt (             -- what was found to differ from the bus
 CREATE TABLE tombolo_known (            -- consequences that are on the bus, though this database was restored since
     id BLOB PRIMARY KEY
 ) WITHOUT ROWID;
+", "
+CREATE TABLE tombolo_later (            -- the events whose time has not come
+    nth INTEGER PRIMARY KEY AUTOINCREMENT,
+    id BLOB NOT NULL UNIQUE,
+    due_us INTEGER NOT NULL,            -- by the service's clock, in microseconds since 1970
+    key_hash INTEGER NOT NULL,
+    event_type TEXT NOT NULL,
+    bytes BLOB NOT NULL
+);
+CREATE INDEX tombolo_later_due ON tombolo_later (due_us);
+CREATE TABLE tombolo_later_depth (      -- how many those are, so that nobody has to count; one row
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    rows INTEGER NOT NULL,
+    bytes INTEGER NOT NULL
+);
+INSERT INTO tombolo_later_depth VALUES (1, 0, 0);
+CREATE TRIGGER tombolo_later_in AFTER INSERT ON tombolo_later BEGIN
+    UPDATE tombolo_later_depth SET rows = rows + 1, bytes = bytes + length(NEW.bytes);
+END;
+CREATE TRIGGER tombolo_later_out AFTER DELETE ON tombolo_later BEGIN
+    UPDATE tombolo_later_depth SET rows = rows - 1, bytes = bytes - length(OLD.bytes);
+END;
 "];
 
 /// The SQL that makes the tables in an empty database, as `tombolo schema print` shows it.

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{AssertSqlSafe, Connection, Row, SqlStr};
 use tokio::sync::OwnedSemaphorePermit;
@@ -17,9 +18,9 @@ use tombolo_event::operator::Outcome;
 use tombolo_event::{Cursor, Event, EventId, Position, barrier};
 use uuid::Uuid;
 
-use super::{Gate, cursors, effects, recovery, requests};
+use super::{Gate, cursors, effects, later, recovery, requests};
 use crate::mutant::Mutation;
-use crate::outgoing::Row as Outbound;
+use crate::outgoing::{Row as Outbound, Taken};
 use crate::{Claim, Committed, EffectCall, Error, Kind, Outgoing, Publisher, Result, Transaction};
 
 /// The sizes of one insert, so that only these few statements are ever prepared.
@@ -66,27 +67,38 @@ impl Tx {
         self.outgoing.sql(text)
     }
 
+    /// Publishes `event` when `due` has come by the service's clock, whatever is restarted until then; at once if that is
+    /// past. Its id is given now, and its time is `due`.
+    ///
+    /// # Errors
+    /// As [`Tx::publish`].
+    pub fn publish_at<E: Event>(&mut self, event: &E, due: Timestamp) -> Result<EventId> {
+        self.outgoing.publish_at(event, due)
+    }
+
+    /// Takes back an event that is kept for later. `false` if it is not there: it became due before, or never was.
+    ///
+    /// # Errors
+    /// `Refused` in a view, which makes a commit impossible; `Unavailable`, `Database`.
+    pub async fn withdraw(&mut self, id: EventId) -> Result<bool> {
+        Ok(self.outgoing.withdraw(id)? || later::withdraw(&mut self.inner, id).await?)
+    }
+
     /// Commits state and events together, and wakes the relay.
     ///
     /// # Errors
     /// `Poisoned` if anything makes a commit impossible, `Unavailable`, `Database`.
     pub async fn commit(mut self) -> Result<Committed> {
-        let rows = match self.take_rows() {
-            Ok(rows) => rows,
+        let taken = match self.take() {
+            Ok(taken) => taken,
             Err(error) => {
                 // Dropped without an answer it would be rolled back all the same.
                 self.rollback().await.ok();
                 return Err(error);
             }
         };
-        let positions = match rows.is_empty() {
-            true => Vec::new(),
-            false => {
-                let publisher = self.outgoing.publisher().clone();
-                write_rows(&mut self.inner, &publisher, &rows).await.map_err(name_lost)?
-            }
-        };
-        if !rows.is_empty() {
+        let positions = write(&mut self.inner, self.outgoing.publisher(), &taken).await.map_err(name_lost)?;
+        if !taken.is_empty() {
             barrier::reach("outbox.before-commit");
         }
         let open = self.gate.open();
@@ -95,10 +107,10 @@ impl Tx {
             return Err(lost());
         }
         drop(open);
-        if !rows.is_empty() {
+        if !taken.is_empty() {
             barrier::reach("outbox.after-commit");
+            self.outgoing.committed(&positions);
         }
-        self.outgoing.committed(&positions);
         Ok(Committed { positions })
     }
 
@@ -110,7 +122,7 @@ impl Tx {
         Ok(self.inner.rollback().await?)
     }
 
-    fn take_rows(&mut self) -> Result<Vec<Outbound>> {
+    fn take(&mut self) -> Result<Taken> {
         if !self.inner.is_in_transaction() {
             return Err(lost());
         }
@@ -118,17 +130,14 @@ impl Tx {
     }
 }
 
-/// Writes outbox rows with their numbers.
-async fn write_rows(
+/// Writes what is to be published: rows of the outbox with their numbers, and what is for later.
+async fn write(
     connection: &mut SqliteConnection,
     publisher: &Publisher,
-    rows: &[Outbound],
+    taken: &Taken,
 ) -> Result<Vec<Position>> {
-    let known = recovery::on_bus_already(connection, &Outgoing::consequences(rows)).await?;
-    let new: Vec<&Outbound> = rows.iter().filter(|row| !known.contains(&row.id.0)).collect();
-    let sequences = number(connection, &new).await?;
-    insert(connection, &new, &sequences).await?;
-    let given: BTreeMap<_, _> = new.iter().map(|row| row.id.0).zip(sequences).collect();
+    later::keep(connection, &taken.later).await?;
+    let given = write_rows(connection, &taken.rows).await?;
     let position = |row: &Outbound| Position {
         topic: publisher.service.clone(),
         partition: row.partition,
@@ -136,7 +145,7 @@ async fn write_rows(
         id: row.id,
         sequence: given.get(&row.id.0).and_then(|sequence| u64::try_from(*sequence).ok()),
     };
-    Ok(rows.iter().map(position).collect())
+    Ok(taken.rows.iter().map(position).collect())
 }
 
 /// Writes what `outgoing` buffered within a transaction of the user's own.
@@ -144,14 +153,30 @@ pub(super) async fn write_outgoing(
     connection: &mut SqliteConnection,
     mut outgoing: Outgoing,
 ) -> Result<Committed> {
-    let rows = outgoing.take()?;
+    let taken = outgoing.take()?;
     if !connection.is_in_transaction() {
         return Err(Error::new(
             Kind::Poisoned,
             "events were to be published on a connection without a transaction, so that state and events could part; begin one (`pool.begin_with(\"BEGIN IMMEDIATE\")`), publish in it, and commit it",
         ));
     }
-    Ok(Committed { positions: write_rows(connection, outgoing.publisher(), &rows).await? })
+    Ok(Committed { positions: write(connection, outgoing.publisher(), &taken).await? })
+}
+
+/// Writes rows to the outbox with the next numbers of their partitions, but for consequences that are on the bus already;
+/// returns the numbers by event.
+pub(super) async fn write_rows(
+    connection: &mut SqliteConnection,
+    rows: &[Outbound],
+) -> Result<BTreeMap<Uuid, i64>> {
+    let known = recovery::on_bus_already(connection, &Outgoing::consequences(rows)).await?;
+    let new: Vec<&Outbound> = rows.iter().filter(|row| !known.contains(&row.id.0)).collect();
+    if new.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let sequences = number(connection, &new).await?;
+    insert(connection, &new, &sequences).await?;
+    Ok(new.iter().map(|row| row.id.0).zip(sequences).collect())
 }
 
 /// Takes the next numbers of each partition, in one statement for all of them, and gives them out in order.
@@ -289,6 +314,10 @@ impl Transaction for Tx {
         self.outgoing.mark_used();
         let completed = effects::complete(&mut self.inner, claim, call, self.mutation).await;
         self.outgoing.poison_on(completed)
+    }
+
+    async fn withdraw(&mut self, id: EventId) -> Result<bool> {
+        Tx::withdraw(self, id).await
     }
 
     async fn commit(self) -> Result<Committed> {

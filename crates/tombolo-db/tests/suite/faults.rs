@@ -12,6 +12,8 @@ const FAULTS: &[(Mutant, &str)] = &[
     (Mutant::NumberingNotDurable, "a_late_commit_changes_no_number"),
     (Mutant::NoFencing, "a_replaced_leader_is_fenced_and_changes_nothing"),
     (Mutant::NoFencing, "a_worker_that_lost_its_lease_is_fenced"),
+    (Mutant::NoFencing, "a_replaced_leader_moves_nothing"),
+    (Mutant::LaterRemovedApart, "a_crash_at_a_move_neither_loses_nor_doubles"),
     (Mutant::NoCursorCheck, "a_cursor_that_moved_rolls_the_effect_back"),
     (Mutant::NoFencing, "a_completion_under_an_older_lease_is_refused"),
     (Mutant::NoCursorCheck, "a_completion_beside_a_moved_cursor_is_refused"),

@@ -318,6 +318,7 @@ impl<D: Database> Member for Part<D> {
             descriptor: self.0.descriptor.clone(),
             cursors,
             outbox: app.database().depth().await?,
+            now: self.0.ground.clock.now(),
             status: app.status(),
         })
     }

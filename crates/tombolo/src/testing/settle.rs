@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use tombolo_bus::{Bus, Tail, Topic};
 use tombolo_db::{CursorState, Depth};
 use tombolo_event::ServiceName;
@@ -36,6 +37,8 @@ pub(super) struct Standing {
     pub(super) descriptor: Descriptor,
     pub(super) cursors: Vec<CursorState>,
     pub(super) outbox: Depth,
+    /// The world's time when it was looked at.
+    pub(super) now: Timestamp,
     pub(super) status: ServiceStatus,
 }
 
@@ -98,6 +101,9 @@ impl Look {
             let relay = standing.status.relay.as_ref().map_or("no relay", |relay| relay.state.as_str());
             self.open
                 .push(format!("{label}: {} in its outbox; its relay: {relay}", events(standing.outbox.rows)));
+        }
+        if let Some(due) = standing.outbox.next_due.filter(|due| *due <= standing.now) {
+            self.open.push(format!("{label}: an event that was due at {due} is not in its outbox"));
         }
         for subscribed in &standing.descriptor.subscriptions {
             let topics: BTreeSet<&ServiceName> =

@@ -4,6 +4,7 @@
 
 mod support;
 mod path;
+mod later;
 mod failures;
 mod effects;
 mod questions;

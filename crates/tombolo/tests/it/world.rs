@@ -8,6 +8,7 @@ use axum::Router;
 use axum::extract::Path;
 use axum::http::StatusCode;
 use axum::routing::post;
+use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tombolo::sqlite::{Sqlite, Tx};
@@ -42,10 +43,19 @@ async fn place_order(
         return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, format!("there is no user {order:?}")));
     }
     let mut tx = app.begin().await?;
-    tx.publish(&Placed { order, cents: 1 })?;
+    let is_later = order == LATER;
+    let placed = Placed { order, cents: 1 };
+    if is_later {
+        tx.publish_at(&placed, Timestamp::now())?
+    } else {
+        tx.publish(&placed)?
+    };
     tx.commit().await?;
     Ok(())
 }
+
+/// The order that is kept for later, and due at once.
+const LATER: &str = "later";
 
 /// How long the route above waits for its answer.
 const QUESTION: Duration = Duration::from_millis(200);
@@ -187,7 +197,9 @@ async fn a_crash_at_any_named_point_loses_and_doubles_nothing() {
         world.settle().await;
         let part = if point.starts_with("subscription.") { &history } else { &orders };
         part.crash_at(point);
-        let answered = orders.try_request(axum::http::Method::POST, "/orders/a", None::<&()>).await;
+        let order = if point.starts_with("later.") { LATER } else { "a" };
+        let path = format!("/orders/{order}");
+        let answered = orders.try_request(axum::http::Method::POST, &path, None::<&()>).await;
         part.crashed().await;
         part.restart().await;
         world.settle().await;
