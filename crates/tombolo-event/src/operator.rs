@@ -18,7 +18,7 @@ pub const OPERATOR_TOKEN: &str = "TOMBOLO_OPERATOR_TOKEN";
 /// What is asked, of which subscription, by whom.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ask {
-    /// The subscription.
+    /// The subscription; for an action on a view, [`of_view`] its name.
     pub subscription: String,
     /// Who asks, as the operator's tool says it: `user@host`.
     pub asked_by: String,
@@ -52,6 +52,25 @@ pub enum Action {
         /// Where to: the last event that is stepped over.
         to: Place,
     },
+    /// Build a view anew, beside the build that is read.
+    Rebuild {
+        /// Whether readers are switched to it as soon as it is ready.
+        #[serde(default)]
+        switch: bool,
+    },
+    /// Switch a view's readers to another build.
+    Switch {
+        /// The build, like `v2-b1`.
+        to: String,
+        /// Whether it is known, and accepted, that the build lacks what is parked of it.
+        #[serde(default)]
+        accept_parked: bool,
+    },
+    /// Drop a build of a view that is not read any more.
+    Drop {
+        /// The build, like `v1-b1`.
+        build: String,
+    },
 }
 
 impl Action {
@@ -65,8 +84,17 @@ impl Action {
             Self::Discard(_) => "discard",
             Self::Reset { .. } => "reset",
             Self::Skip { .. } => "skip",
+            Self::Rebuild { .. } => "rebuild",
+            Self::Switch { .. } => "switch",
+            Self::Drop { .. } => "drop",
         }
     }
+}
+
+/// What a request names in the place of a subscription if it is about a view, all of whose builds are subscriptions.
+#[must_use]
+pub fn of_view(view: &str) -> String {
+    format!("view/{view}")
 }
 
 /// Which parked events are meant: one key's, one event, or all.
@@ -196,6 +224,9 @@ mod tests {
             Action::Discard(Which { key: Some("o1".into()), event: None }),
             Action::Reset { to: vec![place.clone()], force: true },
             Action::Skip { to: place },
+            Action::Rebuild { switch: true },
+            Action::Switch { to: "v2-b1".into(), accept_parked: false },
+            Action::Drop { build: "v1-b1".into() },
         ];
         for action in actions {
             let ask = Ask { subscription: "copies-v1".into(), asked_by: "ann@host".into(), action };

@@ -14,6 +14,7 @@ use crate::question::answer::Answerers;
 use crate::question::ask::{Asker, CALL_BOUND, Call, GATHER_BOUND, Gather};
 use crate::recovery::Recovery;
 use crate::status::Board;
+use crate::view::{Builds, Live};
 use crate::{Error, Kind, Result, ServiceStatus};
 
 /// A running service, as its own code sees it. Cheap to clone; take it in a route as axum's `State<App<…>>`.
@@ -31,6 +32,7 @@ pub(crate) struct Shared<D: Database> {
     pub(crate) progress: Arc<Progress>,
     pub(crate) readers: Vec<Reader>,
     pub(crate) recovery: Arc<Recovery>,
+    pub(crate) builds: Arc<Builds<D>>,
 }
 
 impl<D: Database> Clone for App<D> {
@@ -107,6 +109,15 @@ impl<D: Database> App<D> {
         (self.0.publisher.wake)();
     }
 
+    /// The build of a view that is read now, whose tables are named by [`Live::sql`]. Cheap: it asks the database at most once
+    /// a second.
+    ///
+    /// # Errors
+    /// `Wiring` for a view that the service does not have; `Database` if it has no build that this program can read.
+    pub async fn view(&self, name: &str) -> Result<Live> {
+        self.0.builds.live(name).await
+    }
+
     /// The service's own database, for reading outside a transaction.
     #[must_use]
     pub fn database(&self) -> &D {
@@ -165,6 +176,10 @@ impl<D: Database> App<D> {
     /// What restores and clones are decided with.
     pub(crate) fn recovery(&self) -> &Arc<Recovery> {
         &self.0.recovery
+    }
+
+    pub(crate) fn builds(&self) -> &Builds<D> {
+        &self.0.builds
     }
 
     pub(crate) fn answerers(&self) -> &Answerers<D> {

@@ -1,6 +1,6 @@
 //! A service's HTTP side: the user's own routes, and beside them what every service answers.
 //!
-//! `GET /health` (the process runs), `GET /ready` (it serves), `GET /metrics`, `GET /tombolo/status`,
+//! `GET /health` (the process runs), `GET /ready` (it serves), `GET /metrics`, `GET /tombolo/status`, `GET /tombolo/views`,
 //! `GET /tombolo/descriptor`, `POST /tombolo/questions/{name}`; for operators `/tombolo/requests` and `/tombolo/recovery`.
 
 use axum::body::Body;
@@ -21,6 +21,7 @@ use crate::operator;
 use crate::problem::Problem;
 use crate::question::answer;
 use crate::status::ServiceStatus;
+use crate::view::ViewsStatus;
 use crate::{App, freshness};
 
 /// All routes of a service.
@@ -35,6 +36,7 @@ pub(crate) fn router<D: Database>(
         .route("/ready", get(move || is_ready(ready.clone())))
         .route("/metrics", get(metrics::<D>))
         .route("/tombolo/status", get(status::<D>))
+        .route("/tombolo/views", get(views::<D>))
         .route("/tombolo/descriptor", get(async move || Json(descriptor.clone())))
         .route("/tombolo/questions/{name}", post(question::<D>));
     let with_current = middleware::from_fn_with_state(app.clone(), with_current);
@@ -70,6 +72,10 @@ async fn metrics<D: Database>(State(app): State<App<D>>) -> Response {
 
 async fn status<D: Database>(State(app): State<App<D>>) -> Json<ServiceStatus> {
     Json(app.status())
+}
+
+async fn views<D: Database>(State(app): State<App<D>>) -> Result<Json<ViewsStatus>, Problem> {
+    Ok(Json(app.builds().status(app.service().as_str()).await?))
 }
 
 async fn question<D: Database>(

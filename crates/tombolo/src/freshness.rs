@@ -99,12 +99,12 @@ impl<D: Database> App<D> {
     /// `Token` for a position in a topic that the view does not read; `Wiring` for a view that this service does not have;
     /// `DatabaseAway` and `Database`.
     pub async fn wait_for(&self, view: &str, positions: &Positions, bound: Duration) -> Result<Freshness> {
-        let reader = self.reader(view)?;
+        let reader = self.reader(view).await?;
         let until = Instant::now() + bound;
         for position in positions.each() {
             reader.check(position)?;
         }
-        let each = positions.each().iter().map(|position| self.reached(reader, position, until));
+        let each = positions.each().iter().map(|position| self.reached(&reader, position, until));
         let cut = if positions.is_cut() { Freshness::Stale(None) } else { Freshness::Unasked };
         Ok(try_join_all(each).await?.into_iter().fold(cut, Freshness::and))
     }
@@ -134,10 +134,15 @@ impl<D: Database> App<D> {
         Ok(())
     }
 
-    fn reader(&self, view: &str) -> Result<&Reader> {
-        let found = self.readers().iter().find(|reader| reader.is(view));
+    /// The subscription of that name, or that which keeps the live build of the view of that name.
+    async fn reader(&self, view: &str) -> Result<Reader> {
+        if let Some(reader) = self.builds().reader(view).await? {
+            return Ok(reader);
+        }
+        let known = || self.readers().iter().map(|reader| reader.subscription.as_str());
+        let found = self.readers().iter().find(|reader| reader.subscription == view).cloned();
         found.ok_or_else(|| {
-            let known: Vec<&str> = self.readers().iter().map(|reader| reader.subscription.as_str()).collect();
+            let known: Vec<&str> = self.builds().names().chain(known()).collect();
             let known = if known.is_empty() { "none".into() } else { known.join(", ") };
             Error::new(
                 Kind::Wiring,
@@ -148,7 +153,7 @@ impl<D: Database> App<D> {
 }
 
 /// A subscription, as those who wait for it know it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Reader {
     /// What views call themselves; the subscription's name for all others.
     pub(crate) name: String,
@@ -157,10 +162,6 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
-    fn is(&self, name: &str) -> bool {
-        self.name == name || self.subscription == name
-    }
-
     fn check(&self, position: &Position) -> Result<()> {
         if self.topics.contains(&position.topic.as_str()) {
             return Ok(());

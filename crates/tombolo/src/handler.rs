@@ -166,6 +166,7 @@ where
 pub type Need = (TypeId, &'static str);
 
 /// What a handler reads, and what it takes beside: what there is to know of it before it is called.
+#[derive(Clone)]
 pub(crate) struct Reads {
     pub(crate) topic: &'static str,
     pub(crate) types: Vec<&'static str>,
@@ -223,6 +224,12 @@ type Run<T> = dyn for<'a> Fn(&Envelope, u64, &Extensions, &'a mut T) -> Boxed<'a
 pub(crate) struct Registered<T> {
     pub(crate) reads: Reads,
     run: Arc<Run<T>>,
+}
+
+impl<T> Clone for Registered<T> {
+    fn clone(&self) -> Self {
+        Self { reads: self.reads.clone(), run: Arc::clone(&self.run) }
+    }
 }
 
 impl<T: Send + 'static> Registered<T> {

@@ -20,6 +20,7 @@ mod relay;
 pub mod recovery;
 pub mod handler;
 pub mod subscription;
+pub mod view;
 pub mod effect;
 mod worker;
 mod progress;
@@ -47,11 +48,12 @@ pub use running::Running;
 pub use service::Service;
 pub use settings::Settings;
 pub use status::ServiceStatus;
-pub use subscription::{Reactor, View};
+pub use subscription::Reactor;
 pub use tombolo_db::{Committed, Database, Outgoing, Transaction};
 pub use tombolo_event::{
     Event, EventId, Gathered, IdempotencyKey, Missing, Position, Positions, Question, Upcast, Why,
 };
+pub use view::View;
 
 /// SQLite as a service's database: `sqlite::Sqlite` and `sqlite::Tx`.
 #[cfg(feature = "sqlite")]

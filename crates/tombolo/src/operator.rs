@@ -21,7 +21,7 @@ use axum::{Json, Router};
 use http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use tombolo_db::{CursorState, Database};
-use tombolo_event::operator::{Action, Ask, OPERATOR_TOKEN, PartitionOf, Request};
+use tombolo_event::operator::{Action, Ask, OPERATOR_TOKEN, PartitionOf, Request, of_view};
 use uuid::Uuid;
 
 use crate::problem::Problem;
@@ -70,8 +70,12 @@ async fn ask<D: Database>(
     Ok((StatusCode::ACCEPTED, Json(Asked { requests })))
 }
 
-/// One request for each partition that the action is about.
+/// One request for each partition that the action is about; one for all if it is about a view.
 async fn requests<D: Database>(app: &App<D>, ask: &Ask) -> Result<Vec<Request>, Problem> {
+    if let Action::Rebuild { .. } | Action::Switch { .. } | Action::Drop { .. } = &ask.action {
+        check_view(app, &ask.subscription)?;
+        return Ok(vec![Request::new(&ask.subscription, None, &ask.action, &ask.asked_by)]);
+    }
     let cursors = cursors_of(app, &ask.subscription).await?;
     let request =
         |of: PartitionOf, action: &Action| Request::new(&ask.subscription, Some(of), action, &ask.asked_by);
@@ -85,8 +89,18 @@ async fn requests<D: Database>(app: &App<D>, ask: &Ask) -> Result<Vec<Request>, 
             })
             .collect(),
         Action::Skip { to } => vec![request(to.of.clone(), &ask.action)],
-        Action::Pause | Action::Resume | Action::Redrive(_) | Action::Discard(_) => everywhere(),
+        _ => everywhere(),
     })
+}
+
+fn check_view<D: Database>(app: &App<D>, asked: &str) -> Result<(), Problem> {
+    if app.builds().names().any(|view| of_view(view) == asked) {
+        return Ok(());
+    }
+    let views: Vec<String> = app.builds().names().map(of_view).collect();
+    let views = if views.is_empty() { "none".into() } else { views.join(", ") };
+    let detail = format!("service {} has no view {asked:?}; it has: {views}", app.service());
+    Err(Problem::new(StatusCode::NOT_FOUND, detail))
 }
 
 fn of(cursor: &CursorState) -> PartitionOf {

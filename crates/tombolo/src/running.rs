@@ -35,6 +35,7 @@ use crate::relay::Relay;
 use crate::settings::Lease;
 use crate::status::Board;
 use crate::subscription::Subscription;
+use crate::view::{Builds, Keeper};
 use crate::worker::Worker;
 use crate::{App, Clock, Error, Kind, Result, Service, Settings, edge};
 
@@ -138,29 +139,31 @@ fn log_to_stderr() {
 }
 
 pub(crate) async fn start<D: Database>(mut service: Service<D>, settings: Settings) -> Result<Running<D>> {
-    let (descriptor, bus) = prepare(&mut service, &settings).await?;
+    let prepared = prepare(&mut service, &settings).await?;
     let (listener, url) = bind(&settings).await?;
-    let starting =
-        Starting::new(&descriptor, &settings, bus, &url, service.clock.clone(), service.life.clone())?;
-    Ok(starting.spawn(service, descriptor, Some(listener), url, settings.grace).await)
+    let starting = Starting::new(&prepared, &settings, &url, service.clock.clone(), service.life.clone())?;
+    Ok(starting.spawn(service, prepared, Some(listener), url, settings.grace).await)
 }
 
 pub(crate) async fn start_beside<D: Database>(
     mut service: Service<D>,
     settings: Settings,
 ) -> Result<Running<D>> {
-    let (descriptor, bus) = prepare(&mut service, &settings).await?;
+    let prepared = prepare(&mut service, &settings).await?;
     let url = settings.url.clone().unwrap_or_default();
-    let starting =
-        Starting::new(&descriptor, &settings, bus, &url, service.clock.clone(), service.life.clone())?;
-    Ok(starting.spawn(service, descriptor, None, url, settings.grace).await)
+    let starting = Starting::new(&prepared, &settings, &url, service.clock.clone(), service.life.clone())?;
+    Ok(starting.spawn(service, prepared, None, url, settings.grace).await)
 }
 
-/// Makes the database ready, and joins the bus.
-async fn prepare<D: Database>(
-    service: &mut Service<D>,
-    settings: &Settings,
-) -> Result<(Descriptor, Arc<dyn Bus>)> {
+/// What is there before the first task.
+struct Prepared<D: Database> {
+    descriptor: Descriptor,
+    bus: Arc<dyn Bus>,
+    builds: Arc<Builds<D>>,
+}
+
+/// Makes the database ready, joins the bus, and makes the tables of the views.
+async fn prepare<D: Database>(service: &mut Service<D>, settings: &Settings) -> Result<Prepared<D>> {
     let descriptor = service.describe()?;
     let owner = Owner { service: descriptor.service.clone(), partitions: descriptor.partitions };
     service.database.prepare(&owner, settings.schema).await?;
@@ -174,7 +177,9 @@ async fn prepare<D: Database>(
             tombolo_bus::connect(&settings.bus, &identity).await?
         }
     };
-    Ok((descriptor, bus))
+    let (views, database) = (std::mem::take(&mut service.views), service.database.clone());
+    let builds = Arc::new(Builds::prepare(views, database, Arc::clone(&bus)).await?);
+    Ok(Prepared { descriptor, bus, builds })
 }
 
 async fn bind(settings: &Settings) -> Result<(TcpListener, String)> {
@@ -209,14 +214,14 @@ struct Starting {
 }
 
 impl Starting {
-    fn new(
-        descriptor: &Descriptor,
+    fn new<D: Database>(
+        prepared: &Prepared<D>,
         settings: &Settings,
-        bus: Arc<dyn Bus>,
         url: &str,
         clock: Clock,
         life: Life,
     ) -> Result<Self> {
+        let (descriptor, bus) = (&prepared.descriptor, Arc::clone(&prepared.bus));
         let metrics = Arc::new(Metrics::new(descriptor.service.as_str()));
         let woken = Arc::new(Notify::new());
         let publisher = publisher(descriptor, &woken);
@@ -251,13 +256,14 @@ impl Starting {
     async fn spawn<D: Database>(
         self,
         mut service: Service<D>,
-        descriptor: Descriptor,
+        prepared: Prepared<D>,
         listener: Option<TcpListener>,
         url: String,
         grace: Duration,
     ) -> Running<D> {
         let mut tasks = Tasks::new(self.life.clone());
-        let app = self.app(&mut service);
+        let Prepared { descriptor, builds, .. } = prepared;
+        let app = self.app(&mut service, &builds);
         if !descriptor.publishes.is_empty() {
             tasks.spawn(self.relay(&service.database, app.recovery()).run());
         }
@@ -268,16 +274,20 @@ impl Starting {
         let requests = Arc::new(service.database.clone());
         tasks.spawn(Arc::clone(&self.desk).run(requests, self.stop.clone()));
         let mut is_registered = self.spawn_questions(&app, &mut tasks);
+        let stop = self.stop.clone();
         let (ready, is_ready) = watch::channel(false);
         let router = self.life.over(edge::router(app.clone(), service.routes, descriptor, is_ready));
         if let Some(listener) = listener {
-            tasks.spawn(serve(listener, router.clone(), self.stop.clone()));
+            tasks.spawn(serve(listener, router.clone(), stop.clone()));
+        }
+        if builds.names().next().is_some() {
+            tasks.spawn(self.keeper(&app, builds, states).run());
         }
         // Without the bus the service serves all the same; it only waits a moment for it.
         timeout(READY_WITHOUT_BUS, is_registered.wait_for(|&registered| registered)).await.ok();
         ready.send_replace(true);
         tracing::info!(service = %app.service(), url, "ready");
-        Running { app, url, router, stop: self.stop, tasks, grace }
+        Running { app, url, router, stop, tasks, grace }
     }
 
     /// Answers and asks, and registers once everybody who asks would be heard.
@@ -297,7 +307,7 @@ impl Starting {
         is_registered
     }
 
-    fn app<D: Database>(&self, service: &mut Service<D>) -> App<D> {
+    fn app<D: Database>(&self, service: &mut Service<D>, builds: &Arc<Builds<D>>) -> App<D> {
         let answerers: Answerers<D> = std::mem::take(&mut service.answerers)
             .into_iter()
             .map(|answerer| (answerer.describe.question.clone(), answerer))
@@ -329,6 +339,7 @@ impl Starting {
                 holder: self.holder,
                 decided: Arc::default(),
             }),
+            builds: Arc::clone(builds),
         })
     }
 
@@ -346,6 +357,19 @@ impl Starting {
             lease: self.lease,
             stop: self.stop.clone(),
         }
+    }
+
+    /// Keeps the builds of the views, with workers that come and go while the service runs.
+    fn keeper<D: Database>(
+        self,
+        app: &App<D>,
+        builds: Arc<Builds<D>>,
+        states: Arc<http::Extensions>,
+    ) -> Keeper<D> {
+        let (app, life, stop) = (app.clone(), self.life.clone(), self.stop.clone());
+        let asked = self.desk.announcements();
+        let hire = move |subscription, stop| Worker { stop, ..self.worker(subscription, &app, &states) };
+        Keeper { builds, hire: Box::new(hire), life, asked, stop }
     }
 
     fn worker<D: Database>(

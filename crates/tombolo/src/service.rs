@@ -12,7 +12,7 @@ use axum::Router;
 use http::Extensions;
 use tombolo_bus::Bus;
 use tombolo_db::Database;
-use tombolo_event::descriptor::{Descriptor, Published};
+use tombolo_event::descriptor::{Descriptor, Published, Subscribed};
 use tombolo_event::event::schema_of;
 use tombolo_event::{Event, Question, ServiceName, TypeName, key, name};
 
@@ -39,6 +39,7 @@ pub struct Service<D: Database> {
     pub(crate) life: Life,
     pub(crate) routes: Router<App<D>>,
     pub(crate) setup: Option<Setup<D>>,
+    pub(crate) views: Vec<View<D>>,
     pub(crate) subscriptions: Vec<Subscription<D>>,
     pub(crate) answerers: Vec<Answerer<D>>,
 }
@@ -60,6 +61,7 @@ impl<D: Database> Service<D> {
             life: Life::default(),
             routes: Router::new(),
             setup: None,
+            views: Vec::new(),
             subscriptions: Vec::new(),
             answerers: Vec::new(),
         }
@@ -108,7 +110,7 @@ impl<D: Database> Service<D> {
     /// A read model.
     #[must_use]
     pub fn view(mut self, view: View<D>) -> Self {
-        self.subscriptions.push(view.0);
+        self.views.push(view);
         self
     }
 
@@ -171,10 +173,15 @@ impl<D: Database> Service<D> {
             partitions: self.partitions,
             database: self.database.kind().to_owned(),
             publishes: self.publishes.clone(),
-            subscriptions: self.subscriptions.iter().map(Subscription::describe).collect::<Result<_>>()?,
+            subscriptions: self.describe_subscriptions()?,
             answers: self.answerers.iter().map(|answerer| answerer.describe.clone()).collect(),
             asks: self.asks.clone(),
         })
+    }
+
+    fn describe_subscriptions(&self) -> Result<Vec<Subscribed>> {
+        let views = self.views.iter().map(View::describe).collect::<Result<Vec<_>>>()?.into_iter().flatten();
+        views.map(Ok).chain(self.subscriptions.iter().map(Subscription::describe)).collect()
     }
 
     fn check(&self) -> Result<()> {
@@ -195,15 +202,21 @@ impl<D: Database> Service<D> {
         {
             name::check_question(question)?;
         }
-        self.check_twice("subscription", self.subscriptions.iter().map(|subscription| &subscription.name))?;
+        let kept = self.views.iter().flat_map(View::subscriptions);
+        let subscribed = self.subscriptions.iter().map(|subscription| &subscription.name);
+        self.check_twice("subscription", kept.chain(subscribed))?;
+        self.check_twice("view", self.views.iter().map(View::name))?;
         self.check_twice("published type", self.publishes.iter().map(|published| &published.event_type))?;
         self.check_twice("answer to", self.answerers.iter().map(|answerer| &answerer.describe.question))?;
-        self.subscriptions
-            .iter()
-            .try_for_each(|subscription| subscription.check(|state| self.state_types.contains(&state)))
+        let has_state = |state| self.state_types.contains(&state);
+        self.views.iter().try_for_each(|view| view.check(has_state))?;
+        self.subscriptions.iter().try_for_each(|subscription| subscription.check(has_state))
     }
 
-    fn check_twice<'a>(&self, what: &str, names: impl Iterator<Item = &'a String>) -> Result<()> {
+    fn check_twice<'a, N>(&self, what: &str, names: impl Iterator<Item = &'a N>) -> Result<()>
+    where
+        N: Ord + std::fmt::Debug + ?Sized + 'a,
+    {
         let mut counts = BTreeMap::new();
         names.for_each(|name| *counts.entry(name).or_insert(0) += 1);
         match counts.into_iter().find(|&(_, count)| count > 1) {

@@ -1,11 +1,11 @@
-//! Subscriptions: named readers of topics. A [`View`] folds events into its tables; a [`Reactor`] works in its
+//! Subscriptions: named readers of topics. A [`crate::View`] folds events into its tables; a [`Reactor`] works in its
 //! service's database and may publish; an [`crate::Effect`] calls out.
 //!
 //! Invariant: a subscription's name is its durable identity, and where it starts is said, never assumed.
 
 use std::sync::Arc;
 
-use tombolo_db::{Database, Origin};
+use tombolo_db::{Database, Origin, Tables};
 use tombolo_event::descriptor::Subscribed;
 use tombolo_event::{EventId, ServiceName, name};
 
@@ -40,31 +40,6 @@ impl Role {
     }
 }
 
-/// A read model: tables that are nothing but the fold of events, and so can be rebuilt.
-///
-/// It always starts from the first event, and may not publish.
-pub struct View<D: Database>(pub(crate) Subscription<D>);
-
-impl<D: Database> View<D> {
-    /// A view with its durable name (lowercase letters, digits, `-`) and version. Another version is another read
-    /// model with tables of its own, built from the first event.
-    #[must_use]
-    pub fn new(name: &str, version: u32) -> Self {
-        Self(Subscription::new(format!("{name}-v{version}"), Role::View, Start::FromStart))
-    }
-
-    /// Folds one type of event. `fold` is an `async fn(Event, &mut Tx) -> Handled`.
-    #[must_use]
-    pub fn on<E, M, H>(mut self, fold: H) -> Self
-    where
-        E: FromDelivery,
-        H: for<'a> Handler<'a, E, D::Tx, M>,
-    {
-        self.0.handlers.push(Registered::new(fold));
-        self
-    }
-}
-
 /// A reaction: work in the service's own database that follows from events, and may publish what follows from it.
 ///
 /// It never runs in a rebuild. Calling out (mail, payment) is not for a reactor.
@@ -90,7 +65,7 @@ impl<D: Database> Reactor<D> {
         E: FromDelivery,
         H: for<'a> Handler<'a, E, D::Tx, M>,
     {
-        self.0.handlers.push(Registered::new(react));
+        self.0.add(react);
         self
     }
 }
@@ -106,12 +81,43 @@ pub(crate) struct Subscription<D: Database> {
     pub(crate) callers: Vec<Arc<Caller<D>>>,
     /// The bounds of that.
     pub(crate) calls: CallBounds,
+    /// The tables of the build that it keeps, if it keeps a view with tables of its own.
+    pub(crate) tables: Option<Tables>,
+    /// Whether events of different keys may be handled by different replicas at once.
+    pub(crate) split_by_key: bool,
 }
 
 impl<D: Database> Subscription<D> {
     pub(crate) fn new(name: String, role: Role, start: Start) -> Self {
-        let calls = CallBounds::default();
-        Self { name, role, start, handlers: Vec::new(), callers: Vec::new(), calls }
+        let (calls, split_by_key) = (CallBounds::default(), role != Role::View);
+        Self {
+            name,
+            role,
+            start,
+            handlers: Vec::new(),
+            callers: Vec::new(),
+            calls,
+            tables: None,
+            split_by_key,
+        }
+    }
+
+    pub(crate) fn add<E, M, H>(&mut self, handler: H)
+    where
+        E: FromDelivery,
+        H: for<'a> Handler<'a, E, D::Tx, M>,
+    {
+        self.handlers.push(Registered::new(handler));
+    }
+
+    /// The same view for one build of it, which is a subscription of its own.
+    pub(crate) fn of_build(&self, name: &str, tables: Option<Tables>) -> Self {
+        Self {
+            handlers: self.handlers.clone(),
+            tables,
+            split_by_key: self.split_by_key,
+            ..Self::new(name.to_owned(), self.role.clone(), self.start)
+        }
     }
 
     fn reads(&self) -> impl Iterator<Item = &Reads> {
@@ -148,7 +154,7 @@ impl<D: Database> Subscription<D> {
     /// What a transaction that handles `cause` may publish.
     pub(crate) fn origin(&self, cause: EventId) -> Origin {
         match self.role {
-            Role::View => Origin::View { view: self.name.clone(), tables: None },
+            Role::View => Origin::View { view: self.name.clone(), tables: self.tables.clone() },
             Role::Reactor | Role::Effect => Origin::Reaction { subscription: self.name.clone(), cause },
         }
     }
@@ -189,9 +195,7 @@ impl<D: Database> Subscription<D> {
 
     /// What those who wait for it need to know.
     pub(crate) fn reader(&self) -> Reader {
-        let view = self.name.rsplit_once("-v").filter(|_| self.role == Role::View);
-        let name = view.map_or(self.name.as_str(), |(name, _)| name).to_owned();
-        Reader { name, subscription: self.name.clone(), topics: self.topics() }
+        Reader { name: self.name.clone(), subscription: self.name.clone(), topics: self.topics() }
     }
 
     pub(crate) fn topic_names(&self) -> Result<Vec<ServiceName>> {

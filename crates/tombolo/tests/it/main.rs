@@ -9,6 +9,7 @@ mod failures;
 mod effects;
 mod questions;
 mod positions;
+mod views;
 mod wiring;
 mod weather;
 mod world;
