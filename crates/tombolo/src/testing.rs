@@ -24,8 +24,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tombolo_bus::{Bus, Read};
 use tombolo_event::{Cursor, Envelope, Event, ServiceName};
 
-pub use bus::RoughBus;
-pub use fake::{Fake, StandIn};
+pub use bus::WorldBus;
+pub use fake::{Fake, FakeRecipe};
 pub(crate) use fate::Fate;
 pub use part::{Part, Response};
 pub use weather::Weather;
@@ -53,7 +53,7 @@ fn folder() -> TempDir {
 /// What the parts of a world share.
 struct Ground {
     folder: TempDir,
-    bus: RoughBus,
+    bus: WorldBus,
     clock: Clock,
     weather: Weather,
     dice: Dice,
@@ -105,7 +105,7 @@ impl Ground {
 /// let world = World::new();
 /// // The real service, started as its `main` would, but on the world's bus and a database of the world.
 /// let revenue = world.start(revenue).await;
-/// // A stand-in for a service that is not here.
+/// // A fake in place of a service that is not here.
 /// let orders = world.fake("orders").publishes::<OrderPlaced>().start().await;
 ///
 /// revenue.crash_at("subscription.after-effect");
@@ -160,7 +160,7 @@ impl World {
         let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build();
         let ground = Ground {
             folder: folder(),
-            bus: RoughBus::new(weather, dice),
+            bus: WorldBus::new(weather, dice),
             clock: Clock::default(),
             weather,
             dice,
@@ -229,14 +229,14 @@ impl World {
         part
     }
 
-    /// A stand-in for a service that is not in this world: it answers questions from closures, and publishes events.
-    pub fn fake(&self, name: &str) -> StandIn<'_> {
-        StandIn::new(self, name)
+    /// A fake in place of a service that is not in this world: it answers questions from closures, and publishes events.
+    pub fn fake(&self, name: &str) -> FakeRecipe<'_> {
+        FakeRecipe::new(self, name)
     }
 
     /// The bus, to have it go away and come back.
     #[must_use]
-    pub fn bus(&self) -> &RoughBus {
+    pub fn bus(&self) -> &WorldBus {
         &self.ground.bus
     }
 

@@ -35,7 +35,7 @@ const SEGMENT_BYTES: u64 = 8 << 20;
 
 /// One line to the bus of a world. Clones are the same line.
 #[derive(Clone)]
-pub struct RoughBus {
+pub struct WorldBus {
     shared: Arc<Shared>,
     /// Whose line it is.
     of: String,
@@ -94,7 +94,7 @@ impl Switch {
 /// A place on the bus: topic, partition, sequence.
 type Place = (ServiceName, u32, u64);
 
-impl RoughBus {
+impl WorldBus {
     /// A bus in the given weather, in a folder of its own.
     pub(super) fn new(weather: Weather, dice: Dice) -> Self {
         let folder = super::folder();
@@ -315,7 +315,7 @@ fn as_seen<T>(result: Result<T>) -> Result<T> {
 }
 
 #[async_trait]
-impl Bus for RoughBus {
+impl Bus for WorldBus {
     fn guarantee(&self) -> Guarantee {
         self.shared.signals.guarantee()
     }

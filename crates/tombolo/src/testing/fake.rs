@@ -1,4 +1,4 @@
-//! Stand-ins: a service that is not in the world, as far as the others need it.
+//! Fakes: a service that is not in the world, as far as the others need it.
 //!
 //! Invariant: to the others it is a service like any other: registered, asked over HTTP or the bus, with a topic of its own.
 
@@ -15,16 +15,16 @@ use crate::{App, Problem, Service};
 
 type Step = Arc<dyn Fn(Service<Sqlite>) -> Service<Sqlite> + Send + Sync>;
 
-/// A stand-in that is being put together.
-#[must_use = "a stand-in is in the world once it is started"]
-pub struct StandIn<'a> {
+/// A fake that is being put together.
+#[must_use = "a fake is in the world once it is started"]
+pub struct FakeRecipe<'a> {
     world: &'a World,
     name: String,
     manner: watch::Sender<Manner>,
     steps: Vec<Step>,
 }
 
-/// How a stand-in answers.
+/// How a fake answers.
 #[derive(Debug, Clone, Copy)]
 enum Manner {
     AtOnce,
@@ -32,7 +32,7 @@ enum Manner {
     Never,
 }
 
-impl<'a> StandIn<'a> {
+impl<'a> FakeRecipe<'a> {
     pub(super) fn new(world: &'a World, name: &str) -> Self {
         Self { world, name: name.to_owned(), manner: watch::Sender::new(Manner::AtOnce), steps: Vec::new() }
     }
@@ -80,7 +80,7 @@ impl<'a> StandIn<'a> {
     }
 }
 
-/// A stand-in in a world. It is a [`Part`]: it can crash, be cut off, and publish.
+/// A fake in a world. It is a [`Part`]: it can crash, be cut off, and publish.
 pub struct Fake {
     part: Part,
     manner: watch::Sender<Manner>,

@@ -15,7 +15,7 @@ use tombolo_db::{CursorState, Depth};
 use tombolo_event::ServiceName;
 use tombolo_event::descriptor::Descriptor;
 
-use super::bus::RoughBus;
+use super::bus::WorldBus;
 use crate::status::{PartitionStatus, ServiceStatus};
 use crate::{Error, Kind, Result};
 
@@ -59,7 +59,7 @@ pub(super) struct Look {
 
 impl Look {
     /// Looks at everybody who works.
-    pub(super) async fn at(members: &[Arc<dyn Member>], bus: &RoughBus) -> Result<Self> {
+    pub(super) async fn at(members: &[Arc<dyn Member>], bus: &WorldBus) -> Result<Self> {
         let mut ends = Vec::new();
         for topic in bus.topics().await? {
             ends.push(Ends { tails: bus.tails(&topic.name).await?, topic });

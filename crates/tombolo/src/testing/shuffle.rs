@@ -234,3 +234,68 @@ impl Drop for Seated {
         lock(&self.table.seats).remove(&self.number);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use futures_util::{StreamExt, stream};
+    use tokio_stream::StreamMap;
+    use tombolo_event::EventId;
+
+    use super::*;
+
+    /// A partition that holds `count` records, in batches of ten, and then ends.
+    fn partition(count: u64) -> RecordStream {
+        let record = |sequence| Record {
+            sequence,
+            id: EventId::new(),
+            event_type: Bytes::from_static(b"a.b.v1"),
+            bytes: Bytes::new(),
+        };
+        let batches: Vec<_> = (0..count / 10)
+            .map(|batch| {
+                let records: Vec<_> = (batch * 10 + 1..=batch * 10 + 10).map(record).collect();
+                let (first, last) = (records[0].sequence, records[9].sequence);
+                Ok(Batch { first, last, last_id: records[9].id, records, tail: count })
+            })
+            .collect();
+        Box::pin(stream::iter(batches))
+    }
+
+    /// What one reader of three partitions is served: partition, first, last.
+    async fn served(seed: u64) -> Vec<(u32, u64, u64)> {
+        let tables = Tables::new(Dice { seed });
+        let topic = ServiceName::new("orders").unwrap();
+        let seats = (0..3).map(|number| (number, tables.seat("history", &topic, number, partition(50))));
+        let reader: StreamMap<u32, RecordStream> = seats.collect();
+        let served = reader.map(|(partition, batch)| {
+            let batch = batch.unwrap();
+            assert_eq!(batch.records.first().unwrap().sequence, batch.first);
+            assert_eq!(batch.records.last().unwrap().id, batch.last_id);
+            (partition, batch.first, batch.last)
+        });
+        served.collect().await
+    }
+
+    #[tokio::test]
+    async fn a_partitions_pieces_are_served_in_order_and_without_a_hole() {
+        let served = served(5).await;
+        for partition in 0..3 {
+            let mut next = 1;
+            for &(_, first, last) in served.iter().filter(|piece| piece.0 == partition) {
+                assert_eq!(first, next, "{served:?}");
+                next = last + 1;
+            }
+            assert_eq!(next, 51);
+        }
+        assert!(served.len() > 3 * 5, "batches are cut: {served:?}");
+    }
+
+    #[tokio::test]
+    async fn partitions_are_served_in_an_order_that_the_seed_gives() {
+        let first = served(5).await;
+        assert_eq!(first, served(5).await);
+        assert_ne!(first, served(6).await);
+        assert!(!first.is_sorted_by_key(|piece| piece.0), "one after the other is no shuffle: {first:?}");
+    }
+}

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 use tokio::time::{interval, timeout};
 use tombolo::sqlite::{Sqlite, Tx};
-use tombolo::testing::RoughBus;
+use tombolo::testing::WorldBus;
 use tombolo::{Event, Handled, Running, Service, Settings, View};
 use tombolo_bus::Bus;
 
@@ -45,12 +45,12 @@ pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut state: 
 /// A folder for databases, and the bus that everybody joins.
 pub(crate) struct Ground {
     folder: TempDir,
-    pub(crate) bus: Arc<RoughBus>,
+    pub(crate) bus: Arc<WorldBus>,
 }
 
 impl Ground {
     pub(crate) fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap(), bus: Arc::new(RoughBus::calm()) }
+        Self { folder: tempfile::tempdir().unwrap(), bus: Arc::new(WorldBus::calm()) }
     }
 
     pub(crate) fn database(&self, name: &str) -> Sqlite {

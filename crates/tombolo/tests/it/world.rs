@@ -358,7 +358,7 @@ async fn who_is_cut_off_works_on_and_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn a_stand_in_answers_late_never_or_is_down() {
+async fn a_fake_answers_late_never_or_is_down() {
     let world = World::new();
     let orders = world.start(orders).await;
     let users = world.fake("users").answers(|asked: IsKnown| Ok(asked.name == "ada")).start().await;
