@@ -1,0 +1,90 @@
+//! `order-history`: one question, "the orders of user X with their products", answered in all three ways.
+
+mod call;
+mod gather;
+mod replica;
+
+use axum::extract::{Path, Query, State};
+use axum::routing::get;
+use axum::{Json, Router};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tombolo::sqlite::Sqlite;
+use tombolo::{Missing, Problem, Service};
+
+pub(crate) type App = tombolo::App<Sqlite>;
+
+/// What every way answers with.
+#[derive(Serialize)]
+pub(crate) struct History {
+    via: Via,
+    user: Option<User>,
+    orders: Vec<Line>,
+    missing: Vec<Missing>,
+}
+
+/// Who ordered, as far as it is known.
+#[derive(Serialize, Deserialize, JsonSchema, sqlx::FromRow)]
+pub(crate) struct User {
+    id: String,
+    name: String,
+}
+
+/// One order with its product.
+#[derive(Serialize, sqlx::FromRow)]
+pub(crate) struct Line {
+    order_id: String,
+    product_id: String,
+    /// The present title; none while it is not known.
+    title: Option<String>,
+    quantity: i64,
+    /// The price of one piece when it was ordered.
+    price_cents: i64,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Via {
+    Call,
+    Gather,
+    Replica,
+}
+
+#[derive(Deserialize)]
+struct Parameters {
+    #[serde(default = "by_replica")]
+    via: Via,
+}
+
+fn by_replica() -> Via {
+    Via::Replica
+}
+
+async fn orders_of(
+    State(app): State<App>,
+    Path(user_id): Path<String>,
+    Query(how): Query<Parameters>,
+) -> Result<Json<History>, Problem> {
+    let history = match how.via {
+        Via::Call => call::history(&app, &user_id).await?,
+        Via::Gather => gather::history(&app, &user_id).await?,
+        Via::Replica => replica::history(&app, &user_id).await?,
+    };
+    Ok(Json(history))
+}
+
+/// The service on its own database.
+#[must_use]
+pub fn service(database: Sqlite) -> Service<Sqlite> {
+    Service::new("order-history", database)
+        .setup(async |database: Sqlite| {
+            sqlx::raw_sql(include_str!("schema.sql")).execute(database.pool()).await?;
+            Ok(())
+        })
+        .routes(Router::new().route("/users/{id}/orders", get(orders_of)))
+        .view(replica::view())
+        .asks::<call::UserById>()
+        .asks::<call::OrdersOfUser>()
+        .asks::<call::ProductsByIds>()
+        .asks::<gather::AboutUser>()
+}
