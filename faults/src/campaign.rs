@@ -11,11 +11,12 @@ use rand::rngs::StdRng;
 use tombolo_event::barrier;
 
 use crate::databases::{Databases, Ground};
+use crate::mount::Mount;
 use crate::mutant::{self, Mutant};
 use crate::process::{Outcome, Scene, Which, World};
 use crate::roles::LEASE_MS;
 use crate::verify::Broken;
-use crate::{kills, pauses, power};
+use crate::{away, cut_off, full, kills, pauses, power};
 
 /// What to do.
 pub(crate) struct Plan {
@@ -25,6 +26,8 @@ pub(crate) struct Plan {
     pub(crate) seed: u64,
     /// Only the faults whose name contains this.
     pub(crate) only: Option<String>,
+    /// How many orders gather while the bus is away.
+    pub(crate) gathered: usize,
     /// A deliberate fault, which must be caught.
     pub(crate) mutant: Option<Mutant>,
 }
@@ -42,13 +45,24 @@ pub(crate) enum Fault {
     Pause,
     /// The power of one or more machines is cut.
     PowerCut,
+    /// The disk of the bus is full.
+    BusFull,
+    /// The disk of the producer's database is full.
+    DatabaseFull,
+    /// The bus is away while a heap of orders gathers.
+    BusAway,
+    /// The consumer's database is away.
+    DatabaseAway,
 }
 
 impl Fault {
+    const REST: [Self; 5] =
+        [Self::PowerCut, Self::BusFull, Self::DatabaseFull, Self::BusAway, Self::DatabaseAway];
+
     fn all() -> Vec<Self> {
         let kills = barrier::ALL.iter().map(|barrier| Self::KillAt(barrier));
         let pauses = barrier::ALL.iter().map(|barrier| Self::PauseAt(barrier));
-        kills.chain([Self::Kill]).chain(pauses).chain([Self::Pause, Self::PowerCut]).collect()
+        kills.chain([Self::Kill]).chain(pauses).chain([Self::Pause]).chain(Self::REST).collect()
     }
 
     /// How often it lands unless the command line says otherwise.
@@ -59,13 +73,21 @@ impl Fault {
             Self::PauseAt(_) => 2,
             Self::Pause => 10,
             Self::PowerCut => 20,
+            Self::BusFull | Self::DatabaseFull | Self::DatabaseAway => 3,
+            Self::BusAway => 1,
         }
+    }
+
+    /// Whether each time needs ground of its own.
+    fn is_final(self) -> bool {
+        matches!(self, Self::BusFull | Self::BusAway)
     }
 
     /// Why it cannot happen here, if so.
     fn hindrance(self, ground: &Ground) -> Option<String> {
         match self {
-            Self::PowerCut => power::hindrance(ground),
+            Self::PowerCut | Self::DatabaseFull => own_files(ground).or_else(Mount::hindrance),
+            Self::BusFull => Mount::hindrance(),
             _ => None,
         }
     }
@@ -79,8 +101,17 @@ impl fmt::Display for Fault {
             Self::PauseAt(barrier) => write!(f, "pause at `{barrier}`"),
             Self::Pause => write!(f, "pause at random moments"),
             Self::PowerCut => write!(f, "power cut"),
+            Self::BusFull => write!(f, "full disk of the bus"),
+            Self::DatabaseFull => write!(f, "full disk of a database"),
+            Self::BusAway => write!(f, "bus away"),
+            Self::DatabaseAway => write!(f, "database away"),
         }
     }
+}
+
+/// Why a file system of our own cannot be under the databases, if so.
+fn own_files(ground: &Ground) -> Option<String> {
+    matches!(ground, Ground::Server(_)).then(|| "the files of the PostgreSQL server are not ours".to_owned())
 }
 
 /// Where a fault happens.
@@ -88,6 +119,8 @@ pub(crate) struct Stage<'a> {
     pub(crate) folder: &'a Path,
     pub(crate) databases: &'a Databases<'a>,
     pub(crate) random: &'a mut StdRng,
+    /// How many orders gather while the bus is away.
+    pub(crate) gathered: usize,
     mutant: Option<Mutant>,
 }
 
@@ -115,6 +148,17 @@ pub(crate) struct Tally {
     pub(crate) events: usize,
     /// What else is to be said.
     pub(crate) note: String,
+}
+
+impl Tally {
+    /// The same fault again, on other ground; the last note is kept.
+    fn add(&mut self, other: Self) {
+        self.landed += other.landed;
+        self.in_flight += other.in_flight;
+        self.acknowledged += other.acknowledged;
+        self.events += other.events;
+        self.note = other.note;
+    }
 }
 
 pub(crate) async fn run(plan: &Plan) -> Outcome<()> {
@@ -149,7 +193,12 @@ async fn everything(plan: &Plan) -> Outcome<u32> {
             continue;
         }
         let began = Instant::now();
-        let tally = on_own_ground(fault, plan, &mut random).await?;
+        let count = plan.each.unwrap_or(fault.count());
+        let grounds = if fault.is_final() { vec![1; count as usize] } else { vec![count] };
+        let mut tally = Tally::default();
+        for count in grounds {
+            tally.add(on_own_ground(fault, count, plan, &mut random).await?);
+        }
         let (seconds, note) = (began.elapsed().as_secs_f64(), &tally.note);
         println!(
             "| {fault} | {} | {} | {} | {} | {seconds:.1} s | {note} |",
@@ -165,11 +214,17 @@ async fn everything(plan: &Plan) -> Outcome<u32> {
 }
 
 /// A fault on ground of its own, which is kept if it failed.
-async fn on_own_ground(fault: Fault, plan: &Plan, random: &mut StdRng) -> Outcome<Tally> {
+async fn on_own_ground(fault: Fault, count: u32, plan: &Plan, random: &mut StdRng) -> Outcome<Tally> {
     let folder = tempfile::Builder::new().prefix("tombolo-faults-").tempdir()?;
     let databases = plan.ground.make(folder.path()).await?;
-    let stage = Stage { folder: folder.path(), databases: &databases, random, mutant: plan.mutant };
-    match happen(fault, stage, plan.each.unwrap_or(fault.count())).await {
+    let stage = Stage {
+        folder: folder.path(),
+        databases: &databases,
+        random,
+        gathered: plan.gathered,
+        mutant: plan.mutant,
+    };
+    match happen(fault, stage, count).await {
         Ok(tally) => databases.drop().await.map(|()| tally),
         Err(error) if plan.mutant.is_some() && error.is::<Broken>() => {
             databases.drop().await?;
@@ -191,5 +246,9 @@ async fn happen(fault: Fault, stage: Stage<'_>, count: u32) -> Outcome<Tally> {
         Fault::PauseAt(barrier) => pauses::run(stage, Some(barrier), count).await,
         Fault::Pause => pauses::run(stage, None, count).await,
         Fault::PowerCut => power::run(stage, count).await,
+        Fault::BusFull => full::of_bus(stage).await,
+        Fault::DatabaseFull => full::of_database(stage, count).await,
+        Fault::BusAway => away::run(stage).await,
+        Fault::DatabaseAway => cut_off::run(stage, count).await,
     }
 }

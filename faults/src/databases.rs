@@ -64,6 +64,23 @@ impl Databases<'_> {
         })
     }
 
+    /// Takes a service's own away from it.
+    pub(crate) async fn cut_off(&self, which: Which) -> Outcome<CutOff> {
+        let name = self.name(which);
+        let Ground::Server(server) = self.ground else {
+            let mut connection = SqliteConnection::connect(&self.url(which)).await?;
+            sqlx::raw_sql("PRAGMA busy_timeout = 30000; BEGIN IMMEDIATE").execute(&mut connection).await?;
+            return Ok(CutOff::Locked(connection));
+        };
+        let mut server = PgConnection::connect_with(server).await?;
+        let sql = format!(
+            "ALTER DATABASE {name} WITH ALLOW_CONNECTIONS false;
+             SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
+        );
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut server).await?;
+        Ok(CutOff::Refused { server, name })
+    }
+
     /// Drops them; SQLite's files go with their folder.
     pub(crate) async fn drop(self) -> Outcome<()> {
         self.for_each("DROP DATABASE", "WITH (FORCE)").await
@@ -91,6 +108,31 @@ impl Databases<'_> {
             sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await?;
         }
         Ok(connection.close().await?)
+    }
+}
+
+/// A database that its service cannot use, until it is let again.
+pub(crate) enum CutOff {
+    /// A writer in another process than the service: this one.
+    Locked(SqliteConnection),
+    /// Connections are refused.
+    Refused { server: PgConnection, name: String },
+}
+
+impl CutOff {
+    pub(crate) async fn end(self) -> Outcome<()> {
+        match self {
+            Self::Locked(mut connection) => {
+                sqlx::raw_sql("ROLLBACK").execute(&mut connection).await?;
+                connection.close().await?;
+            }
+            Self::Refused { mut server, name } => {
+                let sql = format!("ALTER DATABASE {name} WITH ALLOW_CONNECTIONS true");
+                sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut server).await?;
+                server.close().await?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -1,21 +1,28 @@
-//! The load: writers that place one order after the other, each on its own key, and remember what was acknowledged.
+//! The load: writers that place one order after the other, each on its own key, and remember what was acknowledged; and
+//! heaps of orders, many in one transaction.
 //!
 //! Invariant: one order of a key is on its way at a time, so what is acknowledged is in the order of its numbers.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use crate::process::Placed;
+use crate::process::{Outcome, Placed};
 
 /// Writers at the same time.
 pub(crate) const WRITERS: usize = 8;
 /// Between two orders of a writer, so that the machine is not only busy with load.
 const PACE: Duration = Duration::from_millis(3);
+/// How long an order may take.
+const ANSWER_BOUND: Duration = Duration::from_secs(10);
+/// Heaps under way at the same time, each with keys of its own.
+const HEAPS: usize = 4;
+/// Orders of one transaction of a heap, at most.
+const HEAP_ORDERS_MAX: usize = 1_000;
 
 /// A load that goes on until it is stopped.
 pub(crate) struct Load {
@@ -23,20 +30,25 @@ pub(crate) struct Load {
     writers: JoinSet<()>,
 }
 
+#[derive(Default)]
 struct State {
     stop: AtomicBool,
     outstanding: AtomicU64,
     acknowledged: Mutex<Vec<String>>,
+    /// How long the acknowledged ones took since somebody asked.
+    took: Mutex<Vec<Duration>>,
+    /// Why one was refused since somebody asked.
+    refused: Mutex<Option<String>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Load {
     /// Writers, spread over the addresses; their keys begin with `keys`, which no other load of the run has.
     pub(crate) fn start(urls: &[&str], keys: &str) -> Self {
-        let state = Arc::new(State {
-            stop: AtomicBool::new(false),
-            outstanding: AtomicU64::new(0),
-            acknowledged: Mutex::default(),
-        });
+        let state = Arc::new(State::default());
         let mut writers = JoinSet::new();
         for (writer, url) in (0..WRITERS).zip(urls.iter().cycle()) {
             writers.spawn(write(format!("{url}/orders"), format!("{keys}-{writer}"), Arc::clone(&state)));
@@ -51,14 +63,26 @@ impl Load {
 
     /// How many orders were acknowledged so far.
     pub(crate) fn count(&self) -> usize {
-        self.state.acknowledged.lock().unwrap_or_else(PoisonError::into_inner).len()
+        lock(&self.state.acknowledged).len()
+    }
+
+    /// What 99 of 100 orders took at most, of those that were acknowledged since the last look.
+    pub(crate) fn p99(&self) -> Duration {
+        let mut took = std::mem::take(&mut *lock(&self.state.took));
+        took.sort_unstable();
+        took.get(took.len() * 99 / 100).copied().unwrap_or_default()
+    }
+
+    /// Why an order was refused since the last look, if one was.
+    pub(crate) fn refused(&self) -> Option<String> {
+        lock(&self.state.refused).take()
     }
 
     /// Stops, and returns the acknowledged orders.
     pub(crate) async fn stop(mut self) -> Vec<String> {
         self.state.stop.store(true, Ordering::SeqCst);
         while self.writers.join_next().await.is_some() {}
-        std::mem::take(&mut self.state.acknowledged.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut lock(&self.state.acknowledged))
     }
 }
 
@@ -67,13 +91,47 @@ async fn write(url: String, key: String, state: Arc<State>) {
     let mut n = 0;
     while !state.stop.load(Ordering::SeqCst) {
         n += 1;
-        let placed = Placed { id: Uuid::now_v7().to_string(), key: key.clone(), n };
+        let placed = Placed::new(&key, n);
+        let began = Instant::now();
         state.outstanding.fetch_add(1, Ordering::SeqCst);
-        let answer = http.post(&url).json(&placed).timeout(Duration::from_secs(10)).send().await;
+        let answer = http.post(&url).json(&placed).timeout(ANSWER_BOUND).send().await;
         state.outstanding.fetch_sub(1, Ordering::SeqCst);
-        if answer.is_ok_and(|answer| answer.status() == 201) {
-            state.acknowledged.lock().unwrap_or_else(PoisonError::into_inner).push(placed.id);
+        match answer {
+            Ok(answer) if answer.status() == 201 => {
+                lock(&state.took).push(began.elapsed());
+                lock(&state.acknowledged).push(placed.id);
+            }
+            Ok(answer) => *lock(&state.refused) = answer.text().await.ok(),
+            Err(_) => {}
         }
         sleep(PACE).await;
     }
+}
+
+/// Places so many orders as fast as they are taken, each with `pad` bytes that nobody needs. Returns them, all acknowledged.
+pub(crate) async fn heap(url: &str, orders: usize, pad: usize) -> Outcome<Vec<String>> {
+    let mut heaps = JoinSet::new();
+    for number in 0..HEAPS {
+        let share = orders / HEAPS + usize::from(number < orders % HEAPS);
+        heaps.spawn(pile(format!("{url}/orders/many"), format!("{}-heap", Uuid::now_v7()), share, pad));
+    }
+    let mut acknowledged = Vec::with_capacity(orders);
+    while let Some(piled) = heaps.join_next().await {
+        acknowledged.extend(piled?.map_err(|refused| format!("a heap of orders was refused: {refused}"))?);
+    }
+    Ok(acknowledged)
+}
+
+async fn pile(url: String, key: String, orders: usize, pad: usize) -> reqwest::Result<Vec<String>> {
+    let http = reqwest::Client::new();
+    let mut acknowledged = Vec::with_capacity(orders);
+    while acknowledged.len() < orders {
+        let from = acknowledged.len();
+        let to = orders.min(from + HEAP_ORDERS_MAX);
+        let placed: Vec<Placed> =
+            (from..to).map(|n| Placed { pad: "x".repeat(pad), ..Placed::new(&key, n as i64 + 1) }).collect();
+        http.post(&url).json(&placed).send().await?.error_for_status()?;
+        acknowledged.extend(placed.into_iter().map(|placed| placed.id));
+    }
+    Ok(acknowledged)
 }

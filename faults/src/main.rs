@@ -15,6 +15,9 @@ mod campaign;
 mod kills;
 mod pauses;
 mod power;
+mod full;
+mod away;
+mod cut_off;
 
 use std::path::PathBuf;
 
@@ -37,6 +40,9 @@ struct Arguments {
     /// Only power cuts, so many.
     #[arg(long, value_name = "CUTS", conflicts_with_all = ["each", "only"])]
     power: Option<u32>,
+    /// How many orders gather while the bus is away.
+    #[arg(long, value_name = "ORDERS", default_value_t = 1_000_000)]
+    gathered: usize,
     /// The seed of every choice; printed, so that a run can be repeated.
     #[arg(long, default_value_t = 20_261_120)]
     seed: u64,
@@ -75,6 +81,7 @@ impl Arguments {
             ground: self.ground()?,
             each: self.power.or(self.each),
             only: if self.power.is_some() { Some("power cut".to_owned()) } else { self.only },
+            gathered: self.gathered,
             seed: self.seed,
             mutant: self.mutant,
         })

@@ -10,7 +10,6 @@ use rand::Rng;
 use tokio::time::sleep;
 
 use crate::campaign::{Stage, Tally};
-use crate::databases::Ground;
 use crate::load::Load;
 use crate::mount::{self, Mount};
 use crate::process::{Outcome, Which, World};
@@ -22,14 +21,6 @@ const CAST: &[Which] = &[Which::Bus, Which::Producer, Which::SecondProducer, Whi
 const HOMES: [&str; 3] = ["bus", "orders", "history"];
 /// How long the load goes on before a cut, at least and at most.
 const BEFORE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(1_000));
-
-/// Why the power cannot be cut here, if so.
-pub(crate) fn hindrance(ground: &Ground) -> Option<String> {
-    match ground {
-        Ground::Files => Mount::hindrance(),
-        Ground::Server(_) => Some("the files of the PostgreSQL server are not ours".to_owned()),
-    }
-}
 
 /// Cuts so often; after each cut everything settles and is checked.
 pub(crate) async fn run(stage: Stage<'_>, cuts: u32) -> Outcome<Tally> {

@@ -191,6 +191,15 @@ impl<'a> World<'a> {
         answer.json().await.ok()
     }
 
+    /// Whether a process has written this into its log.
+    pub(crate) fn has_said(&self, which: Which, text: &str) -> bool {
+        fs::read_to_string(self.log(which)).is_ok_and(|log| log.contains(text))
+    }
+
+    fn log(&self, which: Which) -> PathBuf {
+        self.scene.folder.join(format!("{which:?}.log"))
+    }
+
     /// What has stopped by name, if anything.
     pub(crate) async fn stopped(&self) -> Option<String> {
         for &which in self.scene.cast {
@@ -208,12 +217,11 @@ impl<'a> World<'a> {
 
     /// Starts a process, with what it is to do to itself if anything.
     pub(crate) fn spawn(&mut self, which: Which, at: Option<At<'_>>) -> Outcome<()> {
-        let log = self.scene.folder.join(format!("{which:?}.log"));
         let mut command = Command::new(std::env::current_exe()?);
         command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(File::options().create(true).append(true).open(log)?)
+            .stderr(File::options().create(true).append(true).open(self.log(which))?)
             .kill_on_drop(true)
             .env("TOMBOLO_SCHEMA", "apply");
         match which {

@@ -9,7 +9,7 @@ use std::future::Future;
 use std::path::Path;
 use std::time::Duration;
 
-use axum::extract::State;
+use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::routing::post;
 use axum::{Json, Router};
@@ -23,11 +23,15 @@ use tombolo::sqlite::Sqlite;
 use tombolo::{App, Database, Event, Handled, Problem, Reactor, Service, Settings, Transaction, View};
 use tombolo_bus::embedded::{Log, Options};
 use tombolo_bus::server::Server;
+use uuid::Uuid;
 
 use crate::mutant;
 
 /// How a process is told how long its leases are.
 pub(crate) const LEASE_MS: &str = "TOMBOLO_FAULTS_LEASE_MS";
+
+/// The body of a heap of orders, at most.
+const HEAP_BYTES_MAX: usize = 64 << 20;
 
 const INSERT_ORDER: &str = "INSERT INTO orders (id, key, n) VALUES ($1, $2, $3)";
 const INSERT_COPY: &str = "INSERT INTO copies (id, key, n) VALUES ($1, $2, $3)";
@@ -51,6 +55,16 @@ pub(crate) struct Placed {
     pub(crate) id: String,
     pub(crate) key: String,
     pub(crate) n: i64,
+    /// Weight.
+    #[serde(default)]
+    pub(crate) pad: String,
+}
+
+impl Placed {
+    /// The `n`th order of a key.
+    pub(crate) fn new(key: &str, n: i64) -> Self {
+        Self { id: Uuid::now_v7().to_string(), key: key.to_owned(), n, pad: String::new() }
+    }
 }
 
 impl Event for Placed {
@@ -74,16 +88,22 @@ impl Event for Seen {
     }
 }
 
-async fn place<D: Store>(
+async fn place<D: Store>(app: State<App<D>>, Json(placed): Json<Placed>) -> Result<StatusCode, Problem> {
+    place_many(app, Json(vec![placed])).await
+}
+
+async fn place_many<D: Store>(
     State(app): State<App<D>>,
-    Json(placed): Json<Placed>,
+    Json(many): Json<Vec<Placed>>,
 ) -> Result<StatusCode, Problem> {
     let mut tx = app.begin().await?;
-    D::insert(&mut tx, INSERT_ORDER, &placed).await?;
-    if goes_by_later(&placed.key) {
-        tx.outgoing().publish_at(&placed, Timestamp::now())?;
-    } else {
-        tx.outgoing().publish(&placed)?;
+    for placed in &many {
+        D::insert(&mut tx, INSERT_ORDER, placed).await?;
+        if goes_by_later(&placed.key) {
+            tx.outgoing().publish_at(placed, Timestamp::now())?;
+        } else {
+            tx.outgoing().publish(placed)?;
+        }
     }
     tx.commit().await?;
     Ok(StatusCode::CREATED)
@@ -105,10 +125,17 @@ async fn react<D: Store>(event: Placed, tx: &mut D::Tx) -> Handled {
     Ok(())
 }
 
+fn routes<D: Store>() -> Router<App<D>> {
+    Router::new()
+        .route("/orders", post(place::<D>))
+        .route("/orders/many", post(place_many::<D>))
+        .layer(DefaultBodyLimit::max(HEAP_BYTES_MAX))
+}
+
 fn orders<D: Store>(database: D) -> Service<D> {
     Service::new("orders", database)
         .setup(|database| database.table("orders"))
-        .routes(Router::new().route("/orders", post(place::<D>)))
+        .routes(routes())
         .publishes::<Placed>()
 }
 

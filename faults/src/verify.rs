@@ -8,7 +8,7 @@ use std::fmt;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use tokio::time::{interval, timeout};
+use tokio::time::{Instant, interval};
 use tombolo::Event;
 use tombolo_bus::{Identity, Read};
 use tombolo_event::{Cursor, Envelope, ServiceName};
@@ -17,10 +17,10 @@ use crate::databases::Reader;
 use crate::load::Load;
 use crate::process::{Outcome, Placed, Seen, Which, World};
 
-/// How long settling may take.
+/// How long settling may stand still.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How often the databases are looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// How many such looks there are for each look at what the services say of themselves.
 const LOOKS_PER_STATUS: u32 = 50;
 
@@ -28,7 +28,7 @@ const LOOKS_PER_STATUS: u32 = 50;
 pub(crate) type Rows = Vec<(String, String, i64)>;
 
 /// The rows of an outbox.
-const WAITING: &str = "SELECT count(*) FROM tombolo.outbox";
+pub(crate) const WAITING: &str = "SELECT count(*) FROM tombolo.outbox";
 /// How many events the subscriptions have behind them, all together.
 const APPLIED: &str = "SELECT CAST(coalesce(sum(sequence), 0) AS BIGINT) FROM tombolo.cursor";
 /// What the producer committed.
@@ -110,29 +110,55 @@ fn kept(ordered: &Rows, acknowledged: &[String]) -> Outcome<()> {
 /// Waits until nothing is left to do. What has stopped by name never settles.
 async fn settle(world: &World<'_>, orders: &mut Reader, history: &mut Reader) -> Outcome<()> {
     let mut look = interval(LOOK_EVERY);
-    let mut looks = 0;
-    let quiet = async {
-        loop {
-            look.tick().await;
-            looks += 1;
-            if looks % LOOKS_PER_STATUS == 0
-                && let Some(stopped) = world.stopped().await
-            {
-                return broken(stopped);
-            }
-            let rows = orders.count("SELECT count(*) FROM orders").await?;
-            let waiting = orders.count(WAITING).await?;
-            let copies = history.count(COPIES).await?;
-            let reactions = history.count(WAITING).await?;
-            let cursors = history.count(APPLIED).await?;
-            if waiting == 0 && reactions == 0 && copies >= rows && cursors >= 2 * rows {
-                return Outcome::Ok(());
-            }
+    let (mut looks, mut before, mut moved) = (0, Left::default(), Instant::now());
+    loop {
+        look.tick().await;
+        looks += 1;
+        if looks % LOOKS_PER_STATUS == 0
+            && let Some(stopped) = world.stopped().await
+        {
+            return broken(stopped);
         }
-    };
-    timeout(PATIENCE, quiet).await.unwrap_or_else(|_| {
-        broken(format!("nothing settled within {PATIENCE:?}: something is lost or stuck"))
-    })
+        let left = Left::now(orders, history).await?;
+        if left.is_nothing() {
+            return Ok(());
+        }
+        if left != before {
+            (before, moved) = (left, Instant::now());
+        } else if moved.elapsed() > PATIENCE {
+            return broken(format!("nothing moved for {PATIENCE:?}, something is lost or stuck: {left:?}"));
+        }
+    }
+}
+
+/// What there is to do.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Left {
+    rows: i64,
+    waiting: i64,
+    copies: i64,
+    reactions_waiting: i64,
+    /// By the view and by the reactor, together.
+    applied: i64,
+}
+
+impl Left {
+    async fn now(orders: &mut Reader, history: &mut Reader) -> Outcome<Self> {
+        Ok(Self {
+            rows: orders.count("SELECT count(*) FROM orders").await?,
+            waiting: orders.count(WAITING).await?,
+            copies: history.count(COPIES).await?,
+            reactions_waiting: history.count(WAITING).await?,
+            applied: history.count(APPLIED).await?,
+        })
+    }
+
+    fn is_nothing(&self) -> bool {
+        self.waiting == 0
+            && self.reactions_waiting == 0
+            && self.copies >= self.rows
+            && self.applied >= 2 * self.rows
+    }
 }
 
 /// Every event of a topic; sequences must be contiguous from 1 in each partition.

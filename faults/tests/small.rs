@@ -47,6 +47,28 @@ fn a_power_cut_takes_nothing_that_was_acknowledged() {
     run(&["--power", "5"]);
 }
 
+#[test]
+fn a_full_disk_of_the_bus_is_named_and_everything_goes_on_when_there_is_room() {
+    run(&["--only", "full disk of the bus", "--each", "1"]);
+}
+
+#[test]
+fn a_full_disk_of_a_database_acknowledges_nothing_and_everything_goes_on_when_there_is_room() {
+    run(&["--only", "full disk of a database", "--each", "2"]);
+}
+
+#[test]
+#[ignore = "slow: 20,000 rows gather while the bus is away"]
+fn what_gathers_while_the_bus_is_away_drains_when_it_is_back() {
+    run(&["--only", "bus away", "--gathered", "20000"]);
+}
+
+#[test]
+#[ignore = "slow: the database is away for longer than a writer waits"]
+fn a_consumer_whose_database_is_away_counts_no_attempt() {
+    run(&["--only", "database away", "--each", "1"]);
+}
+
 #[cfg(feature = "mutants")]
 mod mutants {
     use super::run;

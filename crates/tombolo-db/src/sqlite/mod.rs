@@ -111,7 +111,7 @@ impl Sqlite {
             ));
         }
         let gate = Gate::default();
-        let upkeep = lasting(1).connect_lazy_with(options.clone().synchronous(SqliteSynchronous::Normal));
+        let upkeep = writing().connect_lazy_with(options.clone().synchronous(SqliteSynchronous::Normal));
         Ok(Self {
             writer: guarded(gate.clone()).connect_lazy_with(options),
             pool,
@@ -146,7 +146,7 @@ impl Sqlite {
             let options = SqliteConnectOptions::clone(&self.pool.connect_options());
             let options = options.synchronous(SqliteSynchronous::Off);
             self.writer = guarded(self.gate.clone()).connect_lazy_with(options.clone());
-            self.upkeep = lasting(1).connect_lazy_with(options);
+            self.upkeep = writing().connect_lazy_with(options);
         }
         self
     }
@@ -255,15 +255,19 @@ fn lasting(most: u32) -> SqlitePoolOptions {
 
 /// The one connection of transactions, on which a commit passes only while the gate is open.
 fn guarded(gate: Gate) -> SqlitePoolOptions {
-    let guarded = lasting(1).after_connect(move |connection, _| {
+    writing().after_connect(move |connection, _| {
         let gate = gate.clone();
         Box::pin(async move {
             connection.lock_handle().await?.set_commit_hook(move || gate.pass());
             Ok(())
         })
-    });
-    // A transaction that SQLite ended by itself leaves the connection's own count of it wrong: such a one is closed.
-    guarded.after_release(|connection, _| {
+    })
+}
+
+/// One connection that writes. A transaction that SQLite ended by itself, as on a full disk, leaves the connection's own
+/// count of it wrong: such a one is closed.
+fn writing() -> SqlitePoolOptions {
+    lasting(1).after_release(|connection, _| {
         Box::pin(async move {
             connection.ping().await?;
             Ok(!connection.is_in_transaction())
