@@ -9,6 +9,7 @@
 //! not, so it never climbs over its original, however often it is started.
 
 mod finding;
+mod alive;
 mod report;
 mod door;
 
@@ -24,6 +25,7 @@ use tombolo_event::{Cursor, EventId, Incarnation};
 use uuid::Uuid;
 
 use crate::{Error, Kind, Result};
+use alive::Leads;
 pub(crate) use door::routes;
 pub use finding::{Difference, Finding, Side, What};
 pub use report::{Choice, Decide, Decided, HaltReport, InPartition, PastHalt, RecoveryReport};
@@ -45,6 +47,14 @@ pub(crate) enum Examined {
     Agree(Topic),
     /// Somebody else leads.
     Led,
+}
+
+/// Both sides as they are now.
+struct Look {
+    standing: Standing,
+    topic: Topic,
+    tails: Vec<Tail>,
+    finding: Option<Finding>,
 }
 
 /// What the bus has in one partition of which the database does not know that it is published.
@@ -70,7 +80,13 @@ impl Recovery {
         let topic = self.topic().await?;
         let tails = self.bus.tails(&topic.name).await?;
         if self.compare(&standing, &topic, &tails).await?.is_none() {
-            return Ok(Examined::Agree(topic));
+            return match self.who_leads(&standing).await? {
+                Leads::Nobody => Ok(Examined::Agree(topic)),
+                Leads::Here => Ok(Examined::Led),
+                Leads::Elsewhere => {
+                    Err(self.halt(&Finding::led_elsewhere(&standing, &topic), standing.epoch).await)
+                }
+            };
         }
         // Once more with the database as it is after the bus was asked: a relay of our own may have worked in between.
         let again = self.outbox.standing(self.holder).await?;
@@ -151,7 +167,7 @@ impl Recovery {
     /// # Errors
     /// `Undecided` if they do not, or if the halt is over.
     pub(crate) async fn resume(&self, decision: &Decision) -> Result<()> {
-        if let Some(finding) = self.look().await? {
+        if let Some(finding) = self.look().await?.finding {
             return Err(Error::new(Kind::Undecided, format!("nothing was changed, because {finding}")));
         }
         self.outbox.resume(decision).await.map_err(undecided)?;
@@ -174,6 +190,12 @@ impl Recovery {
             return Err(Error::new(Kind::Undecided, message));
         }
         let topic = self.topic().await?;
+        if self.who_leads(&standing).await? == Leads::Elsewhere {
+            let finding = Finding::led_elsewhere(&standing, &topic);
+            let message =
+                format!("nothing was changed, because {finding}; end the service that uses it first");
+            return Err(Error::new(Kind::Undecided, message));
+        }
         let epoch = standing.epoch.max(topic.epoch) + 1;
         let tails = self.bus.raise_epoch(&topic.name, topic.incarnation, epoch).await?;
         let mut on_bus = Vec::new();
@@ -188,12 +210,16 @@ impl Recovery {
         Ok(adopted)
     }
 
-    /// What is found now, whether halted or not. Changes nothing.
-    async fn look(&self) -> Result<Option<Finding>> {
+    /// How it is now, whether halted or not. Changes nothing.
+    async fn look(&self) -> Result<Look> {
         let topic = self.topic().await?;
         let tails = self.bus.tails(&topic.name).await?;
         let standing = self.outbox.standing(self.holder).await?;
-        self.compare(&standing, &topic, &tails).await
+        let mut finding = self.compare(&standing, &topic, &tails).await?;
+        if finding.is_none() && self.who_leads(&standing).await? == Leads::Elsewhere {
+            finding = Some(Finding::led_elsewhere(&standing, &topic));
+        }
+        Ok(Look { standing, topic, tails, finding })
     }
 
     /// Reads what the bus has behind what the database knows to be published; all of it, if that is not there.

@@ -22,7 +22,7 @@ use jiff::Timestamp;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tombolo_bus::{Bus, Signal, Topic};
+use tombolo_bus::{Bus, Signal, SignalStream, Topic};
 use tombolo_db::{Depth, Leader, Mark, Outbox, Publisher, RoundLimit};
 use tombolo_event::Backoff;
 use tombolo_event::barrier;
@@ -114,8 +114,9 @@ impl Relay {
         });
         tracing::info!(service = %self.publisher.service, epoch = leader.epoch(), "leads its outbox");
         let mut signals = self.bus.listen(&wake_subject(self.publisher.service.as_str()), None).await?;
+        let mut asked = self.recovery.questions().await?;
         let drained = tokio::select! {
-            drained = self.drain(&mut *leader, &topic) => drained,
+            drained = self.drain(&mut *leader, &topic, &mut asked) => drained,
             () = async { while signals.next().await.is_some() { self.woken.notify_one(); } std::future::pending().await } => Ok(Vec::new()),
         };
         let done = drained?;
@@ -150,7 +151,12 @@ impl Relay {
     }
 
     /// Rounds, pipelined: while appends are on their way the next rows are taken. Returns what is done but not yet reported.
-    async fn drain(&self, leader: &mut dyn Leader, topic: &Topic) -> Result<Vec<Mark>> {
+    async fn drain(
+        &self,
+        leader: &mut dyn Leader,
+        topic: &Topic,
+        asked: &mut SignalStream,
+    ) -> Result<Vec<Mark>> {
         let mut lanes = Lanes::new(Arc::clone(&self.bus), topic.clone(), leader.epoch());
         let mut renew = Instant::now() + self.lease.renew_every();
         let mut later = Schedule::new(self.clock.clone());
@@ -175,6 +181,7 @@ impl Relay {
             let upkeep = lanes.removal_at().filter(|_| has_room).map_or(renew, |at| at.min(renew));
             tokio::select! {
                 biased;
+                Some(question) = asked.next() => self.recovery.answer(leader, question).await?,
                 acknowledged = lanes.next(), if lanes.rows() > 0 => self.note(acknowledged)?,
                 () = std::future::ready(()), if look && has_room => {}
                 () = self.woken.notified() => look = true,

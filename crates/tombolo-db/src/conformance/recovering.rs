@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use tombolo_event::{EventId, Incarnation};
 use uuid::Uuid;
 
-use super::stage::{LONG, Ready, assert_contiguous, event_of, marks_of, names, noted};
+use super::stage::{LONG, Ready, Wait, assert_contiguous, event_of, marks_of, names, noted};
 use super::{Case, Fixture, Stage};
 use crate::port::recovery::{Adopted, Adoption, Decision, Halt, Recovery};
 use crate::{Kind, Mark, Origin, Outbox, RoundLimit, Transaction};
@@ -14,6 +14,7 @@ pub(super) fn cases<F: Fixture>() -> Vec<Case<F>> {
     vec![
         Case::new(looking_changes_nothing),
         Case::new(a_look_tells_numbers_and_marks),
+        Case::new(a_renewal_shows_in_the_lease_to_everybody),
         Case::new(nobody_leads_from_a_halted_database),
         Case::new(a_halt_fences_the_leader_of_before),
         Case::new(a_halt_is_refused_when_the_look_is_out_of_date),
@@ -79,6 +80,20 @@ async fn a_look_tells_numbers_and_marks<F: Fixture>(stage: Stage<F>) {
     assert_eq!(waiting, [(0, rows[1].id), (0, rows[2].id)]);
     assert_eq!(ready.database.numbered(0, 2).await.expect("a look works"), Some(rows[1].id));
     assert_eq!(ready.database.numbered(0, 1).await.expect("a look works"), None);
+}
+
+async fn a_renewal_shows_in_the_lease_to_everybody<F: Fixture>(stage: Stage<F>) {
+    let ready = stage.prepared(1).await;
+    let other = ready.reopened().await;
+    let mut leader = ready.lead(Uuid::now_v7()).await;
+    let lease = async || other.database.standing(Uuid::now_v7()).await.expect("a look works").lease;
+    let before = lease().await;
+    assert_eq!(lease().await, before, "looking changed the lease");
+    let mut wait = Wait::until("a renewal shows");
+    while lease().await == before {
+        leader.renew().await.expect("nobody else leads");
+        wait.again().await;
+    }
 }
 
 async fn nobody_leads_from_a_halted_database<F: Fixture>(stage: Stage<F>) {
@@ -224,7 +239,7 @@ async fn halts_and_decisions_are_kept<F: Fixture>(stage: Stage<F>) {
     let ready = stage.prepared(1).await;
     let first = halted(&ready).await;
     ready.database.resume(&decided(&first)).await.expect("the halt ends");
-    let mut wait = super::stage::Wait::until("the clock shows another millisecond");
+    let mut wait = Wait::until("the clock shows another millisecond");
     while Timestamp::now().as_millisecond() <= first.found_at.as_millisecond() {
         wait.again().await;
     }

@@ -59,6 +59,8 @@ pub struct Standing {
     pub epoch: u64,
     /// Whether the one who asked could lead: nobody else's lease holds.
     pub is_free: bool,
+    /// The end of the lease, as the database has it: another text after each renewal.
+    pub lease: String,
     /// The incarnation of the topic, once it was seen.
     pub incarnation: Option<Incarnation>,
     /// Why nobody leads, if nobody may.

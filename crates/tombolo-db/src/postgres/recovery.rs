@@ -29,7 +29,7 @@ impl Recovery for Postgres {
         let rows = sqlx::query(self.sql(
             "SELECT l.epoch, l.until <= clock_timestamp() OR coalesce(l.holder = $1, false), s.incarnation,
                     h.id, (extract(epoch FROM h.found) * 1000)::bigint, h.finding,
-                    p.partition, p.removed_sequence, p.removed_id, p.numbered
+                    p.partition, p.removed_sequence, p.removed_id, p.numbered, l.until::text
              FROM tombolo.partition AS p CROSS JOIN tombolo.service AS s CROSS JOIN tombolo.leader AS l
              LEFT JOIN tombolo.halt AS h ON h.id = l.halt
              ORDER BY p.partition",
@@ -40,6 +40,7 @@ impl Recovery for Postgres {
         Ok(Standing {
             epoch: unsigned(first.try_get(0)?),
             is_free: first.try_get(1)?,
+            lease: first.try_get(10)?,
             incarnation: incarnation.map(Incarnation),
             halt: halt(first, 3)?,
             partitions: rows.iter().map(counted).collect::<Result<_>>()?,

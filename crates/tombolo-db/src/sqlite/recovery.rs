@@ -27,7 +27,8 @@ impl Recovery for Sqlite {
     async fn standing(&self, holder: Uuid) -> Result<Standing> {
         let rows = sqlx::query(
             "SELECT l.epoch, l.until_ms <= CAST(unixepoch('subsec') * 1000 AS INTEGER) OR coalesce(l.holder = ?, 0),
-                    s.incarnation, h.id, h.found_ms, h.finding, p.partition, p.removed_sequence, p.removed_id, p.numbered
+                    s.incarnation, h.id, h.found_ms, h.finding, p.partition, p.removed_sequence, p.removed_id, p.numbered,
+                    CAST(l.until_ms AS TEXT)
              FROM tombolo_leader AS l, tombolo_service AS s, tombolo_partition AS p
              LEFT JOIN tombolo_halt AS h ON h.id = l.halt
              ORDER BY p.partition",
@@ -38,6 +39,7 @@ impl Recovery for Sqlite {
         Ok(Standing {
             epoch: unsigned(first.try_get(0)?),
             is_free: first.try_get(1)?,
+            lease: first.try_get(10)?,
             incarnation: incarnation.map(Incarnation),
             halt: halt(first, 3)?,
             partitions: rows.iter().map(counted).collect::<Result<_>>()?,

@@ -43,6 +43,8 @@ pub enum What {
     Parted,
     /// The topic was made again, or this is another bus.
     OtherTopic,
+    /// A relay of another database leads the topic right now: this one is a second copy of it.
+    LedElsewhere,
 }
 
 /// What one side says of the topic.
@@ -133,6 +135,10 @@ impl fmt::Display for Finding {
                 f,
                 "topic {service} has other events than the database of {service} under the same numbers: two copies of the database, or of the bus, were both written to"
             )?,
+            What::LedElsewhere => write!(
+                f,
+                "a service with another database leads topic {service} right now: the database of this one is a second copy of it"
+            )?,
             What::OtherTopic => write!(
                 f,
                 "topic {service} on the bus is not the one that the database of {service} published to: it was made again, or this is another bus"
@@ -143,6 +149,17 @@ impl fmt::Display for Finding {
 }
 
 impl Finding {
+    /// What is found when somebody else answers, though both sides agree.
+    pub(crate) fn led_elsewhere(standing: &Standing, topic: &Topic) -> Self {
+        Self {
+            service: topic.name.clone(),
+            what: What::LedElsewhere,
+            database: Side { epoch: standing.epoch, incarnation: standing.incarnation },
+            bus: Side { epoch: topic.epoch, incarnation: Some(topic.incarnation) },
+            partitions: Vec::new(),
+        }
+    }
+
     fn write_facts(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let id = |id: Option<EventId>| id.map_or_else(|| "no event".to_owned(), |id| id.to_string());
         match self.what {
@@ -196,6 +213,7 @@ mod tests {
             let standing = Standing {
                 epoch: 3,
                 is_free: true,
+                lease: String::new(),
                 incarnation: Some(incarnation),
                 halt: None,
                 partitions: vec![Counted { removed, numbered: 43 }],

@@ -12,7 +12,7 @@ use tombolo_db::port::recovery::{Decision, Standing};
 use tombolo_event::EventId;
 use uuid::Uuid;
 
-use super::{Finding, Recovery, What, finding_of};
+use super::{Finding, Look, Recovery, What, finding_of};
 use crate::Result;
 
 /// How many earlier halts are shown.
@@ -119,10 +119,7 @@ pub struct Decided {
 impl Recovery {
     /// Looks at both sides, and at what would follow. Changes nothing.
     pub(crate) async fn report(&self) -> Result<RecoveryReport> {
-        let topic = self.topic().await?;
-        let tails = self.bus.tails(&topic.name).await?;
-        let standing = self.outbox.standing(self.holder).await?;
-        let now = self.compare(&standing, &topic, &tails).await?;
+        let Look { standing, topic, tails, finding: now } = self.look().await?;
         let partitions = match &now {
             Some(finding) => self.preview(finding, &standing, &topic, &tails).await?,
             None => Vec::new(),

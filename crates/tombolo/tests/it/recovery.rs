@@ -226,6 +226,71 @@ async fn a_copy_beside_the_original_never_takes_the_topic_over() {
     assert!(orders.app.status().relay.unwrap().leading, "the original was never disturbed");
 }
 
+/// Nothing tells a fresh copy of an idle service from the service itself, but that the other one is alive.
+#[tokio::test]
+async fn a_copy_that_differs_in_nothing_is_halted_while_the_original_leads() {
+    let site = Site::new();
+    let bus = site.log("bus");
+    let orders = site.orders(&bus, "orders").await;
+    place_many(&orders, 0..5).await;
+    until_published(&orders).await;
+    site.copy_database("orders", "staging");
+    let epoch = topic(&bus).await.epoch;
+    for _ in 0..3 {
+        let staging = site.orders(&bus, "staging").await;
+        place_many(&staging, 900..901).await;
+        let state = until_halted(&staging).await;
+        assert!(state.contains("another database leads topic orders right now"), "{state}");
+        let halt = look(&staging).await.halt.unwrap();
+        for choice in [Choice::Resume, Choice::TakeBus] {
+            let (status, answer) = decide(&staging, &halt, choice).await;
+            assert_eq!(status, 409, "{answer}");
+        }
+        stop(staging).await;
+    }
+    assert!(orders.app.status().relay.unwrap().leading, "the original was never disturbed");
+    assert_eq!((topic(&bus).await.epoch, events(&bus).await), (epoch, 5));
+    stop(orders).await;
+    // Once the original is gone, the operator may let the copy be the one.
+    let staging = site.orders(&bus, "staging").await;
+    until_halted(&staging).await;
+    let halt = look(&staging).await.halt.unwrap();
+    let (status, answer) = decide(&staging, &halt, Choice::Resume).await;
+    assert_eq!(status, 200, "{answer}");
+    until_published(&staging).await;
+    assert_eq!(events(&bus).await, 8);
+}
+
+/// A numbered replica that is started again while its older self still leads is no copy, and does not fight it.
+#[tokio::test]
+async fn the_same_replica_started_twice_is_not_taken_for_a_copy() {
+    let site = Site::new();
+    let bus = site.log("bus");
+    let replica = async || {
+        let settings = Settings { replica: Some(1), ..Settings::default() };
+        let service =
+            Service::new("orders", site.database("orders")).setup(orders_table).publishes::<Placed>();
+        service.bus(Arc::clone(&bus) as Arc<dyn Bus>).start(settings).await.unwrap()
+    };
+    let older = replica().await;
+    place_many(&older, 0..3).await;
+    until_published(&older).await;
+    let epoch = topic(&bus).await.epoch;
+    let newer = replica().await;
+    eventually("the newer one follows", || async {
+        newer.app.status().relay.is_some_and(|relay| relay.state.contains("another replica leads"))
+    })
+    .await;
+    place_many(&newer, 3..6).await;
+    until_published(&newer).await;
+    assert_eq!((topic(&bus).await.epoch, events(&bus).await), (epoch, 6));
+    drop(older);
+    place_many(&newer, 6..9).await;
+    until_published(&newer).await;
+    assert_eq!(events(&bus).await, 9);
+    assert!(!newer.app.status().relay.unwrap().is_halted);
+}
+
 #[tokio::test]
 async fn an_old_copy_of_the_bus_is_named_at_both_ends_even_when_it_has_grown_past_them() {
     let site = Site::new();
