@@ -28,12 +28,13 @@ pub use bus::WorldBus;
 pub use fake::{Fake, FakeRecipe};
 pub(crate) use fate::Fate;
 pub use part::{Part, Response};
+pub(crate) use settle::Reads;
 pub use weather::Weather;
 
 use crate::sqlite::Sqlite;
 use crate::{Clock, Database, Result, Service};
 use dice::{Dice, lock};
-use part::Recipe;
+use part::Version;
 use settle::{Look, Member};
 
 /// How long anything in a world may take before it is said not to happen.
@@ -198,8 +199,8 @@ impl World {
         O: Fn() -> D + Send + Sync + 'static,
         F: Fn(D) -> Service<D> + Send + Sync + 'static,
     {
-        let recipe = Recipe { open: Arc::new(open), service: Arc::new(service) };
-        let part = Part::new(Arc::clone(&self.ground), 1, recipe);
+        let version = Version::new(Arc::new(open), service);
+        let part = Part::new(Arc::clone(&self.ground), 1, version);
         let twice = self.replicas(&part) > 0;
         assert!(
             !twice,
@@ -212,7 +213,7 @@ impl World {
     /// Starts another replica of a service, on the same database.
     pub async fn replicate<D: Database>(&self, part: &Part<D>) -> Part<D> {
         let number = self.replicas(part) + 1;
-        self.enter(Part::new(Arc::clone(&self.ground), number, part.recipe())).await
+        self.enter(Part::new(Arc::clone(&self.ground), number, part.version())).await
     }
 
     /// How many replicas of its service are in the world.
@@ -252,8 +253,9 @@ impl World {
         self.settle().await;
     }
 
-    /// Waits until nothing is left to do: every outbox is empty, every subscription is at the end of its topics, and
-    /// everybody knows everybody. What is down or cut off is not waited for.
+    /// Waits until nothing is left to do: every outbox is empty, every subscription is at the end of its topics, every new
+    /// build of a view is switched to, nothing that is due is kept for later, and everybody knows everybody. What is down
+    /// or cut off is not waited for.
     ///
     /// # Panics
     /// If that takes longer than 20 s, naming what is still open; at once if the bus is away.

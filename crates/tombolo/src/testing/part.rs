@@ -12,17 +12,18 @@ use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 use tombolo_bus::{Bus, TopicSpec};
 use tombolo_db::Transaction;
-use tombolo_event::descriptor::Descriptor;
+use tombolo_event::descriptor::{Descriptor, Subscribed};
 use tombolo_event::{Event, ServiceName};
 
 use super::bus::Switch;
 use super::dice::lock;
 use super::fate::Fate;
-use super::settle::{Member, Standing};
+use super::settle::{Member, Reads, Standing};
 use super::{Ground, PATIENCE};
 use crate::life::Life;
 use crate::settings::Lease;
 use crate::sqlite::Sqlite;
+use crate::subscription::Role;
 use crate::{App, Committed, Database, Result, Running, Service, Settings};
 
 /// How long a part that died keeps what it held, against replicas; a part that is started again takes it back at once.
@@ -33,17 +34,18 @@ pub struct Part<D: Database = Sqlite>(Arc<Inner<D>>);
 
 struct Inner<D: Database> {
     ground: Arc<Ground>,
-    descriptor: Descriptor,
+    name: ServiceName,
     replica: u32,
-    recipe: Recipe<D>,
+    version: Mutex<Arc<Version<D>>>,
     connection: Switch,
     being: Mutex<Being<D>>,
 }
 
-/// How a service is made, again and again.
-pub(super) struct Recipe<D: Database> {
-    pub(super) open: Arc<dyn Fn() -> D + Send + Sync>,
-    pub(super) service: Arc<dyn Fn(D) -> Service<D> + Send + Sync>,
+/// A version of a service: how it is made, again and again, and what it says of itself.
+pub(super) struct Version<D: Database> {
+    open: Arc<dyn Fn() -> D + Send + Sync>,
+    service: Box<dyn Fn(D) -> Service<D> + Send + Sync>,
+    descriptor: Descriptor,
 }
 
 enum Being<D: Database> {
@@ -57,30 +59,62 @@ impl<D: Database> Clone for Part<D> {
     }
 }
 
-impl<D: Database> Clone for Recipe<D> {
-    fn clone(&self) -> Self {
-        Self { open: Arc::clone(&self.open), service: Arc::clone(&self.service) }
+impl<D: Database> Version<D> {
+    /// # Panics
+    /// If the service is put together wrongly.
+    pub(super) fn new<F>(open: Arc<dyn Fn() -> D + Send + Sync>, service: F) -> Arc<Self>
+    where
+        F: Fn(D) -> Service<D> + Send + Sync + 'static,
+    {
+        let described = service(open()).describe();
+        let descriptor =
+            described.unwrap_or_else(|error| panic!("a service is put together wrongly: {error}"));
+        Arc::new(Self { open, service: Box::new(service), descriptor })
+    }
+
+    /// Its subscriptions, but for the builds of its views, which come and go.
+    fn subscriptions(&self) -> impl Iterator<Item = Reads> {
+        let is_lasting = |subscribed: &&Subscribed| subscribed.kind != Role::View.name();
+        self.descriptor.subscriptions.iter().filter(is_lasting).map(|subscribed| Reads {
+            subscription: subscribed.name.clone(),
+            topics: subscribed.handles.iter().map(|handled| handled.topic.clone()).collect(),
+        })
     }
 }
 
 impl<D: Database> Part<D> {
     /// A part that is not started yet.
-    pub(super) fn new(ground: Arc<Ground>, replica: u32, recipe: Recipe<D>) -> Self {
-        let described = (recipe.service)((recipe.open)()).describe();
-        let descriptor =
-            described.unwrap_or_else(|error| panic!("a service is put together wrongly: {error}"));
+    pub(super) fn new(ground: Arc<Ground>, replica: u32, version: Arc<Version<D>>) -> Self {
+        let name = version.descriptor.service.clone();
         let being = Mutex::new(Being::Down { why: "was not started yet".into() });
-        Self(Arc::new(Inner { ground, descriptor, replica, recipe, connection: Switch::default(), being }))
+        let (version, connection) = (Mutex::new(version), Switch::default());
+        Self(Arc::new(Inner { ground, name, replica, version, connection, being }))
     }
 
     /// Its service's name.
     #[must_use]
     pub fn name(&self) -> &str {
-        self.0.descriptor.service.as_str()
+        self.0.name.as_str()
     }
 
-    pub(super) fn recipe(&self) -> Recipe<D> {
-        self.0.recipe.clone()
+    pub(super) fn version(&self) -> Arc<Version<D>> {
+        Arc::clone(&lock(&self.0.version))
+    }
+
+    /// Stops it, and starts another version of its service in its place, on the same database.
+    ///
+    /// # Panics
+    /// If that is another service, or does not start.
+    pub async fn deploy<F>(&self, service: F)
+    where
+        F: Fn(D) -> Service<D> + Send + Sync + 'static,
+    {
+        let version = Version::new(Arc::clone(&self.version().open), service);
+        let found = &version.descriptor.service;
+        assert_eq!(found, &self.0.name, "what is deployed is another service; start it as a part of its own");
+        self.stop().await;
+        *lock(&self.0.version) = version;
+        self.restart().await;
     }
 
     /// Starts it again, with the database as its last life left it.
@@ -91,7 +125,9 @@ impl<D: Database> Part<D> {
         let name = self.label();
         assert!(self.down().is_some(), "{name} runs; crash it or stop it before it is started again");
         self.bury().await;
-        let Inner { ground, descriptor, recipe, connection, .. } = &*self.0;
+        let Inner { ground, connection, .. } = &*self.0;
+        let version = self.version();
+        let descriptor = &version.descriptor;
         let fate = Fate::new(ground.weather, ground.dice);
         let line = ground.bus.line(name.clone(), Arc::clone(&fate), connection.clone());
         if !descriptor.publishes.is_empty() {
@@ -99,7 +135,7 @@ impl<D: Database> Part<D> {
             let spec = TopicSpec { name: descriptor.service.clone(), partitions: descriptor.partitions };
             line.ensure_topic(&spec).await.ok();
         }
-        let mut service = (recipe.service)((recipe.open)());
+        let mut service = (version.service)((version.open)());
         service.life = Life { fate: Some(Arc::clone(&fate)) };
         let settings = Settings { replica: Some(self.0.replica), lease: LEASE, ..Settings::default() };
         let service = service.bus(Arc::new(line)).clock(ground.clock.clone());
@@ -303,7 +339,7 @@ impl<D: Database> Member for Part<D> {
     }
 
     fn service(&self) -> &ServiceName {
-        &self.0.descriptor.service
+        &self.0.name
     }
 
     fn is_working(&self) -> bool {
@@ -312,10 +348,13 @@ impl<D: Database> Member for Part<D> {
 
     async fn standing(&self) -> Result<Standing> {
         let app = self.app();
+        let (mut reads, switches) = app.builds().kept().await?;
+        reads.extend(self.version().subscriptions());
         let cursors = app.database().cursors().await?;
         Ok(Standing {
             label: Part::label(self),
-            descriptor: self.0.descriptor.clone(),
+            reads,
+            switches,
             cursors,
             outbox: app.database().depth().await?,
             now: self.0.ground.clock.now(),

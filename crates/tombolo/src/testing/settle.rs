@@ -13,7 +13,6 @@ use jiff::Timestamp;
 use tombolo_bus::{Bus, Tail, Topic};
 use tombolo_db::{CursorState, Depth};
 use tombolo_event::ServiceName;
-use tombolo_event::descriptor::Descriptor;
 
 use super::bus::WorldBus;
 use crate::status::{PartitionStatus, ServiceStatus};
@@ -34,12 +33,21 @@ pub(super) trait Member: Send + Sync {
 /// Where a part stands. The cursors were looked at before the outbox.
 pub(super) struct Standing {
     pub(super) label: String,
-    pub(super) descriptor: Descriptor,
+    /// What it subscribes to now.
+    pub(super) reads: Vec<Reads>,
+    /// The builds that its views are to be switched to.
+    pub(super) switches: Vec<String>,
     pub(super) cursors: Vec<CursorState>,
     pub(super) outbox: Depth,
     /// The world's time when it was looked at.
     pub(super) now: Timestamp,
     pub(super) status: ServiceStatus,
+}
+
+/// A subscription that a part has, and its topics.
+pub(crate) struct Reads {
+    pub(crate) subscription: String,
+    pub(crate) topics: Vec<ServiceName>,
 }
 
 /// A topic and where it ends.
@@ -105,12 +113,13 @@ impl Look {
         if let Some(due) = standing.outbox.next_due.filter(|due| *due <= standing.now) {
             self.open.push(format!("{label}: an event that was due at {due} is not in its outbox"));
         }
-        for subscribed in &standing.descriptor.subscriptions {
-            let topics: BTreeSet<&ServiceName> =
-                subscribed.handles.iter().map(|handled| &handled.topic).collect();
+        let waiting = standing.switches.iter();
+        self.open
+            .extend(waiting.map(|build| format!("{label}: its readers are not switched to {build} yet")));
+        for Reads { subscription, topics } in &standing.reads {
             for end in ends.iter().filter(|end| topics.contains(&end.topic.name)) {
                 for tail in &end.tails {
-                    self.partition(standing, &subscribed.name, end, tail);
+                    self.partition(standing, subscription, end, tail);
                 }
             }
         }

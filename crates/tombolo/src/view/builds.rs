@@ -136,6 +136,23 @@ impl<D: Database> Builds<D> {
         view.version(build.id.version)
     }
 
+    /// The subscriptions of the builds that this program keeps, and the builds that are to be switched to.
+    #[cfg(feature = "testing")]
+    pub(crate) async fn kept(&self) -> Result<(Vec<crate::testing::Reads>, Vec<String>)> {
+        let (mut reads, mut switches) = (Vec::new(), Vec::new());
+        for view in self.refresh().await?.iter() {
+            for build in &view.builds {
+                let Some(version) = self.version_of(build) else { continue };
+                let subscription = build.subscription.clone();
+                if build.switches && build.live_epoch.is_none() {
+                    switches.push(subscription.clone());
+                }
+                reads.push(crate::testing::Reads { subscription, topics: version.fold.topic_names()? });
+            }
+        }
+        Ok((reads, switches))
+    }
+
     /// Makes a further build of the program's version, because somebody asked for it.
     pub(super) async fn rebuild(&self, name: &str, request: Uuid, switches: bool) -> Result<Option<Build>> {
         let newest = self.declared(name)?.newest();

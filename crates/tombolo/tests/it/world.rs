@@ -475,3 +475,36 @@ async fn a_world_never_settles_before_the_last_consequence_is_there() {
         assert_eq!(copies(&archive.app()).await.len(), n);
     }
 }
+
+async fn sum_up(event: Placed, tx: &mut Tx) -> Handled {
+    let sql = tx.sql("INSERT INTO {sums} (cents) VALUES (?)")?;
+    sqlx::query(sql).bind(event.cents).execute(&mut **tx).await?;
+    Ok(())
+}
+
+/// The view `sums`, whose versions have tables of their own.
+fn sums(version: u32) -> View<Sqlite> {
+    View::new("sums", version).tables("CREATE TABLE {sums} (cents INTEGER NOT NULL) STRICT;").on(sum_up)
+}
+
+#[tokio::test]
+async fn a_world_settles_when_a_new_version_of_a_view_is_read_and_whole() {
+    let world = World::new();
+    let orders = world.start(orders).await;
+    let books = world.start(|database| Service::new("books", database).view(sums(1))).await;
+    place_many(&orders, 30).await;
+    world.settle().await;
+    books.deploy(|database| Service::new("books", database).view(sums(2).replaces(sums(1)))).await;
+    books.crash_at("subscription.after-cursor");
+    place_many(&orders, 30).await;
+    books.crashed().await;
+    books.restart().await;
+    world.settle().await;
+    let view = books.app().view("sums").await.unwrap();
+    assert_eq!(view.version(), 2);
+    let rows: i64 = sqlx::query_scalar(view.sql("SELECT count(*) FROM {sums}").unwrap())
+        .fetch_one(books.database().pool())
+        .await
+        .unwrap();
+    assert_eq!(rows, 60);
+}
