@@ -56,7 +56,7 @@ pub(crate) struct UserById {
 
 impl Question for UserById {
     const NAME: &'static str = "users.by-id.v1";
-    type Answer = Option<Id>;
+    type Answer = Option<User>;
 }
 
 #[derive(Serialize, Deserialize, JsonSchema)]
@@ -70,8 +70,9 @@ impl Question for ProductsByIds {
 }
 
 #[derive(Serialize, Deserialize, JsonSchema)]
-pub(crate) struct Id {
+pub(crate) struct User {
     id: String,
+    email: String,
 }
 
 #[derive(Serialize, Deserialize, JsonSchema)]
@@ -135,4 +136,10 @@ pub(crate) async fn price_cents(app: &App, product_id: &str) -> Result<i64, Prob
             format!("there is no product {product_id:?}; add it at products first"),
         )
     })
+}
+
+/// The user's address, asked of `users`.
+pub(crate) async fn email(app: &App, user_id: &str) -> tombolo::Result<Option<String>> {
+    let user = app.call("users", &UserById { user_id: user_id.to_owned() }).await?;
+    Ok(user.map(|user| user.email))
 }

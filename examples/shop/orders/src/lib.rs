@@ -1,6 +1,7 @@
 //! `orders`: who bought what, at which price. Sells by its own small copies of users and products.
 
 mod catalog;
+pub mod mail;
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;

@@ -4,8 +4,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-const PACKAGES: [&str; 6] =
-    ["tombolo-cli", "shop-users", "shop-products", "shop-orders", "shop-order-history", "shop-seed"];
+const PACKAGES: [&str; 7] = [
+    "tombolo-cli",
+    "shop-users",
+    "shop-products",
+    "shop-orders",
+    "shop-order-history",
+    "shop-mail",
+    "shop-seed",
+];
 
 /// The folder of the binaries.
 pub(crate) fn folder() -> &'static Path {

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -24,8 +25,8 @@ use crate::wait::until;
 const COMMAND_BOUND: Duration = Duration::from_secs(120);
 /// How many lines of each log are shown when a test fails.
 const LOG_LINES_SHOWN: usize = 30;
-/// The shop's services.
-const SERVICES: [&str; 4] = ["users", "products", "orders", "order-history"];
+/// The shop's services, and the sink for their mail.
+const SERVICES: [&str; 5] = ["users", "products", "orders", "order-history", "mail"];
 
 /// A shop in a temporary folder, with free ports.
 pub(crate) struct Shop {
@@ -196,10 +197,13 @@ impl Drop for Shop {
 }
 
 fn manifest(replicas_of_orders: u32) -> String {
+    let smtp = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let service = |name: &str| {
         let replicas = if name == "orders" { replicas_of_orders } else { 1 };
+        let database = if name == "mail" { "none" } else { "sqlite" };
         format!(
-            "[services.{name}]\ncommand = [\"{{target}}/shop-{name}\"]\ndatabase = \"sqlite\"\nreplicas = {replicas}\n"
+            "[services.{name}]\ncommand = [\"{{target}}/shop-{name}\"]\ndatabase = \"{database}\"\nreplicas = {replicas}\n\
+             env = {{ SHOP_SMTP = \"{smtp}\" }}\n"
         )
     };
     SERVICES.map(service).join("\n")

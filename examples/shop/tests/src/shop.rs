@@ -15,6 +15,7 @@ mod outage;
 mod odd;
 mod described;
 mod kills;
+mod mails;
 mod fold;
 mod seed;
 mod readme;
