@@ -474,3 +474,37 @@ async fn a_service_that_stops_lets_its_calls_end_and_stores_what_they_returned()
     stopping.await.unwrap();
     assert_eq!(done(&app).await, 1);
 }
+
+#[cfg(all(feature = "postgres", feature = "nats"))]
+#[tokio::test]
+async fn postgres_keeps_what_calls_have_come_to_as_well() {
+    use tombolo::postgres::Postgres;
+    let Some(database) = crate::engines::postgres().await else { return };
+    let ground = Ground::new();
+    let (post, [slow, quick]) = (Post::with(Door::Closed), together());
+    let orders = ground.orders().await;
+    place(&orders.app, &slow, 1).await;
+    place(&orders.app, &quick, 2).await;
+    let start = async || -> Running<Postgres> {
+        let service = Service::new("mail", database.clone()).state(post.clone());
+        let settings = Settings { replica: Some(1), ..Settings::default() };
+        let bus = Arc::clone(&ground.bus) as Arc<dyn Bus>;
+        service.effect(Effect::from_start("letters").on(send)).bus(bus).start(settings).await.unwrap()
+    };
+    let done = async || {
+        let latest = database.latest_calls("letters", usize::MAX >> 1).await.unwrap();
+        latest.iter().filter(|latest| latest.state.done_at.is_some()).count()
+    };
+    let crashed = start().await;
+    eventually("both calls run", || async { post.inside() == 2 }).await;
+    post.set(Door::ClosedFor(slow.clone()));
+    eventually("one is done beyond the other", || async { done().await == 1 }).await;
+    drop(crashed);
+    post.set(Door::Open);
+    let _mail = start().await;
+    eventually("both are done", || async { done().await == 2 }).await;
+    assert_eq!((post.came(&slow).len(), post.came(&quick).len()), (2, 1));
+    assert_eq!(post.came(&slow)[0].1.key, post.came(&slow)[1].1.key);
+    let results = database.latest_calls("letters", 2).await.unwrap();
+    assert!(results.iter().all(|call| call.state.call.result.is_some()), "{results:?}");
+}

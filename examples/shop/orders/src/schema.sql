@@ -6,12 +6,3 @@ CREATE TABLE IF NOT EXISTS orders (
     price_cents INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX IF NOT EXISTS orders_by_user ON orders (user_id, id);
-
--- The service's own small copies, kept by the view "catalog".
-CREATE TABLE IF NOT EXISTS known_users (
-    id TEXT PRIMARY KEY
-) STRICT;
-CREATE TABLE IF NOT EXISTS known_products (
-    id          TEXT PRIMARY KEY,
-    price_cents INTEGER NOT NULL
-) STRICT;

@@ -38,7 +38,7 @@ pub(crate) async fn assert_all_agree(shop: &Shop, answered: &BTreeSet<String>) {
     .await;
     until("the catalog of orders to be the fold of its topics", async || {
         let own: BTreeSet<(String, i64)> =
-            set(shop.rows("orders", "SELECT id, price_cents FROM known_products").await);
+            set(shop.rows("orders", "SELECT id, price_cents FROM catalog_v2_b1_products").await);
         let owners = set(shop.rows("products", "SELECT id, price_cents FROM products").await);
         if own == owners { Ok(()) } else { Err((own.len(), owners.len())) }
     })

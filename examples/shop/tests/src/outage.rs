@@ -40,7 +40,7 @@ async fn without_products_a_known_one_sells_and_an_unknown_one_is_unavailable() 
     let ada = shop.user("ada").await;
     let kite = shop.product("Kite", 2_490).await;
     until("the copy of `orders` to know the product", async || {
-        let known: Vec<(i64,)> = shop.rows("orders", "SELECT price_cents FROM known_products").await;
+        let known: Vec<(i64,)> = shop.rows("orders", "SELECT price_cents FROM catalog_v2_b1_products").await;
         if known == [(2_490,)] { Ok(()) } else { Err(known) }
     })
     .await;
