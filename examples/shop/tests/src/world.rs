@@ -18,6 +18,7 @@ use tombolo::{Event, Question};
 struct UserRegistered {
     user_id: String,
     name: String,
+    email: String,
 }
 
 impl Event for UserRegistered {
@@ -82,11 +83,14 @@ impl Question for ProductsByIds {
 struct Known {
     id: String,
     price_cents: i64,
+    email: String,
 }
 
 /// A world with a `users` that knows only ada, and a `products` that has only the kite.
 async fn ada_and_the_kite(world: &World) -> (Fake, Fake) {
-    let known = |id: String, only: &str| (id == only).then_some(Known { id, price_cents: 2_490 });
+    let known = |id: String, only: &str| {
+        (id == only).then(|| Known { email: format!("{id}@example.org"), id, price_cents: 2_490 })
+    };
     let users = world
         .fake("users")
         .publishes::<UserRegistered>()
@@ -198,7 +202,8 @@ async fn what_orders_knows_by_events_sells_while_everybody_else_is_down() {
     let world = World::new();
     let (users, products) = ada_and_the_kite(&world).await;
     let orders = world.start(shop_orders::service).await;
-    users.publish(&UserRegistered { user_id: "eve".into(), name: "Eve".into() }).await;
+    let (name, email) = ("Eve".into(), "eve@example.org".into());
+    users.publish(&UserRegistered { user_id: "eve".into(), name, email }).await;
     products.publish(&kite()).await;
     world.settle().await;
     users.crash().await;
