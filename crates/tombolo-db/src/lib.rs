@@ -28,7 +28,8 @@ pub use error::{Error, Kind};
 pub use outgoing::{Origin, Outgoing, Publisher};
 pub use port::{
     Claim, Committed, CursorState, Cursors, Database, Depth, Leader, Mark, Outbox, OutboxRow, Owner,
-    Recovery, Requests, RoundLimit, Schema, StartAt, Transaction,
+    ParkedCount, ParkedEvent, ParkedFilter, ParkedHead, Parking, Recovery, Requests, RoundLimit, Schema,
+    StartAt, Transaction, Tries,
 };
 pub use tables::Tables;
 pub use views::{Build, BuildId, Goal, Switch, Switched, ViewState, Views, Wanted};

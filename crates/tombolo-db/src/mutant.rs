@@ -17,6 +17,8 @@ pub enum Mutant {
     NoCursorCheck,
     /// An effect's completion is stored apart from the transaction of what goes with it.
     CompletionApart,
+    /// A parked event is taken out without proving the lease.
+    RedriveWithoutLease,
     /// A view is switched to a build without looking how far that is.
     SwitchUncompared,
     /// SQLite commits without syncing.

@@ -19,6 +19,7 @@
 //! - a row's (partition, sequence) is on disk before anybody sees it, and never changes;
 //! - a cursor moves only from where the claim says, under the claim's lease, in the transaction of the effect.
 
+pub mod parked;
 pub mod requests;
 
 use std::time::Duration;
@@ -30,6 +31,7 @@ use tombolo_event::operator::Outcome;
 use tombolo_event::{Cursor, EventId, Incarnation, Position, ServiceName};
 use uuid::Uuid;
 
+pub use parked::{ParkedCount, ParkedEvent, ParkedFilter, ParkedHead, Parking, Tries};
 pub use requests::Requests;
 
 use crate::{EffectCall, Effects, Outgoing, Publisher, Result, Views};
@@ -50,7 +52,7 @@ pub const NUMBERED_LOOK_BACK: u64 = 1_000;
 
 /// A service's own database. Cheap to clone; holds the user's pool.
 #[async_trait]
-pub trait Database: Outbox + Cursors + Effects + Requests + Views + Clone {
+pub trait Database: Outbox + Cursors + Effects + Parking + Requests + Views + Clone {
     /// The transaction, concrete for each database, in which the user's own statements run.
     type Tx: Transaction;
     /// sqlx's connection, on which a transaction of the user's own runs.
@@ -92,6 +94,25 @@ pub trait Transaction: Send + Sized + 'static {
     /// `Fenced` if the lease has another epoch, `CursorMoved` if the cursor is elsewhere or the call was done before.
     /// Either poisons the transaction.
     async fn complete(&mut self, claim: &Claim, call: &EffectCall) -> Result<()>;
+
+    /// Parks events of claimed partitions. The transaction also moves the cursor over them, which is what guards it.
+    async fn park(&mut self, events: &[ParkedEvent]) -> Result<()>;
+
+    /// Takes out a parked event that was handled or is discarded.
+    ///
+    /// # Errors
+    /// `Fenced` if the lease has another epoch, `CursorMoved` if the event is not parked. Either poisons the transaction.
+    async fn unpark(&mut self, claim: &Claim, sequence: u64) -> Result<()>;
+
+    /// Takes out every event of the claim's partition that is parked after `sequence`; returns how many. The transaction
+    /// also moves the cursor there, which is what guards it.
+    async fn unpark_after(&mut self, claim: &Claim, sequence: u64) -> Result<u64>;
+
+    /// Marks the claim's partition as paused by somebody, or as not paused, over restarts.
+    ///
+    /// # Errors
+    /// `Fenced` if the lease has another epoch; poisons the transaction.
+    async fn pause(&mut self, claim: &Claim, by: Option<&str>) -> Result<()>;
 
     /// Writes the outcome of a request together with its work.
     ///
@@ -311,11 +332,12 @@ pub trait Cursors: Send + Sync + 'static {
     /// Gives up the leases of `holder`.
     async fn release(&self, subscription: &str, holder: Uuid) -> Result<()>;
 
-    /// Records that the event after the claim's cursor is about to be tried again, in a transaction of its own. Returns the attempts so far.
+    /// Records that try number `attempt` of an event after the claim's cursor is about to begin, and what the one before
+    /// failed with, in a transaction of its own: so an event that kills the process is known by its attempts.
     ///
     /// # Errors
     /// `Fenced` if the lease has another epoch.
-    async fn record_attempt(&self, claim: &Claim, event: EventId, error: &str) -> Result<u32>;
+    async fn record_attempt(&self, claim: &Claim, event: EventId, attempt: u32, error: &str) -> Result<()>;
 
     /// Where a subscription stands in one partition; none if it has no cursor there.
     async fn cursor(&self, subscription: &str, topic: &ServiceName, partition: u32)
@@ -349,8 +371,17 @@ pub struct Claim {
     pub lease_epoch: u64,
     /// Where the cursor is; the worker moves it along with each commit.
     pub cursor: Cursor,
-    /// The attempts recorded at the event after the cursor.
+    /// The attempts recorded at the event `attempted`, which comes after the cursor.
     pub attempts: u32,
+    /// The event at which attempts are recorded.
+    pub attempted: Option<EventId>,
+    /// Whether the holder before did not release it: it died, or lost the lease.
+    pub abandoned: bool,
+    /// The most events that the holder's next transaction takes; written with each move of the cursor, so that a
+    /// successor knows how much its predecessor may have had in hand.
+    pub in_hand: u32,
+    /// The operator who paused the partition.
+    pub paused_by: Option<String>,
 }
 
 /// Where a subscription stands in one partition, for people.
@@ -372,4 +403,6 @@ pub struct CursorState {
     pub error: Option<String>,
     /// When the cursor last moved.
     pub moved_at: Option<Timestamp>,
+    /// The operator who paused the partition.
+    pub paused_by: Option<String>,
 }

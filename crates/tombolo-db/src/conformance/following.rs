@@ -16,6 +16,8 @@ pub(super) fn cases<F: Fixture>() -> Vec<Case<F>> {
         Case::new(two_workers_share_the_partitions),
         Case::new(a_claim_ends_by_itself_and_is_kept_by_renewing),
         Case::new(attempts_are_counted_until_the_cursor_moves),
+        Case::new(a_claim_says_whether_its_holder_before_gave_it_up),
+        Case::new(a_pause_outlives_its_holder),
         Case::new(opening_tells_the_types_that_were_added),
         Case::new(opening_again_keeps_the_cursors),
     ]
@@ -87,7 +89,7 @@ async fn a_worker_that_lost_its_lease_is_fenced<F: Fixture>(stage: Stage<F>) {
     assert_eq!(error.kind(), Kind::Fenced, "{error}");
     assert_eq!(tx.commit().await.expect_err("it was refused").kind(), Kind::Poisoned);
     let error =
-        ready.database.record_attempt(&old, EventId::new(), "x").await.expect_err("it lost the lease");
+        ready.database.record_attempt(&old, EventId::new(), 1, "x").await.expect_err("it lost the lease");
     assert_eq!(error.kind(), Kind::Fenced, "{error}");
     let found = state(&ready, &new).await;
     assert_eq!((ready.read("a").await, found.cursor, found.attempts), (None, new.cursor, 0));
@@ -154,20 +156,57 @@ async fn attempts_are_counted_until_the_cursor_moves<F: Fixture>(stage: Stage<F>
     let claim = ready.claim(NAME, holder, LONG).await.remove(0);
     let event = EventId::new();
     for attempt in 1..=3 {
-        let counted = ready.database.record_attempt(&claim, event, "no such product").await;
-        assert_eq!(counted.expect("it is recorded"), attempt);
+        let recorded = ready.database.record_attempt(&claim, event, attempt, "no such product").await;
+        recorded.expect("it is recorded");
     }
     let found = state(&ready, &claim).await;
     assert_eq!((found.attempts, found.error.as_deref()), (3, Some("no such product")));
     let claim = ready.reopened().await.claim(NAME, holder, LONG).await.remove(0);
-    assert_eq!(claim.attempts, 3, "attempts outlive the worker");
+    assert_eq!((claim.attempts, claim.attempted), (3, Some(event)), "attempts outlive the worker");
     let long = "ä".repeat(100_000);
-    assert_eq!(ready.database.record_attempt(&claim, event, &long).await.expect("it is recorded"), 4);
+    ready.database.record_attempt(&claim, event, 4, &long).await.expect("it is recorded");
     let mut tx = ready.begin().await;
     tx.advance(&claim, &after(&claim, 1)).await.expect("the cursor is where the claim says");
     tx.commit().await.expect("it commits");
     let found = state(&ready, &claim).await;
     assert_eq!((found.attempts, found.error), (0, None));
+}
+
+async fn a_claim_says_whether_its_holder_before_gave_it_up<F: Fixture>(stage: Stage<F>) {
+    let ready = stage.prepared(1).await;
+    ready.open(NAME).await;
+    let holder = Uuid::now_v7();
+    let mut claim = ready.claim(NAME, holder, LONG).await.remove(0);
+    assert!(!claim.abandoned, "nobody held it before");
+    claim.in_hand = 64;
+    let mut tx = ready.begin().await;
+    tx.advance(&claim, &after(&claim, 1)).await.expect("the cursor is where the claim says");
+    tx.commit().await.expect("it commits");
+    let again = ready.claim(NAME, holder, LONG).await.remove(0);
+    assert_eq!((again.abandoned, again.in_hand), (true, 64), "its own earlier life did not give it up");
+    ready.database.release(NAME, holder).await.expect("it is released");
+    assert!(!ready.claim(NAME, Uuid::now_v7(), LONG).await[0].abandoned);
+}
+
+async fn a_pause_outlives_its_holder<F: Fixture>(stage: Stage<F>) {
+    let ready = stage.prepared(2).await;
+    ready.open(NAME).await;
+    let (first, second) = (Uuid::now_v7(), Uuid::now_v7());
+    let old = ready.claim(NAME, first, LONG).await;
+    let mut tx = ready.begin().await;
+    tx.pause(&old[0], Some("ann@host")).await.expect("it holds the lease");
+    tx.commit().await.expect("it commits");
+    ready.database.release(NAME, first).await.expect("it is released");
+    let new = ready.claim(NAME, second, LONG).await;
+    assert_eq!((new[0].paused_by.as_deref(), new[1].paused_by.as_deref()), (Some("ann@host"), None));
+    let mut tx = ready.begin().await;
+    assert_eq!(tx.pause(&old[0], None).await.expect_err("it lost the lease").kind(), Kind::Fenced);
+    assert_eq!(state(&ready, &new[0]).await.paused_by.as_deref(), Some("ann@host"));
+    drop(tx);
+    let mut tx = ready.begin().await;
+    tx.pause(&new[0], None).await.expect("it holds the lease");
+    tx.commit().await.expect("it commits");
+    assert_eq!(state(&ready, &new[0]).await.paused_by, None);
 }
 
 async fn opening_tells_the_types_that_were_added<F: Fixture>(stage: Stage<F>) {

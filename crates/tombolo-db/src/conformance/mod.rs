@@ -18,6 +18,7 @@ mod viewing;
 mod requesting;
 mod positions;
 mod recovering;
+mod parking;
 mod preparing;
 mod schedule;
 mod stage;
@@ -189,6 +190,7 @@ fn cases<F: Fixture>() -> Vec<Case<F>> {
         requesting::cases(),
         positions::cases(),
         recovering::cases(),
+        parking::cases(),
         schedule::cases(),
     ]
     .into_iter()

@@ -58,12 +58,14 @@ impl Cursors for Postgres {
     ) -> Result<Vec<Claim>> {
         let claimed = sqlx::query(self.sql(
             "UPDATE tombolo.cursor AS c
-             SET holder = $1, until = clock_timestamp() + $2 * interval '1 millisecond', lease_epoch = lease_epoch + 1
+             SET abandoned = holder IS NOT NULL, holder = $1, lease_epoch = lease_epoch + 1,
+                 until = clock_timestamp() + $2 * interval '1 millisecond'
              FROM (SELECT topic, partition FROM tombolo.cursor
                    WHERE subscription = $3 AND (until <= clock_timestamp() OR holder = $1)
                    ORDER BY topic, partition LIMIT $4 FOR UPDATE SKIP LOCKED) AS free
              WHERE c.subscription = $3 AND c.topic = free.topic AND c.partition = free.partition
-             RETURNING c.topic, c.partition, incarnation, sequence, id, lease_epoch, attempts",
+             RETURNING c.topic, c.partition, incarnation, sequence, id, lease_epoch, attempts,
+                       attempt_id, abandoned, in_hand, paused_by",
         ));
         let claimed = claimed
             .bind(holder)
@@ -91,19 +93,19 @@ impl Cursors for Postgres {
         Ok(())
     }
 
-    async fn record_attempt(&self, claim: &Claim, event: EventId, error: &str) -> Result<u32> {
+    async fn record_attempt(&self, claim: &Claim, event: EventId, attempt: u32, error: &str) -> Result<()> {
         let counted = sqlx::query(self.sql(
             "UPDATE tombolo.cursor
-             SET attempts = CASE WHEN attempt_id = $1 THEN attempts + 1 ELSE 1 END, attempt_id = $1, error = $2
-             WHERE subscription = $3 AND topic = $4 AND partition = $5 AND lease_epoch = coalesce($6, lease_epoch)
-             RETURNING attempts",
+             SET attempts = $1, attempt_id = $2, error = $3
+             WHERE subscription = $4 AND topic = $5 AND partition = $6 AND lease_epoch = coalesce($7, lease_epoch)",
         ));
-        let counted = counted.bind(event.0).bind(stored_error(error)).bind(&claim.subscription);
+        let counted =
+            counted.bind(signed(attempt)).bind(event.0).bind(stored_error(error)).bind(&claim.subscription);
         let counted = counted.bind(claim.topic.as_str()).bind(signed(claim.partition));
         let mut connection = self.pool.acquire().await?;
-        match counted.bind(self.expected_epoch(claim)).fetch_optional(&mut *connection).await? {
-            Some(row) => Ok(row.try_get::<i32, _>(0)?.unsigned_abs()),
-            None => Err(self.why_refused(&mut connection, claim).await?),
+        match counted.bind(self.expected_epoch(claim)).execute(&mut *connection).await?.rows_affected() {
+            0 => Err(self.why_refused(&mut connection, claim).await?),
+            _ => Ok(()),
         }
     }
 
@@ -124,7 +126,7 @@ impl Cursors for Postgres {
     async fn cursors(&self) -> Result<Vec<CursorState>> {
         let rows = sqlx::query(self.sql(
             "SELECT topic, partition, incarnation, sequence, id, lease_epoch, attempts, subscription,
-                    until > clock_timestamp(), error, (extract(epoch FROM moved) * 1000)::bigint
+                    until > clock_timestamp(), error, (extract(epoch FROM moved) * 1000)::bigint, paused_by
              FROM tombolo.cursor ORDER BY subscription, topic, partition",
         ));
         rows.fetch_all(&self.pool).await?.iter().map(state).collect()
@@ -142,14 +144,34 @@ impl Postgres {
         let moved = sqlx::query(self.sql(
             "UPDATE tombolo.cursor
              SET incarnation = $1, sequence = $2, id = $3, attempts = 0, attempt_id = NULL, error = NULL,
-                 moved = clock_timestamp()
+                 moved = clock_timestamp(), in_hand = $9
              WHERE subscription = $4 AND topic = $5 AND partition = $6
                AND lease_epoch = coalesce($7, lease_epoch) AND sequence = coalesce($8, sequence)",
         ));
         let moved = moved.bind(to.incarnation.0).bind(to.sequence as i64).bind(to.id.map(|id| id.0));
         let moved = moved.bind(&claim.subscription).bind(claim.topic.as_str()).bind(signed(claim.partition));
         let moved = moved.bind(self.expected_epoch(claim)).bind(self.expected_sequence(claim));
+        let moved = moved.bind(signed(claim.in_hand));
         match moved.execute(&mut *connection).await?.rows_affected() {
+            0 => Err(self.why_refused(connection, claim).await?),
+            _ => Ok(()),
+        }
+    }
+
+    /// Marks the partition as paused, or as not paused.
+    pub(super) async fn pause(
+        &self,
+        connection: &mut PgConnection,
+        claim: &Claim,
+        by: Option<&str>,
+    ) -> Result<()> {
+        let paused = sqlx::query(self.sql(
+            "UPDATE tombolo.cursor SET paused_by = $1 WHERE subscription = $2 AND topic = $3 AND partition = $4
+               AND lease_epoch = coalesce($5, lease_epoch)",
+        ));
+        let paused = paused.bind(by.map(stored_error)).bind(&claim.subscription).bind(claim.topic.as_str());
+        let paused = paused.bind(signed(claim.partition)).bind(self.expected_epoch(claim));
+        match paused.execute(&mut *connection).await?.rows_affected() {
             0 => Err(self.why_refused(connection, claim).await?),
             _ => Ok(()),
         }
@@ -202,8 +224,9 @@ impl Postgres {
     ) -> Result<()> {
         for start in starts {
             sqlx::query(self.sql(
-                "INSERT INTO tombolo.cursor (subscription, topic, partition, incarnation, sequence, id)
-                 VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING",
+                "INSERT INTO tombolo.cursor (subscription, topic, partition, incarnation, sequence, id, paused_by)
+                 VALUES ($1, $2, $3, $4, $5, $6, (SELECT max(paused_by) FROM tombolo.cursor WHERE subscription = $1))
+                 ON CONFLICT DO NOTHING",
             ))
             .bind(subscription)
             .bind(start.topic.as_str())
@@ -238,6 +261,10 @@ fn claim(subscription: &str, row: &PgRow) -> Result<Claim> {
         lease_epoch: unsigned(row.try_get(5)?),
         cursor: cursor(row)?,
         attempts: row.try_get::<i32, _>(6)?.unsigned_abs(),
+        attempted: row.try_get::<Option<Uuid>, _>(7)?.map(EventId),
+        abandoned: row.try_get(8)?,
+        in_hand: row.try_get::<i32, _>(9)?.unsigned_abs(),
+        paused_by: row.try_get(10)?,
     })
 }
 
@@ -253,5 +280,6 @@ fn state(row: &PgRow) -> Result<CursorState> {
         attempts: row.try_get::<i32, _>(6)?.unsigned_abs(),
         error: row.try_get(9)?,
         moved_at: moved_ms.and_then(|ms| Timestamp::from_millisecond(ms).ok()),
+        paused_by: row.try_get(11)?,
     })
 }

@@ -21,6 +21,7 @@ mod effects;
 mod views;
 mod requests;
 mod recovery;
+mod parked;
 
 use std::borrow::Cow;
 use std::str::FromStr;

@@ -149,6 +149,28 @@ CREATE TABLE tombolo.later (            -- the events whose time has not come
     autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 20000
 );
 CREATE INDEX later_due ON tombolo.later (due_us, nth);
+", "
+CREATE TABLE tombolo.parked (           -- the events that could not be handled, and those behind them of the same key
+    subscription text NOT NULL,
+    topic text NOT NULL,
+    partition integer NOT NULL,
+    sequence bigint NOT NULL,
+    id uuid NOT NULL,
+    key_hash bigint NOT NULL,
+    event_type text NOT NULL,
+    bytes bytea NOT NULL,
+    parked_ms bigint NOT NULL,
+    attempts integer NOT NULL,          -- tries that were begun; 0: waits behind another of its key
+    unfinished integer NOT NULL,        -- of these the last ones, in which the process died
+    error text,
+    retry_ms bigint,                    -- when the next try is due, if it is not only for when it is told
+    PRIMARY KEY (subscription, topic, partition, sequence)
+);
+CREATE INDEX parked_key ON tombolo.parked (subscription, topic, key_hash, partition, sequence);
+ALTER TABLE tombolo.cursor
+    ADD COLUMN abandoned boolean NOT NULL DEFAULT false,   -- the holder before did not release it
+    ADD COLUMN in_hand integer NOT NULL DEFAULT 1,         -- the most events of its next transaction
+    ADD COLUMN paused_by text;                             -- the operator who paused it
 "];
 
 const VERSION_TABLE: &str = "CREATE TABLE IF NOT EXISTS tombolo.schema (version integer NOT NULL);\n";

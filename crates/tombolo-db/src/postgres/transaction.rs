@@ -21,7 +21,7 @@ use super::{Postgres, signed};
 use crate::mutant::Mutant;
 use crate::outgoing::{Row as Outbound, Taken};
 use crate::port::STRIPES;
-use crate::{Claim, Committed, EffectCall, Error, Kind, Outgoing, Result, Transaction};
+use crate::{Claim, Committed, EffectCall, Error, Kind, Outgoing, ParkedEvent, Result, Transaction};
 
 /// The most rows of one insert.
 const INSERT_ROWS_MAX: usize = 1_000;
@@ -310,6 +310,29 @@ impl Transaction for Tx {
         self.outgoing.mark_used();
         let moved = self.database.advance(&mut self.inner, claim, to).await;
         self.outgoing.poison_on(moved)
+    }
+
+    async fn park(&mut self, events: &[ParkedEvent]) -> Result<()> {
+        let parked = self.database.park(&mut self.inner, events).await;
+        self.outgoing.poison_on(parked)
+    }
+
+    async fn unpark(&mut self, claim: &Claim, sequence: u64) -> Result<()> {
+        self.outgoing.mark_used();
+        let gone = self.database.unpark(&mut self.inner, claim, sequence).await;
+        self.outgoing.poison_on(gone)
+    }
+
+    async fn unpark_after(&mut self, claim: &Claim, sequence: u64) -> Result<u64> {
+        self.outgoing.mark_used();
+        let gone = self.database.unpark_after(&mut self.inner, claim, sequence).await;
+        self.outgoing.poison_on(gone)
+    }
+
+    async fn pause(&mut self, claim: &Claim, by: Option<&str>) -> Result<()> {
+        self.outgoing.mark_used();
+        let paused = self.database.pause(&mut self.inner, claim, by).await;
+        self.outgoing.poison_on(paused)
     }
 
     async fn finish(&mut self, request: Uuid, outcome: &Outcome) -> Result<()> {

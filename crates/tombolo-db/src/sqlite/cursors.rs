@@ -69,15 +69,21 @@ impl Cursors for Sqlite {
         self.write(&self.upkeep, async |connection| {
             let taken = sqlx::query(
                 "UPDATE tombolo_cursor
-                 SET holder = ?1, until_ms = CAST(unixepoch('subsec') * 1000 AS INTEGER) + ?2, lease_epoch = lease_epoch + 1
+                 SET abandoned = holder IS NOT NULL, holder = ?1, lease_epoch = lease_epoch + 1,
+                     until_ms = CAST(unixepoch('subsec') * 1000 AS INTEGER) + ?2
                  WHERE rowid IN (
                      SELECT rowid FROM tombolo_cursor
                      WHERE subscription = ?3
                        AND (until_ms <= CAST(unixepoch('subsec') * 1000 AS INTEGER) OR holder = ?1)
                      ORDER BY topic, partition LIMIT ?4)
-                 RETURNING topic, partition, incarnation, sequence, id, lease_epoch, attempts",
+                 RETURNING topic, partition, incarnation, sequence, id, lease_epoch, attempts,
+                           attempt_id, abandoned, in_hand, paused_by",
             );
-            let taken = taken.bind(holder).bind(millis(lease)).bind(subscription).bind(i64::try_from(most).unwrap_or(i64::MAX));
+            let taken = taken
+                .bind(holder)
+                .bind(millis(lease))
+                .bind(subscription)
+                .bind(i64::try_from(most).unwrap_or(i64::MAX));
             taken.fetch_all(connection).await?.into_iter().map(claimed).collect()
         })
         .await
@@ -107,21 +113,20 @@ impl Cursors for Sqlite {
         .await
     }
 
-    async fn record_attempt(&self, claim: &Claim, event: EventId, error: &str) -> Result<u32> {
+    async fn record_attempt(&self, claim: &Claim, event: EventId, attempt: u32, error: &str) -> Result<()> {
         let end = error.floor_char_boundary(ERROR_BYTES_MAX);
         let epoch = expected_epoch(claim, self.mutation);
         self.write(&self.upkeep, async |connection| {
             let counted = sqlx::query(
                 "UPDATE tombolo_cursor
-                 SET attempts = CASE WHEN attempt_id = ?1 THEN attempts + 1 ELSE 1 END, attempt_id = ?1, error = ?2
-                 WHERE subscription = ?3 AND topic = ?4 AND partition = ?5 AND lease_epoch = coalesce(?6, lease_epoch)
-                 RETURNING attempts",
+                 SET attempts = ?1, attempt_id = ?2, error = ?3
+                 WHERE subscription = ?4 AND topic = ?5 AND partition = ?6 AND lease_epoch = coalesce(?7, lease_epoch)",
             );
-            let counted = counted.bind(event.0).bind(&error[..end]).bind(&claim.subscription);
+            let counted = counted.bind(attempt).bind(event.0).bind(&error[..end]).bind(&claim.subscription);
             let counted = counted.bind(claim.topic.as_str()).bind(claim.partition).bind(epoch);
-            match counted.fetch_optional(&mut *connection).await? {
-                Some(row) => Ok(row.try_get(0)?),
-                None => Err(why_refused(connection, claim).await?),
+            match counted.execute(&mut *connection).await?.rows_affected() {
+                0 => Err(why_refused(connection, claim).await?),
+                _ => Ok(()),
             }
         })
         .await
@@ -144,7 +149,7 @@ impl Cursors for Sqlite {
     async fn cursors(&self) -> Result<Vec<CursorState>> {
         let rows = sqlx::query(
             "SELECT topic, partition, incarnation, sequence, id, lease_epoch, attempts, subscription,
-                    until_ms > CAST(unixepoch('subsec') * 1000 AS INTEGER), error, moved_ms
+                    until_ms > CAST(unixepoch('subsec') * 1000 AS INTEGER), error, moved_ms, paused_by
              FROM tombolo_cursor ORDER BY subscription, topic, partition",
         );
         rows.fetch_all(&self.pool).await?.iter().map(state).collect()
@@ -161,14 +166,33 @@ pub(super) async fn advance(
     let moved = sqlx::query(
         "UPDATE tombolo_cursor
          SET incarnation = ?1, sequence = ?2, id = ?3, attempts = 0, attempt_id = NULL, error = NULL,
-             moved_ms = CAST(unixepoch('subsec') * 1000 AS INTEGER)
+             moved_ms = CAST(unixepoch('subsec') * 1000 AS INTEGER), in_hand = ?9
          WHERE subscription = ?4 AND topic = ?5 AND partition = ?6
            AND lease_epoch = coalesce(?7, lease_epoch) AND sequence = coalesce(?8, sequence)",
     );
     let moved = moved.bind(to.incarnation.0).bind(to.sequence as i64).bind(to.id.map(|id| id.0));
     let moved = moved.bind(&claim.subscription).bind(claim.topic.as_str()).bind(claim.partition);
     let moved = moved.bind(expected_epoch(claim, mutation)).bind(expected_sequence(claim, mutation));
+    let moved = moved.bind(claim.in_hand);
     match moved.execute(&mut *connection).await?.rows_affected() {
+        0 => Err(why_refused(connection, claim).await?),
+        _ => Ok(()),
+    }
+}
+
+/// Marks the partition as paused, or as not paused.
+pub(super) async fn pause(
+    connection: &mut SqliteConnection,
+    claim: &Claim,
+    by: Option<&str>,
+    mutation: Mutation,
+) -> Result<()> {
+    let paused = sqlx::query(
+        "UPDATE tombolo_cursor SET paused_by = ? WHERE subscription = ? AND topic = ? AND partition = ?
+           AND lease_epoch = coalesce(?, lease_epoch)",
+    );
+    let paused = paused.bind(by).bind(&claim.subscription).bind(claim.topic.as_str()).bind(claim.partition);
+    match paused.bind(expected_epoch(claim, mutation)).execute(&mut *connection).await?.rows_affected() {
         0 => Err(why_refused(connection, claim).await?),
         _ => Ok(()),
     }
@@ -200,8 +224,9 @@ pub(super) async fn why_refused(connection: &mut SqliteConnection, claim: &Claim
 
 async fn insert_cursor(connection: &mut SqliteConnection, subscription: &str, start: &StartAt) -> Result<()> {
     sqlx::query(
-        "INSERT INTO tombolo_cursor (subscription, topic, partition, incarnation, sequence, id)
-         VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        "INSERT INTO tombolo_cursor (subscription, topic, partition, incarnation, sequence, id, paused_by)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, (SELECT max(paused_by) FROM tombolo_cursor WHERE subscription = ?1))
+         ON CONFLICT DO NOTHING",
     )
     .bind(subscription)
     .bind(start.topic.as_str())
@@ -249,6 +274,10 @@ fn claim(subscription: &str, row: &SqliteRow) -> Result<Claim> {
         lease_epoch: unsigned(row.try_get(5)?),
         cursor: cursor(row)?,
         attempts: row.try_get(6)?,
+        attempted: row.try_get::<Option<Uuid>, _>(7)?.map(EventId),
+        abandoned: row.try_get(8)?,
+        in_hand: row.try_get(9)?,
+        paused_by: row.try_get(10)?,
     })
 }
 
@@ -264,5 +293,6 @@ fn state(row: &SqliteRow) -> Result<CursorState> {
         attempts: row.try_get(6)?,
         error: row.try_get(9)?,
         moved_at: moved_ms.and_then(|ms| Timestamp::from_millisecond(ms).ok()),
+        paused_by: row.try_get(11)?,
     })
 }

@@ -25,6 +25,7 @@ mod effects;
 mod views;
 mod requests;
 mod recovery;
+mod parked;
 
 use std::path::Path;
 use std::str::FromStr;

@@ -149,6 +149,27 @@ END;
 CREATE TRIGGER tombolo_later_out AFTER DELETE ON tombolo_later BEGIN
     UPDATE tombolo_later_depth SET rows = rows - 1, bytes = bytes - length(OLD.bytes);
 END;
+", "
+CREATE TABLE tombolo_parked (           -- the events that could not be handled, and those behind them of the same key
+    subscription TEXT NOT NULL,
+    topic TEXT NOT NULL,
+    partition INTEGER NOT NULL,
+    sequence INTEGER NOT NULL,
+    id BLOB NOT NULL,
+    key_hash INTEGER NOT NULL,
+    event_type TEXT NOT NULL,
+    bytes BLOB NOT NULL,
+    parked_ms INTEGER NOT NULL,
+    attempts INTEGER NOT NULL,          -- tries that were begun; 0: waits behind another of its key
+    unfinished INTEGER NOT NULL,        -- of these the last ones, in which the process died
+    error TEXT,
+    retry_ms INTEGER,                   -- when the next try is due, if it is not only for when it is told
+    PRIMARY KEY (subscription, topic, partition, sequence)
+);
+CREATE INDEX tombolo_parked_key ON tombolo_parked (subscription, topic, key_hash, partition, sequence);
+ALTER TABLE tombolo_cursor ADD COLUMN abandoned INTEGER NOT NULL DEFAULT 0;  -- the holder before did not release it
+ALTER TABLE tombolo_cursor ADD COLUMN in_hand INTEGER NOT NULL DEFAULT 1;    -- the most events of its next transaction
+ALTER TABLE tombolo_cursor ADD COLUMN paused_by TEXT;                        -- the operator who paused it
 "];
 
 /// The SQL that makes the tables in an empty database, as `tombolo schema print` shows it.

@@ -18,10 +18,12 @@ use tombolo_event::operator::Outcome;
 use tombolo_event::{Cursor, Event, EventId, Position, barrier};
 use uuid::Uuid;
 
-use super::{Gate, cursors, effects, later, recovery, requests};
+use super::{Gate, cursors, effects, later, parked, recovery, requests};
 use crate::mutant::Mutation;
 use crate::outgoing::{Row as Outbound, Taken};
-use crate::{Claim, Committed, EffectCall, Error, Kind, Outgoing, Publisher, Result, Transaction};
+use crate::{
+    Claim, Committed, EffectCall, Error, Kind, Outgoing, ParkedEvent, Publisher, Result, Transaction,
+};
 
 /// The sizes of one insert, so that only these few statements are ever prepared.
 const INSERT_ROWS: [usize; 4] = [512, 64, 8, 1];
@@ -302,6 +304,29 @@ impl Transaction for Tx {
         self.outgoing.mark_used();
         let moved = cursors::advance(&mut self.inner, claim, to, self.mutation).await;
         self.outgoing.poison_on(moved)
+    }
+
+    async fn park(&mut self, events: &[ParkedEvent]) -> Result<()> {
+        let parked = parked::park(&mut self.inner, events).await;
+        self.outgoing.poison_on(parked)
+    }
+
+    async fn unpark(&mut self, claim: &Claim, sequence: u64) -> Result<()> {
+        self.outgoing.mark_used();
+        let gone = parked::unpark(&mut self.inner, claim, sequence, self.mutation).await;
+        self.outgoing.poison_on(gone)
+    }
+
+    async fn unpark_after(&mut self, claim: &Claim, sequence: u64) -> Result<u64> {
+        self.outgoing.mark_used();
+        let gone = parked::unpark_after(&mut self.inner, claim, sequence).await;
+        self.outgoing.poison_on(gone)
+    }
+
+    async fn pause(&mut self, claim: &Claim, by: Option<&str>) -> Result<()> {
+        self.outgoing.mark_used();
+        let paused = cursors::pause(&mut self.inner, claim, by, self.mutation).await;
+        self.outgoing.poison_on(paused)
     }
 
     async fn finish(&mut self, request: Uuid, outcome: &Outcome) -> Result<()> {
