@@ -64,6 +64,14 @@ pub struct Metrics {
     pub visible_seconds: Family<OfSubscription, Histogram>,
     /// Failed tries.
     pub retries: Family<OfSubscription, Counter>,
+    /// Times that an event was parked because it failed.
+    pub parked: Family<OfSubscription, Counter>,
+    /// Parked events that were handled later.
+    pub redriven: Family<OfSubscription, Counter>,
+    /// Keys of which something is parked.
+    pub parked_keys: Family<OfSubscription, Gauge>,
+    /// Events that are parked, those behind a failed one included.
+    pub parked_events: Family<OfSubscription, Gauge>,
     /// Events on the bus that are not handled yet.
     pub lag_events: Family<OfSubscription, Gauge>,
     /// The age of what is being handled, in seconds, while behind.
@@ -104,6 +112,10 @@ impl Metrics {
             batch_seconds: Family::new_with_constructor(seconds),
             visible_seconds: Family::new_with_constructor(seconds),
             retries: Family::default(),
+            parked: Family::default(),
+            redriven: Family::default(),
+            parked_keys: Family::default(),
+            parked_events: Family::default(),
             lag_events: Family::default(),
             lag_seconds: Family::default(),
             asked: Family::default(),
@@ -160,6 +172,10 @@ impl Metrics {
             self.visible_seconds.clone(),
         );
         r.register("retries", "Failed tries", self.retries.clone());
+        r.register("parkings", "Events parked because they failed", self.parked.clone());
+        r.register("redriven", "Parked events handled later", self.redriven.clone());
+        r.register("parked_keys", "Keys of which something is parked", self.parked_keys.clone());
+        r.register("parked_events", "Events that are parked", self.parked_events.clone());
         r.register("lag_events", "Events that are not handled yet", self.lag_events.clone());
         r.register_with_unit(
             "lag",

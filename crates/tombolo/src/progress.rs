@@ -106,6 +106,10 @@ mod tests {
             lease_epoch: 1,
             cursor: Cursor::start(Incarnation::new()),
             attempts: 0,
+            attempted: None,
+            abandoned: false,
+            in_hand: 1,
+            paused_by: None,
         }
     }
 

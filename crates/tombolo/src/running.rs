@@ -36,7 +36,7 @@ use crate::settings::Lease;
 use crate::status::Board;
 use crate::subscription::Subscription;
 use crate::view::{Builds, Keeper};
-use crate::worker::Worker;
+use crate::worker::{Kept, Worker};
 use crate::{App, Clock, Error, Kind, Result, Service, Settings, edge};
 
 /// How long a starting service waits for the bus before it serves without.
@@ -389,6 +389,8 @@ impl Starting {
             metrics: Arc::clone(&self.metrics),
             board: Arc::clone(&self.board),
             progress: Arc::clone(&self.progress),
+            kept: Kept::default(),
+            announced: self.desk.announcements(),
             clock: self.clock.clone(),
             lease: self.lease,
             life: self.life.clone(),

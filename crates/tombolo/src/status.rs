@@ -33,6 +33,15 @@ pub struct SubscriptionStatus {
     pub lag_events: u64,
     /// How old the last handled event was when it was handled, while it is behind; 0 when it is not.
     pub lag_seconds: f64,
+    /// How many keys are parked in the partitions that this process holds.
+    #[serde(default)]
+    pub parked_keys: u64,
+    /// How many events are parked there.
+    #[serde(default)]
+    pub parked_events: u64,
+    /// When the oldest of them was parked.
+    #[serde(default)]
+    pub oldest_parked: Option<Timestamp>,
     /// The worst of its partitions' states.
     pub state: State,
     /// What an operator should know.
@@ -54,10 +63,19 @@ pub struct PartitionStatus {
     pub lag_events: u64,
     /// Whether this process handles it.
     pub held: bool,
-    /// The attempts at the next event.
+    /// The attempts recorded at the next event.
     pub attempts: u32,
-    /// What the last of them failed with.
+    /// Why nothing of it is handled for now, if that is so, and what to do.
     pub error: Option<String>,
+    /// How many keys are parked.
+    #[serde(default)]
+    pub parked_keys: u64,
+    /// How many events are parked.
+    #[serde(default)]
+    pub parked_events: u64,
+    /// When the oldest of them was parked.
+    #[serde(default)]
+    pub oldest_parked: Option<Timestamp>,
     /// How it is.
     pub state: State,
 }
@@ -70,9 +88,11 @@ pub enum State {
     Live,
     /// Behind, and moving.
     Behind,
-    /// Waiting: for the bus, for a topic that does not exist yet, for a lease that another replica holds, or for the next try of a failing event.
+    /// Waiting for the bus, the database, a topic that does not exist yet, or a lease that another replica holds. Goes on by itself.
     Waiting,
-    /// A failing event has been tried many times.
+    /// Paused by an operator, until one resumes it.
+    Paused,
+    /// Many keys fail alike, or too much is parked: nothing moves and nothing more is parked until what is wrong is repaired. Tries again by itself.
     Stuck,
     /// Stopped by name: going on would step over something that was lost or changed. Needs an operator.
     Stopped,
@@ -122,6 +142,11 @@ impl Board {
 
     pub(crate) fn subscription(&self, status: SubscriptionStatus) {
         lock(&self.subscriptions).insert(status.name.clone(), status);
+    }
+
+    /// Changes what a subscription's worker said before.
+    pub(crate) fn change(&self, name: &str, change: impl FnOnce(&mut SubscriptionStatus)) {
+        lock(&self.subscriptions).get_mut(name).map(change);
     }
 
     pub(crate) fn read(self: &Arc<Self>, service: &str, replica: u32) -> ServiceStatus {

@@ -10,31 +10,39 @@
 mod apply;
 mod effect;
 mod lane;
+mod parking;
+mod tries;
+mod redrive;
+mod requests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt};
 use http::Extensions;
+use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_stream::StreamMap;
 use tokio_util::sync::CancellationToken;
-use tombolo_bus::{Batch, Bus, Read, RecordStream, Topic};
-use tombolo_db::{Database, Publisher, StartAt};
+use tombolo_bus::{Batch, Bus, Read, Record, RecordStream, Topic};
+use tombolo_db::{Claim, Database, ParkedHead, Publisher, StartAt};
 use tombolo_event::barrier;
-use tombolo_event::{Cursor, ServiceName};
+use tombolo_event::operator::PartitionOf;
+use tombolo_event::{Cursor, KeyHash, ServiceName};
 use uuid::Uuid;
 
 use crate::life::Life;
-use crate::metrics::{Metrics, OfSubscription};
+use crate::metrics::Metrics;
 use crate::progress::Progress;
 use crate::settings::Lease;
 use crate::status::{Board, State, SubscriptionStatus};
 use crate::subscription::{Role, Start, Subscription};
 use crate::{App, Clock, Error, Kind, Result};
+use apply::Delivery;
 use lane::Lane;
+use requests::Redriving;
 
 /// How often a topic that does not exist yet, or a partition that somebody else holds, is looked at.
 const LOOK_AGAIN: Duration = Duration::from_secs(3);
@@ -57,6 +65,10 @@ pub(crate) struct Worker<D: Database> {
     pub(crate) clock: Clock,
     pub(crate) lease: Lease,
     pub(crate) life: Life,
+    /// What it remembers from one session to the next.
+    pub(crate) kept: Kept,
+    /// Changes whenever an operator may have asked for something.
+    pub(crate) announced: watch::Receiver<u64>,
     /// Changes whenever a service registers: a topic that did not exist may exist now.
     pub(crate) registered: watch::Receiver<u64>,
     pub(crate) stop: CancellationToken,
@@ -72,6 +84,51 @@ struct Session {
     partitions: usize,
     /// How many events the next transaction takes; grows while they are quick.
     batch_events: usize,
+    /// Redrives that were asked for and are under way.
+    redriving: Vec<Redriving>,
+    kept: Kept,
+}
+
+/// What a worker remembers from one session to the next.
+#[derive(Default)]
+pub(crate) struct Kept {
+    /// Keys that were parked one after the other, without one event handled between them.
+    alike: u32,
+    /// Of each partition that it held: under which lease epoch, and up to where events are tried alone.
+    held: BTreeMap<PartitionOf, (u64, u64)>,
+}
+
+impl Kept {
+    /// Up to where the events of a claimed partition are tried alone: past what a holder that did not give it up may have
+    /// had in hand. An earlier session of this same worker did not die.
+    fn careful_to(&self, claim: &Claim, in_hand: u32) -> u64 {
+        let of = PartitionOf { topic: claim.topic.clone(), partition: claim.partition };
+        match self.held.get(&of) {
+            Some((epoch, careful_to)) if epoch + 1 == claim.lease_epoch => *careful_to,
+            _ if claim.abandoned => claim.cursor.sequence + u64::from(in_hand),
+            _ => 0,
+        }
+    }
+}
+
+impl Session {
+    /// The lane of a partition, if it is held here.
+    fn lane_of(&self, of: &PartitionOf) -> Option<usize> {
+        self.lanes.iter().position(|lane| lane.of() == *of)
+    }
+
+    /// When the next parked key is due.
+    fn redrive_at(&self) -> Option<Timestamp> {
+        let lanes = self.lanes.iter().filter(|lane| !lane.is_paused());
+        lanes.filter_map(|lane| lane.parked.next_due()).map(|(at, _)| at).min()
+    }
+
+    /// A parked key whose time has come, with its lane.
+    fn due(&self, now: Timestamp) -> Option<(usize, KeyHash)> {
+        let lanes = self.lanes.iter().enumerate().filter(|(_, lane)| !lane.is_paused());
+        let due = lanes.filter_map(|(index, lane)| Some((lane.parked.next_due()?, index))).min();
+        due.filter(|((at, _), _)| *at <= now).map(|((_, key), index)| (index, key))
+    }
 }
 
 /// Why a session ended without a failure.
@@ -121,28 +178,43 @@ impl<D: Database> Worker<D> {
         let partitions = self.open(&topics).await?;
         let claims =
             self.database.claim(&self.subscription.name, self.holder, self.lease.0, usize::MAX).await?;
+        // What is parked changes only under the leases, so it is looked at once they are held.
+        let heads = self.database.parked_heads(&self.subscription.name).await?;
         let mut session = Session {
-            lanes: claims.into_iter().map(|claim| Lane::new(claim, &self.progress)).collect(),
+            lanes: self.lanes(claims, &heads),
             streams: StreamMap::new(),
             absent,
             partitions,
             batch_events: 1,
+            redriving: Vec::new(),
+            kept: std::mem::take(&mut self.kept),
         };
-        for index in 0..session.lanes.len() {
-            self.read(&mut session, index).await?;
-        }
-        self.report(&session);
         let held = session.lanes.len();
         let work = async {
+            self.read_all(&mut session).await?;
             match self.subscription.role {
-                Role::Effect => self.carry_out(&mut session, calls).await,
+                Role::Effect => self.call(&mut session, calls).await,
                 Role::View | Role::Reactor => self.work(&mut session).await,
             }
         };
-        tokio::select! {
+        let ended = tokio::select! {
             ended = work => ended,
             lost = self.renew(held) => Err(lost),
+        };
+        self.kept = session.kept;
+        ended
+    }
+
+    fn lanes(&mut self, claims: Vec<Claim>, heads: &[ParkedHead]) -> Vec<Lane> {
+        let in_hand = claims.iter().map(|claim| claim.in_hand).max().unwrap_or_default();
+        let mut lanes = Vec::new();
+        for claim in claims {
+            let careful_to = self.kept.careful_to(&claim, in_hand);
+            let of = PartitionOf { topic: claim.topic.clone(), partition: claim.partition };
+            self.kept.held.insert(of, (claim.lease_epoch, careful_to));
+            lanes.push(Lane::new(claim, heads, careful_to, &self.progress));
         }
+        lanes
     }
 
     /// Keeps the leases, and returns when they cannot be kept.
@@ -223,6 +295,16 @@ impl<D: Database> Worker<D> {
         Ok(())
     }
 
+    async fn read_all(&self, session: &mut Session) -> Result<()> {
+        for index in 0..session.lanes.len() {
+            if !session.lanes[index].is_paused() {
+                self.read(session, index).await?;
+            }
+        }
+        self.report(session);
+        Ok(())
+    }
+
     /// Begins to read a lane after its cursor, or stops it by name if the log is not the one that the cursor was in.
     async fn read(&self, session: &mut Session, index: usize) -> Result<()> {
         let lane = &mut session.lanes[index];
@@ -249,11 +331,13 @@ impl<D: Database> Worker<D> {
     }
 
     async fn work(&self, session: &mut Session) -> Result<Ended> {
-        let mut registered = self.registered.clone();
+        let (mut registered, mut announced) = (self.registered.clone(), self.announced.clone());
+        announced.mark_changed();
         let look_again = Instant::now() + LOOK_AGAIN;
         loop {
             let incomplete = !session.absent.is_empty() || session.lanes.len() < session.partitions;
             let retry_at = session.lanes.iter().filter_map(Lane::retry_at).min();
+            let redrive_at = session.redrive_at();
             tokio::select! {
                 () = self.stop.cancelled() => return Ok(Ended::Stopped),
                 Some((index, batch)) = session.streams.next(), if !session.streams.is_empty() => {
@@ -261,6 +345,14 @@ impl<D: Database> Worker<D> {
                     self.report(session);
                 }
                 () = at(retry_at) => self.read_again(session).await?,
+                () = self.clock.until(redrive_at.unwrap_or(Timestamp::MAX)), if redrive_at.is_some() => {
+                    self.redrive(session).await?;
+                    self.report(session);
+                }
+                Ok(()) = announced.changed() => {
+                    self.carry_out(session).await?;
+                    self.report(session);
+                }
                 Ok(()) = registered.changed(), if incomplete => return Ok(Ended::Again),
                 () = sleep_until(look_again), if incomplete => return Ok(Ended::Again),
             }
@@ -278,7 +370,10 @@ impl<D: Database> Worker<D> {
         let mut steps = Vec::new();
         while let Some((index, batch)) = next {
             match batch {
-                Ok(batch) => session.lanes[index].steps(index, batch, &mut steps)?,
+                Ok(batch) => {
+                    let deliver = |record| self.deliver(record);
+                    session.lanes[index].steps(index, batch, deliver, &mut steps)?;
+                }
                 Err(error) => self.read_failed(session, index, error)?,
             }
             let more = steps.len() < session.batch_events;
@@ -286,6 +381,12 @@ impl<D: Database> Worker<D> {
         }
         barrier::reach("subscription.after-read");
         self.apply(session, steps).await
+    }
+
+    /// The event in a record, if its type is handled here.
+    fn deliver(&self, record: Record) -> Option<Delivery> {
+        self.subscription.handler(record.type_name())?;
+        Some(Delivery::new(record))
     }
 
     async fn read_again(&self, session: &mut Session) -> Result<()> {
@@ -306,13 +407,20 @@ impl<D: Database> Worker<D> {
         let waiting = !session.absent.is_empty() || partitions.is_empty();
         let worst = partitions.iter().map(|partition| partition.state).max().unwrap_or(State::Waiting);
         let absent: Vec<&str> = session.absent.iter().map(ServiceName::as_str).collect();
-        let of = OfSubscription { subscription: self.subscription.name.clone() };
+        let of = self.of();
+        let parked_keys = partitions.iter().map(|partition| partition.parked_keys).sum();
+        let parked_events = partitions.iter().map(|partition| partition.parked_events).sum();
+        self.metrics.parked_keys.get_or_create(&of).set(parked_keys as i64);
+        self.metrics.parked_events.get_or_create(&of).set(parked_events as i64);
         self.metrics.lag_events.get_or_create(&of).set(lag_events as i64);
         self.metrics.lag_seconds.get_or_create(&of).set(lag_seconds);
         self.board.subscription(SubscriptionStatus {
             partitions,
             lag_events,
             lag_seconds,
+            parked_keys,
+            parked_events,
+            oldest_parked: session.lanes.iter().filter_map(|lane| lane.parked.oldest()).min(),
             state: if waiting { worst.max(State::Waiting) } else { worst },
             detail: (!absent.is_empty())
                 .then(|| format!("no service has made topic {} yet", absent.join(", "))),
@@ -322,10 +430,10 @@ impl<D: Database> Worker<D> {
 
     fn report_waiting(&self, error: &Error) {
         let state = if matches!(error.kind(), Kind::Wiring) { State::Stopped } else { State::Waiting };
-        self.board.subscription(SubscriptionStatus {
-            state,
-            detail: Some(error.to_string()),
-            ..self.blank_status()
+        self.board.change(&self.subscription.name, |status| {
+            status.state = state;
+            status.detail = Some(error.to_string());
+            status.partitions.clear();
         });
     }
 
@@ -336,6 +444,9 @@ impl<D: Database> Worker<D> {
             partitions: Vec::new(),
             lag_events: 0,
             lag_seconds: 0.0,
+            parked_keys: 0,
+            parked_events: 0,
+            oldest_parked: None,
             state: State::Waiting,
             detail: None,
         }

@@ -11,14 +11,14 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 use tombolo_bus::{Bus, TopicSpec};
-use tombolo_db::Transaction;
+use tombolo_db::{ParkedFilter, Transaction};
 use tombolo_event::descriptor::{Descriptor, Subscribed};
 use tombolo_event::{Event, ServiceName};
 
 use super::bus::Switch;
 use super::dice::lock;
 use super::fate::Fate;
-use super::settle::{Member, Reads, Standing};
+use super::settle::{Member, PARKED_SHOWN, Reads, Standing};
 use super::{Ground, PATIENCE};
 use crate::life::Life;
 use crate::settings::Lease;
@@ -358,6 +358,7 @@ impl<D: Database> Member for Part<D> {
             cursors,
             outbox: app.database().depth().await?,
             now: self.0.ground.clock.now(),
+            parked: app.database().parked(&ParkedFilter::default(), PARKED_SHOWN).await?,
             status: app.status(),
         })
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::Timestamp;
 use tombolo_bus::{Bus, Tail, Topic};
-use tombolo_db::{CursorState, Depth};
+use tombolo_db::{CursorState, Depth, ParkedEvent};
 use tombolo_event::ServiceName;
 
 use super::bus::WorldBus;
@@ -30,6 +30,9 @@ pub(super) trait Member: Send + Sync {
     async fn peers(&self) -> Result<BTreeSet<String>>;
 }
 
+/// How many parked events of a part are looked at.
+pub(super) const PARKED_SHOWN: usize = 20;
+
 /// Where a part stands. The cursors were looked at before the outbox.
 pub(super) struct Standing {
     pub(super) label: String,
@@ -41,6 +44,7 @@ pub(super) struct Standing {
     pub(super) outbox: Depth,
     /// The world's time when it was looked at.
     pub(super) now: Timestamp,
+    pub(super) parked: Vec<ParkedEvent>,
     pub(super) status: ServiceStatus,
 }
 
@@ -112,6 +116,13 @@ impl Look {
         }
         if let Some(due) = standing.outbox.next_due.filter(|due| *due <= standing.now) {
             self.open.push(format!("{label}: an event that was due at {due} is not in its outbox"));
+        }
+        for event in &standing.parked {
+            let error = event.tries.error.as_deref().unwrap_or("it waits behind another of its key");
+            let ParkedEvent { subscription, topic, partition, sequence, .. } = event;
+            self.open.push(format!(
+                "{label}: subscription {subscription} has {topic}/{partition} {sequence} parked: {error}"
+            ));
         }
         let waiting = standing.switches.iter();
         self.open

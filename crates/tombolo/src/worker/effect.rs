@@ -17,10 +17,11 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use tokio::time::{Instant, sleep_until};
-use tombolo_bus::{Batch, RecordStream};
+use tombolo_bus::{Batch, Record, RecordStream};
 use tombolo_db::{CallState, Claim, Database, EffectCall};
 use tracing::Instrument;
 
+use super::apply::Delivery;
 use super::lane::{Lane, Step};
 use super::{Ended as SessionEnded, LOOK_AGAIN, Session, Worker, at};
 use crate::Result;
@@ -49,7 +50,7 @@ struct Front {
 
 impl<D: Database> Worker<D> {
     /// Makes the calls of an effect until it is stopped, which lets those that run end, or until there may be more to claim.
-    pub(super) async fn carry_out(&self, session: &mut Session, calls: &mut Calls) -> Result<SessionEnded> {
+    pub(super) async fn call(&self, session: &mut Session, calls: &mut Calls) -> Result<SessionEnded> {
         let mut fronts = self.fronts(&session.lanes, calls).await?;
         let mut registered = self.registered.clone();
         let look_again = Instant::now() + LOOK_AGAIN;
@@ -107,7 +108,10 @@ impl<D: Database> Worker<D> {
             Err(error) => return self.read_failed(session, index, error),
         };
         let mut steps = Vec::new();
-        session.lanes[index].steps(index, batch, &mut steps)?;
+        let deliver = |record: Record| {
+            self.subscription.caller(record.type_name()).is_some().then(|| Delivery::new(record))
+        };
+        session.lanes[index].steps(index, batch, deliver, &mut steps)?;
         let (claim, front) = (&session.lanes[index].claim, &mut fronts.lanes[index]);
         for step in steps {
             self.queue_step(claim, front, calls, step);
@@ -119,9 +123,7 @@ impl<D: Database> Worker<D> {
     }
 
     fn queue_step(&self, claim: &Claim, front: &mut Front, calls: &Calls, step: Step) {
-        let Some(record) =
-            step.record.filter(|record| self.subscription.caller(record.type_name()).is_some())
-        else {
+        let Some(Delivery { record, .. }) = step.delivery else {
             return front.window.pass(step.to);
         };
         let (sequence, id) = (record.sequence, record.id);

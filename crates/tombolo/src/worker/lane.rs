@@ -1,4 +1,4 @@
-//! A lane: one partition that the worker holds, where it stands, and how it is.
+//! A lane: one partition that the worker holds, where it stands, what is parked of it, and how it is.
 //!
 //! Invariant: batches join without a hole. Each begins where the one before ended, or the lane stops by name.
 
@@ -6,60 +6,89 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tombolo_bus::{Batch, Record};
-use tombolo_db::Claim;
-use tombolo_event::{Backoff, Cursor};
+use tombolo_db::{Claim, ParkedHead};
+use tombolo_event::operator::PartitionOf;
+use tombolo_event::{Backoff, Cursor, EventId};
 
+use super::apply::Delivery;
+use super::parking::{Failing, Parked};
 use crate::progress::{Progress, Telling};
 use crate::status::{PartitionStatus, State};
 use crate::{Error, Kind, Result};
 
-/// The pauses between tries of a failing event.
-const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(30));
-/// From so many attempts on, a failing event counts as stuck.
-const STUCK_ATTEMPTS: u32 = 5;
+/// The pauses between tries of a lane that is stuck.
+const STUCK_RETRY: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
 /// How often a lane that stopped by name looks whether its log is as it should be again.
 const STOPPED_RETRY: Duration = Duration::from_secs(30);
 
 /// One partition.
 pub(super) struct Lane {
     pub(super) claim: Claim,
+    pub(super) parked: Parked,
     /// Where reading stands: at or before the claim's cursor lies what is committed.
     read_to: u64,
     tail: u64,
     behind: Duration,
     telling: Telling,
-    waiting: Option<Waiting>,
+    halted: Option<Halted>,
+    /// Up to here events are tried alone, because the holder before may have died of one of them.
+    careful_to: u64,
+    /// How often in a row it was stuck at the event after the cursor.
+    stuck: u32,
 }
 
-struct Waiting {
-    until: Instant,
+/// Why nothing of a lane is handled for now.
+struct Halted {
     state: State,
-    error: String,
+    /// When to look again; none: when it is told.
+    until: Option<Instant>,
+    why: String,
 }
 
-/// One thing to do in a transaction: handle a record, or only pass over what is not asked for.
+/// One thing to do in a transaction: an event that is handled here, or only something to pass over.
 pub(super) struct Step {
     pub(super) lane: usize,
-    pub(super) record: Option<Record>,
+    pub(super) delivery: Option<Delivery>,
     /// Where the cursor is after it.
     pub(super) to: Cursor,
 }
 
 impl Lane {
-    pub(super) fn new(claim: Claim, progress: &Progress) -> Self {
+    pub(super) fn new(claim: Claim, heads: &[ParkedHead], careful_to: u64, progress: &Progress) -> Self {
         let sequence = claim.cursor.sequence;
         let telling = progress.tell(&claim);
-        Self { claim, read_to: sequence, tail: sequence, behind: Duration::ZERO, telling, waiting: None }
+        let mut lane = Self {
+            claim,
+            parked: Parked::default(),
+            read_to: sequence,
+            tail: sequence,
+            behind: Duration::ZERO,
+            telling,
+            halted: None,
+            careful_to,
+            stuck: 0,
+        };
+        lane.load_parked(heads);
+        if let Some(by) = lane.claim.paused_by.clone() {
+            lane.pause(&by);
+        }
+        lane
     }
 
     /// Reading begins anew, after the cursor.
     pub(super) fn resume(&mut self) {
         self.read_to = self.claim.cursor.sequence;
-        self.waiting = None;
+        self.halted = None;
     }
 
-    /// Turns a batch into steps.
-    pub(super) fn steps(&mut self, lane: usize, batch: Batch, steps: &mut Vec<Step>) -> Result<()> {
+    /// Turns a batch into steps; `deliver` picks the records that are handled here.
+    pub(super) fn steps(
+        &mut self,
+        lane: usize,
+        batch: Batch,
+        deliver: impl Fn(Record) -> Option<Delivery>,
+        steps: &mut Vec<Step>,
+    ) -> Result<()> {
         if batch.first != self.read_to + 1 {
             return Err(Error::new(
                 Kind::Bus,
@@ -76,10 +105,10 @@ impl Lane {
         let last_record = batch.records.last().map_or(0, |record| record.sequence);
         steps.extend(batch.records.into_iter().map(|record| {
             let to = Cursor::at(incarnation, record.sequence, record.id);
-            Step { lane, record: Some(record), to }
+            Step { lane, delivery: deliver(record), to }
         }));
         if batch.last > last_record {
-            steps.push(Step { lane, record: None, to: Cursor::at(incarnation, batch.last, batch.last_id) });
+            steps.push(Step { lane, delivery: None, to: Cursor::at(incarnation, batch.last, batch.last_id) });
         }
         self.read_to = batch.last;
         self.tail = batch.tail.max(batch.last);
@@ -91,28 +120,79 @@ impl Lane {
         self.telling.applied(applied);
         self.claim.cursor = cursor;
         self.claim.attempts = 0;
+        self.claim.attempted = None;
+        self.stuck = 0;
         self.behind = if cursor.sequence < self.tail { age } else { Duration::ZERO };
     }
 
-    /// The event after the cursor failed; it is tried again later, and what is behind it waits.
-    pub(super) fn failed(&mut self, attempts: u32, error: String) {
+    /// A try of an event after the cursor was recorded.
+    pub(super) fn attempted(&mut self, event: EventId, attempts: u32) {
         self.claim.attempts = attempts;
-        let state = if attempts >= STUCK_ATTEMPTS { State::Stuck } else { State::Waiting };
-        let until = Instant::now() + RETRY.jittered(attempts.saturating_sub(1));
-        self.waiting = Some(Waiting { until, state, error });
+        self.claim.attempted = Some(event);
+    }
+
+    /// What is known of an event before it is tried.
+    pub(super) fn failing(&self, event: EventId) -> Failing {
+        let is_its = self.claim.attempted == Some(event);
+        Failing::unknown(if is_its { self.claim.attempts } else { 0 })
+    }
+
+    /// Whether the step's event has to be tried alone, with the try recorded before.
+    pub(super) fn is_careful(&self, step: &Step) -> bool {
+        step.delivery.as_ref().is_some_and(|delivery| {
+            let Record { sequence, id, .. } = delivery.record;
+            let is_suspect = sequence <= self.careful_to || self.claim.attempted == Some(id);
+            is_suspect && !self.parked.contains(delivery.key_hash)
+        })
+    }
+
+    /// Whether the event after the cursor is tried again although it had its tries, because the lane was stuck at it.
+    pub(super) fn was_stuck(&self) -> bool {
+        self.stuck > 0
+    }
+
+    /// Nothing more may be parked: what is behind waits, and the event is tried again later.
+    pub(super) fn stick(&mut self, why: String) {
+        let until = Instant::now() + STUCK_RETRY.jittered(self.stuck);
+        self.stuck += 1;
+        self.halted = Some(Halted { state: State::Stuck, until: Some(until), why });
     }
 
     /// Going on would step over something that was lost or changed.
-    pub(super) fn stop(&mut self, error: String) {
-        self.waiting = Some(Waiting { until: Instant::now() + STOPPED_RETRY, state: State::Stopped, error });
+    pub(super) fn stop(&mut self, why: String) {
+        let until = Some(Instant::now() + STOPPED_RETRY);
+        self.halted = Some(Halted { state: State::Stopped, until, why });
     }
 
-    pub(super) fn is_waiting(&self) -> bool {
-        self.waiting.is_some()
+    /// An operator wants nothing more to be handled.
+    pub(super) fn pause(&mut self, by: &str) {
+        self.claim.paused_by = Some(by.to_owned());
+        let why = format!("paused by {by}; `tombolo subscriptions resume` goes on");
+        self.halted = Some(Halted { state: State::Paused, until: None, why });
+    }
+
+    /// What is parked here, as the database says.
+    pub(super) fn load_parked(&mut self, heads: &[ParkedHead]) {
+        let (topic, partition) = (&self.claim.topic, self.claim.partition);
+        let its = heads.iter().filter(|head| head.topic == *topic && head.partition == partition);
+        self.parked = Parked::load(its);
+    }
+
+    /// The partition's name.
+    pub(super) fn of(&self) -> PartitionOf {
+        PartitionOf { topic: self.claim.topic.clone(), partition: self.claim.partition }
+    }
+
+    pub(super) fn is_halted(&self) -> bool {
+        self.halted.is_some()
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        self.claim.paused_by.is_some()
     }
 
     pub(super) fn retry_at(&self) -> Option<Instant> {
-        self.waiting.as_ref().map(|waiting| waiting.until)
+        self.halted.as_ref().and_then(|halted| halted.until)
     }
 
     pub(super) fn lag_seconds(&self) -> f64 {
@@ -130,8 +210,11 @@ impl Lane {
             lag_events: self.tail.saturating_sub(sequence),
             held: true,
             attempts: self.claim.attempts,
-            error: self.waiting.as_ref().map(|waiting| waiting.error.clone()),
-            state: self.waiting.as_ref().map_or(behind, |waiting| waiting.state),
+            error: self.halted.as_ref().map(|halted| halted.why.clone()),
+            parked_keys: self.parked.keys() as u64,
+            parked_events: self.parked.events(),
+            oldest_parked: self.parked.oldest(),
+            state: self.halted.as_ref().map_or(behind, |halted| halted.state),
         }
     }
 }

@@ -10,6 +10,7 @@ use tombolo::settings::Lease;
 use tombolo::sqlite::{Sqlite, Tx};
 use tombolo::{Clock, Event, EventId, Handled, Reactor, Received, Running, Service, Settings, View};
 use tombolo_bus::Bus;
+use tombolo_db::{ParkedFilter, Parking};
 
 use crate::support::{App, Ground, Placed, copies, eventually, place, until_copied, with_copies};
 
@@ -239,10 +240,9 @@ async fn a_reactor_publishes_for_later_and_a_view_may_not() {
     let copies = until_copied(&reader.app, 1).await;
     let due = before + SignedDuration::from_hours(24);
     assert!(copies[0].1 >= due.as_millisecond(), "its time is when it was due");
-    eventually("the view says why it stands", || async {
-        let status = reader.app.status().subscriptions;
-        let of_view = status.iter().find(|status| status.name == "reminding-v1").unwrap();
-        let errors = of_view.partitions.iter().filter_map(|partition| partition.error.as_deref());
+    eventually("the event is parked for the view, with the reason", || async {
+        let parked = reader.app.database().parked(&ParkedFilter::default(), 10).await.unwrap();
+        let errors = parked.iter().filter_map(|event| event.tries.error.as_deref());
         errors.into_iter().any(|error| error.contains("views only keep their tables"))
     })
     .await;

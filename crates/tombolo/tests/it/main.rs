@@ -7,6 +7,7 @@ mod path;
 mod later;
 mod failures;
 mod effects;
+mod parking;
 mod questions;
 mod positions;
 mod views;

@@ -11,7 +11,7 @@ use reqwest::{Client, Response, StatusCode};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tombolo::sqlite::{Sqlite, Tx};
-use tombolo::{Event, Freshness, Handled, Positions, Problem, Running, Service, State, View, reject};
+use tombolo::{Event, Freshness, Handled, Positions, Problem, Running, Service, State, View};
 
 use crate::support::{Ground, Placed, copy, eventually, place, until_copied, with_copies};
 
@@ -120,7 +120,8 @@ async fn a_read_that_waited_in_vain_says_that_it_may_be_stale() {
 
 async fn copy_when_open(event: Placed, State(open): State<Arc<AtomicBool>>, tx: &mut Tx) -> Handled {
     if !open.load(Ordering::SeqCst) {
-        return Err(reject("not yet"));
+        // As if the database were away: nobody's fault, so it is tried until it works.
+        return Err(sqlx::Error::PoolTimedOut.into());
     }
     copy(event, tx).await
 }

@@ -318,8 +318,7 @@ async fn a_world_that_does_not_settle_names_what_is_open() {
     world.start(|database| Service::new("history", database).view(View::new("copies", 1).on(never))).await;
     place(&orders.app(), "a", 1).await;
     let open = open_in(world).await;
-    for part in ["seed 3", "history: subscription copies-v1 in orders/", "1 event behind", "the order is bad"]
-    {
+    for part in ["seed 3", "history: subscription copies-v1 has orders/", " 1 parked", "the order is bad"] {
         assert!(open.contains(part), "{part:?} is not in: {open}");
     }
 }

@@ -80,10 +80,10 @@ impl<D: Database> Worker<D> {
         let Err(undone) = self.completion(session, fronts, returned).await else { return Ok(()) };
         match (undone, returned) {
             (Undone::Away(error), _) => Err(error),
-            (Undone::Failed(error), []) => Err(Error::new(Kind::Database, error.to_string())),
-            (Undone::Failed(error), [one]) => {
+            (Undone::Failed(failure), []) => Err(Error::new(Kind::Database, failure.error.to_string())),
+            (Undone::Failed(failure), [one]) => {
                 let (claim, front) = (&session.lanes[one.lane].claim, &mut fronts.lanes[one.lane]);
-                self.call_failed(claim, front, &one.place, &error, Some(&one.json)).await
+                self.call_failed(claim, front, &one.place, &failure.error, Some(&one.json)).await
             }
             (Undone::Failed(_), many) => {
                 for one in many.chunks(1) {
