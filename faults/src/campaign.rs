@@ -16,7 +16,7 @@ use crate::mutant::{self, Mutant};
 use crate::process::{Outcome, Scene, Which, World};
 use crate::roles::LEASE_MS;
 use crate::verify::Broken;
-use crate::{away, cut_off, full, kills, pauses, power};
+use crate::{away, copies, cut_off, full, kills, pauses, power};
 
 /// What to do.
 pub(crate) struct Plan {
@@ -53,11 +53,25 @@ pub(crate) enum Fault {
     BusAway,
     /// The consumer's database is away.
     DatabaseAway,
+    /// The producer's database is an older copy.
+    OldDatabase,
+    /// The bus's folder is an older copy.
+    OldBus,
+    /// A second producer runs on a copy of the database.
+    SecondCopy,
 }
 
 impl Fault {
-    const REST: [Self; 5] =
-        [Self::PowerCut, Self::BusFull, Self::DatabaseFull, Self::BusAway, Self::DatabaseAway];
+    const REST: [Self; 8] = [
+        Self::PowerCut,
+        Self::BusFull,
+        Self::DatabaseFull,
+        Self::BusAway,
+        Self::DatabaseAway,
+        Self::OldDatabase,
+        Self::OldBus,
+        Self::SecondCopy,
+    ];
 
     fn all() -> Vec<Self> {
         let kills = barrier::ALL.iter().map(|barrier| Self::KillAt(barrier));
@@ -74,13 +88,14 @@ impl Fault {
             Self::Pause => 10,
             Self::PowerCut => 20,
             Self::BusFull | Self::DatabaseFull | Self::DatabaseAway => 3,
+            Self::OldDatabase | Self::OldBus | Self::SecondCopy => 3,
             Self::BusAway => 1,
         }
     }
 
     /// Whether each time needs ground of its own.
     fn is_final(self) -> bool {
-        matches!(self, Self::BusFull | Self::BusAway)
+        matches!(self, Self::BusFull | Self::BusAway | Self::OldDatabase | Self::OldBus | Self::SecondCopy)
     }
 
     /// Why it cannot happen here, if so.
@@ -105,6 +120,9 @@ impl fmt::Display for Fault {
             Self::DatabaseFull => write!(f, "full disk of a database"),
             Self::BusAway => write!(f, "bus away"),
             Self::DatabaseAway => write!(f, "database away"),
+            Self::OldDatabase => write!(f, "old copy of a database"),
+            Self::OldBus => write!(f, "old copy of the bus"),
+            Self::SecondCopy => write!(f, "second copy of a service"),
         }
     }
 }
@@ -250,5 +268,8 @@ async fn happen(fault: Fault, stage: Stage<'_>, count: u32) -> Outcome<Tally> {
         Fault::DatabaseFull => full::of_database(stage, count).await,
         Fault::BusAway => away::run(stage).await,
         Fault::DatabaseAway => cut_off::run(stage, count).await,
+        Fault::OldDatabase => copies::old_database(stage).await,
+        Fault::OldBus => copies::old_bus(stage).await,
+        Fault::SecondCopy => copies::second_copy(stage).await,
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Invariant: only what was made here is dropped, by the unique name that it was given.
 
+use std::fs;
 use std::path::Path;
 
 use sqlx::postgres::{PgConnectOptions, PgConnection};
@@ -9,11 +10,17 @@ use sqlx::sqlite::SqliteConnection;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 use uuid::Uuid;
 
+use crate::door::Door;
 use crate::process::{Outcome, Which};
 use crate::verify::Rows;
 
 /// The services that own a database.
 const OWNERS: [Which; 2] = [Which::Producer, Which::Consumer];
+/// Those, and the copy that a part may make.
+const ALL: [Which; 3] = [Which::Producer, Which::Consumer, Which::CopiedProducer];
+
+/// What SQLite's files are called besides the database's name.
+const FILE_ENDINGS: [&str; 3] = ["", "-wal", "-shm"];
 
 /// Where databases are made.
 pub(crate) enum Ground {
@@ -28,6 +35,8 @@ pub(crate) struct Databases<'a> {
     ground: &'a Ground,
     /// What their names begin with: a folder, or a prefix that nobody else uses.
     place: String,
+    /// Between the consumer and its database, on a server.
+    door: Option<Door>,
 }
 
 impl Ground {
@@ -37,8 +46,12 @@ impl Ground {
             Self::Files => folder.display().to_string(),
             Self::Server(_) => format!("tombolo_faults_{}", Uuid::new_v4().simple()),
         };
-        let databases = Databases { ground: self, place };
-        databases.for_each("CREATE DATABASE", "").await?;
+        let door = match self {
+            Self::Files => None,
+            Self::Server(server) => Some(Door::to(server).await?),
+        };
+        let databases = Databases { ground: self, place, door };
+        databases.for_each(&OWNERS, "CREATE DATABASE", "").await?;
         Ok(databases)
     }
 }
@@ -48,10 +61,20 @@ impl Databases<'_> {
     pub(crate) fn url(&self, which: Which) -> String {
         match self.ground {
             Ground::Files => format!("sqlite:{}", self.name(which)),
-            Ground::Server(server) => {
-                PgConnectOptions::clone(server).database(&self.name(which)).to_url_lossy().to_string()
+            Ground::Server(_) => {
+                self.server_url(which, self.door.as_ref().filter(|_| which == Which::Consumer))
             }
         }
+    }
+
+    /// The address of a service's own on the server, or through a door.
+    fn server_url(&self, which: Which, door: Option<&Door>) -> String {
+        let Ground::Server(server) = self.ground else { return self.url(which) };
+        let mut options = PgConnectOptions::clone(server).database(&self.name(which));
+        if let Some(door) = door {
+            options = options.host(&door.address.ip().to_string()).port(door.address.port());
+        }
+        options.to_url_lossy().to_string()
     }
 
     /// Opens a service's own for reading.
@@ -60,30 +83,67 @@ impl Databases<'_> {
             Ground::Files => {
                 Reader::Sqlite(SqliteConnection::connect(&format!("{}?mode=ro", self.url(which))).await?)
             }
-            Ground::Server(_) => Reader::Postgres(PgConnection::connect(&self.url(which)).await?),
+            Ground::Server(_) => {
+                Reader::Postgres(PgConnection::connect(&self.server_url(which, None)).await?)
+            }
         })
     }
 
-    /// Takes a service's own away from it.
-    pub(crate) async fn cut_off(&self, which: Which) -> Outcome<CutOff> {
-        let name = self.name(which);
+    /// Makes a copy of the producer's, which nobody has open now.
+    pub(crate) async fn copy(&self) -> Outcome<()> {
+        let (from, to) = (self.name(Which::Producer), self.name(Which::CopiedProducer));
         let Ground::Server(server) = self.ground else {
-            let mut connection = SqliteConnection::connect(&self.url(which)).await?;
-            sqlx::raw_sql("PRAGMA busy_timeout = 30000; BEGIN IMMEDIATE").execute(&mut connection).await?;
-            return Ok(CutOff::Locked(connection));
+            for ending in FILE_ENDINGS {
+                if fs::exists(format!("{from}{ending}"))? {
+                    fs::copy(format!("{from}{ending}"), format!("{to}{ending}"))?;
+                }
+            }
+            return Ok(());
         };
         let mut server = PgConnection::connect_with(server).await?;
-        let sql = format!(
-            "ALTER DATABASE {name} WITH ALLOW_CONNECTIONS false;
-             SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
-        );
-        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut server).await?;
-        Ok(CutOff::Refused { server, name })
+        // The connections of a killed process end when the server notices.
+        let end =
+            format!("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = '{from}'");
+        sqlx::raw_sql(AssertSqlSafe(end)).execute(&mut server).await?;
+        sqlx::raw_sql(AssertSqlSafe(format!("CREATE DATABASE {to} TEMPLATE {from}")))
+            .execute(&mut server)
+            .await?;
+        Ok(server.close().await?)
+    }
+
+    /// Puts the copy in the place of the producer's, which nobody has open now.
+    pub(crate) async fn restore(&self) -> Outcome<()> {
+        let (to, from) = (self.name(Which::Producer), self.name(Which::CopiedProducer));
+        let Ground::Server(server) = self.ground else {
+            for ending in FILE_ENDINGS {
+                fs::remove_file(format!("{to}{ending}")).ok();
+                fs::rename(format!("{from}{ending}"), format!("{to}{ending}")).ok();
+            }
+            return Ok(());
+        };
+        let mut server = PgConnection::connect_with(server).await?;
+        for sql in
+            [format!("DROP DATABASE {to} WITH (FORCE)"), format!("ALTER DATABASE {from} RENAME TO {to}")]
+        {
+            sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut server).await?;
+        }
+        Ok(server.close().await?)
+    }
+
+    /// Takes a service's own away from it.
+    pub(crate) async fn cut_off(&self, which: Which) -> Outcome<CutOff<'_>> {
+        if let Some(door) = &self.door {
+            door.shut();
+            return Ok(CutOff::Shut(door));
+        }
+        let mut connection = SqliteConnection::connect(&self.url(which)).await?;
+        sqlx::raw_sql("PRAGMA busy_timeout = 30000; BEGIN IMMEDIATE").execute(&mut connection).await?;
+        Ok(CutOff::Locked(connection))
     }
 
     /// Drops them; SQLite's files go with their folder.
     pub(crate) async fn drop(self) -> Outcome<()> {
-        self.for_each("DROP DATABASE", "WITH (FORCE)").await
+        self.for_each(&ALL, "DROP DATABASE IF EXISTS", "WITH (FORCE)").await
     }
 
     /// What is left if they are not dropped.
@@ -92,18 +152,18 @@ impl Databases<'_> {
     }
 
     fn name(&self, which: Which) -> String {
-        let owner = which.home();
+        let owner = if which == Which::CopiedProducer { "copy" } else { which.home() };
         match self.ground {
-            Ground::Files => format!("{}/{owner}/{owner}.db", self.place),
+            Ground::Files => format!("{}/{}/{owner}.db", self.place, which.home()),
             Ground::Server(_) => format!("{}_{owner}", self.place),
         }
     }
 
     /// Runs a statement on the server for each of them; nothing for files.
-    async fn for_each(&self, statement: &str, options: &str) -> Outcome<()> {
+    async fn for_each(&self, of: &[Which], statement: &str, options: &str) -> Outcome<()> {
         let Ground::Server(server) = self.ground else { return Ok(()) };
         let mut connection = PgConnection::connect_with(server).await?;
-        for which in OWNERS {
+        for &which in of {
             let sql = format!("{statement} {} {options}", self.name(which));
             sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await?;
         }
@@ -112,27 +172,22 @@ impl Databases<'_> {
 }
 
 /// A database that its service cannot use, until it is let again.
-pub(crate) enum CutOff {
+pub(crate) enum CutOff<'a> {
     /// A writer in another process than the service: this one.
     Locked(SqliteConnection),
     /// Connections are refused.
-    Refused { server: PgConnection, name: String },
+    Shut(&'a Door),
 }
 
-impl CutOff {
+impl CutOff<'_> {
     pub(crate) async fn end(self) -> Outcome<()> {
         match self {
             Self::Locked(mut connection) => {
                 sqlx::raw_sql("ROLLBACK").execute(&mut connection).await?;
-                connection.close().await?;
+                Ok(connection.close().await?)
             }
-            Self::Refused { mut server, name } => {
-                let sql = format!("ALTER DATABASE {name} WITH ALLOW_CONNECTIONS true");
-                sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut server).await?;
-                server.close().await?;
-            }
+            Self::Shut(door) => door.open().await,
         }
-        Ok(())
     }
 }
 

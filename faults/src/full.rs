@@ -45,7 +45,7 @@ pub(crate) async fn of_bus(stage: Stage<'_>) -> Outcome<Tally> {
     let note = format!(
         "settled {:.1} s after there was room; named \"{}\"",
         room.elapsed().as_secs_f64(),
-        short(&named)
+        verify::short(&named)
     );
     Ok(Tally { landed: 1, in_flight, acknowledged: acknowledged.len(), events, note })
 }
@@ -71,7 +71,7 @@ pub(crate) async fn of_database(stage: Stage<'_>, times: u32) -> Outcome<Tally> 
     Ok(Tally {
         acknowledged: acknowledged.len(),
         events,
-        note: format!("refused with {}", short(&tally.note)),
+        note: format!("refused with {}", verify::short(&tally.note)),
         ..tally
     })
 }
@@ -100,10 +100,4 @@ fn fill(ballast: &Path) -> Outcome<()> {
         }
     }
     Ok(())
-}
-
-/// The beginning of what was said, for the table.
-fn short(said: &str) -> String {
-    const SHOWN_CHARS_MAX: usize = 120;
-    said.chars().take(SHOWN_CHARS_MAX).collect::<String>().replace('|', "/")
 }

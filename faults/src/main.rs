@@ -7,6 +7,7 @@
 mod roles;
 mod mutant;
 mod process;
+mod door;
 mod databases;
 mod mount;
 mod load;
@@ -18,6 +19,8 @@ mod power;
 mod full;
 mod away;
 mod cut_off;
+mod copies;
+mod shop;
 
 use std::path::PathBuf;
 
@@ -40,6 +43,9 @@ struct Arguments {
     /// Only power cuts, so many.
     #[arg(long, value_name = "CUTS", conflicts_with_all = ["each", "only"])]
     power: Option<u32>,
+    /// Only the shop under `tombolo dev`, so many seconds, with a random fault every two.
+    #[arg(long, value_name = "SECONDS", conflicts_with_all = ["each", "only", "power"])]
+    shop: Option<u64>,
     /// How many orders gather while the bus is away.
     #[arg(long, value_name = "ORDERS", default_value_t = 1_000_000)]
     gathered: usize,
@@ -108,6 +114,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         Some(Role::Bus { folder, socket }) => roles::bus(&folder, &socket).await,
         Some(Role::Producer) => Ok(roles::producer().await?),
         Some(Role::Consumer) => Ok(roles::consumer().await?),
+        None if let Some(seconds) = arguments.shop => shop::run(seconds, arguments.seed),
         None => {
             let plan = arguments.plan()?;
             // Interrupted, it takes down what it has put up.

@@ -22,8 +22,9 @@ use crate::roles;
 
 pub(crate) type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
-/// How long a process may take to be ready, or to come to its barrier.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a process may take to be ready, to come to its barrier, or to find out what is wrong: what has stopped by name
+/// looks again every half minute.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// How often a state is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
@@ -39,11 +40,15 @@ pub(crate) enum Which {
     Consumer,
     /// The consumer's second replica.
     SecondConsumer,
+    /// The producer once more, with a copy of its database: it believes to be the first replica.
+    CopiedProducer,
 }
 
 impl Which {
+    /// All that belong to a whole world.
     pub(crate) const ALL: [Self; 5] =
         [Self::Bus, Self::Producer, Self::SecondProducer, Self::Consumer, Self::SecondConsumer];
+    const NUMBER: usize = 6;
 
     /// The process in which a barrier lies.
     pub(crate) fn of(barrier: &str) -> Self {
@@ -58,7 +63,7 @@ impl Which {
     pub(crate) fn home(self) -> &'static str {
         match self {
             Self::Bus => "bus",
-            Self::Producer | Self::SecondProducer => "orders",
+            Self::Producer | Self::SecondProducer | Self::CopiedProducer => "orders",
             Self::Consumer | Self::SecondConsumer => "history",
         }
     }
@@ -67,6 +72,7 @@ impl Which {
     pub(crate) fn replicas(self) -> &'static [Self] {
         match self {
             Self::Bus => &[Self::Bus],
+            Self::CopiedProducer => &[Self::CopiedProducer],
             Self::Producer | Self::SecondProducer => &[Self::Producer, Self::SecondProducer],
             Self::Consumer | Self::SecondConsumer => &[Self::Consumer, Self::SecondConsumer],
         }
@@ -93,9 +99,9 @@ pub(crate) struct Scene<'a> {
 /// The processes and where their files are.
 pub(crate) struct World<'a> {
     pub(crate) scene: Scene<'a>,
-    /// Where each serves, by its place in [`Which::ALL`]; the bus has a socket instead.
-    urls: [String; 5],
-    children: [Option<Child>; 5],
+    /// Where each serves; the bus has a socket instead.
+    urls: [String; Which::NUMBER],
+    children: [Option<Child>; Which::NUMBER],
     http: reqwest::Client,
 }
 
@@ -107,7 +113,7 @@ impl<'a> World<'a> {
         }
         let mut world = Self {
             scene,
-            urls: [String::new(), url()?, url()?, url()?, url()?],
+            urls: [String::new(), url()?, url()?, url()?, url()?, url()?],
             children: Default::default(),
             http: reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(2)).build()?,
         };
@@ -191,6 +197,20 @@ impl<'a> World<'a> {
         answer.json().await.ok()
     }
 
+    /// Decides, as an operator does, about the halt that a service is in.
+    pub(crate) async fn decide(&self, which: Which, choice: &str) -> Outcome<()> {
+        let door = format!("{}/tombolo/recovery", self.url(which));
+        let report: serde_json::Value = self.http.get(&door).send().await?.error_for_status()?.json().await?;
+        let decision = serde_json::json!({ "halt": report["halt"]["id"], "choice": choice, "by": "faults" });
+        let answer = self.http.post(&door).json(&decision).send().await?;
+        let (status, said) = (answer.status(), answer.text().await?);
+        if !status.is_success() {
+            return Err(format!("could not decide: {said}").into());
+        }
+        let goes_on = async |world: &Self| world.stopped(&[which]).await.is_none().then_some(());
+        self.until("the service to go on after a decision", goes_on).await
+    }
+
     /// Whether a process has written this into its log.
     pub(crate) fn has_said(&self, which: Which, text: &str) -> bool {
         fs::read_to_string(self.log(which)).is_ok_and(|log| log.contains(text))
@@ -200,9 +220,9 @@ impl<'a> World<'a> {
         self.scene.folder.join(format!("{which:?}.log"))
     }
 
-    /// What has stopped by name, if anything.
-    pub(crate) async fn stopped(&self) -> Option<String> {
-        for &which in self.scene.cast {
+    /// What has stopped by name among these processes, if anything.
+    pub(crate) async fn stopped(&self, of: &[Which]) -> Option<String> {
+        for &which in of {
             let Some(status) = self.status(which).await else { continue };
             if let Some(relay) = status.relay.filter(|relay| relay.state.starts_with("stopped")) {
                 return Some(format!("the relay of {which:?} {}", relay.state));
@@ -226,7 +246,7 @@ impl<'a> World<'a> {
             .env("TOMBOLO_SCHEMA", "apply");
         match which {
             Which::Bus => command.arg("bus").arg(self.scene.folder.join(which.home())).arg(self.socket()),
-            Which::Producer | Which::SecondProducer => command.arg("producer"),
+            Which::Producer | Which::SecondProducer | Which::CopiedProducer => command.arg("producer"),
             Which::Consumer | Which::SecondConsumer => command.arg("consumer"),
         };
         let replica = if which == which.replicas()[0] { "1" } else { "2" };

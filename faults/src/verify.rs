@@ -76,17 +76,26 @@ pub(crate) async fn is_work_in_flight(world: &World<'_>, load: &Load) -> Outcome
 
 /// Waits until nothing is left to do, then checks everything.
 pub(crate) async fn settled(world: &World<'_>, acknowledged: &[String]) -> Outcome<Checked> {
+    settled_but(world, acknowledged, &[]).await
+}
+
+/// The same, where the producer's database has forgotten some orders that it published: an older copy took its place.
+pub(crate) async fn settled_but(
+    world: &World<'_>,
+    acknowledged: &[String],
+    forgotten: &[String],
+) -> Outcome<Checked> {
     let mut orders = world.scene.databases.read(Which::Producer).await?;
     let mut history = world.scene.databases.read(Which::Consumer).await?;
     kept(&orders.rows(ORDERED).await?, acknowledged)?;
-    settle(world, &mut orders, &mut history).await?;
+    settle(world, &mut orders, &mut history, forgotten.len()).await?;
     let ordered = orders.rows(ORDERED).await?;
     let copied = history.rows("SELECT id, key, n FROM copies ORDER BY place").await?;
     orders.close().await?;
     history.close().await?;
     let placed = topic::<Placed>(world, "orders").await?;
     let seen = topic::<Seen>(world, "history").await?;
-    let committed = ids(ordered.iter().map(|row| &row.0))?;
+    let committed = ids(ordered.iter().map(|row| &row.0).chain(forgotten))?;
     let published = ids(placed.iter().map(|event| &event.id))?;
     let applied = ids(copied.iter().map(|row| &row.0))?;
     let reacted = ids(seen.iter().map(|event| &event.id))?;
@@ -108,18 +117,24 @@ fn kept(ordered: &Rows, acknowledged: &[String]) -> Outcome<()> {
 }
 
 /// Waits until nothing is left to do. What has stopped by name never settles.
-async fn settle(world: &World<'_>, orders: &mut Reader, history: &mut Reader) -> Outcome<()> {
+async fn settle(
+    world: &World<'_>,
+    orders: &mut Reader,
+    history: &mut Reader,
+    forgotten: usize,
+) -> Outcome<()> {
     let mut look = interval(LOOK_EVERY);
     let (mut looks, mut before, mut moved) = (0, Left::default(), Instant::now());
     loop {
         look.tick().await;
         looks += 1;
         if looks % LOOKS_PER_STATUS == 0
-            && let Some(stopped) = world.stopped().await
+            && let Some(stopped) = world.stopped(world.scene.cast).await
         {
             return broken(stopped);
         }
-        let left = Left::now(orders, history).await?;
+        let mut left = Left::now(orders, history).await?;
+        left.rows += forgotten as i64;
         if left.is_nothing() {
             return Ok(());
         }
@@ -159,6 +174,12 @@ impl Left {
             && self.copies >= self.rows
             && self.applied >= 2 * self.rows
     }
+}
+
+/// The beginning of what was said, for the table.
+pub(crate) fn short(said: &str) -> String {
+    const SHOWN_CHARS_MAX: usize = 160;
+    said.chars().take(SHOWN_CHARS_MAX).collect::<String>().replace('|', "/")
 }
 
 /// Every event of a topic; sequences must be contiguous from 1 in each partition.

@@ -69,6 +69,21 @@ fn a_consumer_whose_database_is_away_counts_no_attempt() {
     run(&["--only", "database away", "--each", "1"]);
 }
 
+#[test]
+fn an_older_copy_of_a_database_is_named_and_an_operator_ends_it() {
+    run(&["--only", "old copy of a database", "--each", "1"]);
+}
+
+#[test]
+fn an_older_copy_of_the_bus_is_named_and_nothing_is_passed_over() {
+    run(&["--only", "old copy of the bus", "--each", "1"]);
+}
+
+#[test]
+fn a_second_copy_of_a_service_is_named_and_publishes_nothing() {
+    run(&["--only", "second copy of a service", "--each", "1"]);
+}
+
 #[cfg(feature = "mutants")]
 mod mutants {
     use super::run;

@@ -28,7 +28,7 @@ const UNHURRIED: u32 = 900;
 /// How many lines of each log are shown when a test fails.
 const LOG_LINES_SHOWN: usize = 30;
 /// The shop's services, and the sink for their mail.
-const SERVICES: [&str; 5] = ["users", "products", "orders", "order-history", "mail"];
+pub(crate) const SERVICES: [&str; 5] = ["users", "products", "orders", "order-history", "mail"];
 
 /// A shop in a temporary folder, with free ports.
 pub(crate) struct Shop {
@@ -115,11 +115,27 @@ impl Shop {
         found.as_i64().map(|pid| i32::try_from(pid).unwrap())
     }
 
+    /// The processes of a service, or of the bus, as they run now; asks nobody.
+    pub(crate) fn pids_of(&self, name: &str) -> Vec<i32> {
+        let program = |pid: &i32| {
+            let said = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let mut words = said.split('\0');
+            let program = Path::new(words.next()?).file_name()?.to_str()?.to_owned();
+            if program == "tombolo" { words.next().map(str::to_owned) } else { Some(program) }
+        };
+        let wanted = if name == "bus" { name.to_owned() } else { format!("shop-{name}") };
+        self.processes().into_iter().filter(|pid| program(pid).as_ref() == Some(&wanted)).collect()
+    }
+
+    /// Sends a signal to a process of this shop; whether it is still there.
+    pub(crate) fn signal(&self, pid: i32, signal: Signal) -> bool {
+        self.is_ours(pid) && kill(Pid::from_raw(pid), signal).is_ok()
+    }
+
     /// Kills a service or the bus with SIGKILL, and waits until the runner has it running again.
     pub(crate) async fn kill(&self, name: &str) {
         let pid = self.pid(name).await.unwrap();
-        assert!(self.is_ours(pid), "{pid} is not a process of this shop");
-        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+        assert!(self.signal(pid, Signal::SIGKILL), "{pid} is not a process of this shop");
         until(&format!("{name} to run again"), async || match self.pid(name).await {
             Some(new) if new != pid => Ok(()),
             other => Err(other),
@@ -130,7 +146,7 @@ impl Shop {
         }
     }
 
-    async fn until_ready(&self, service: &str) {
+    pub(crate) async fn until_ready(&self, service: &str) {
         let url = format!("{}/ready", self.url(service));
         until(&format!("{service} to be ready"), async || match self.client.get(&url).send().await {
             Ok(answer) if answer.status().is_success() => Ok(()),

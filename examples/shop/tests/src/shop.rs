@@ -17,6 +17,7 @@ mod odd;
 mod described;
 mod kills;
 mod mails;
+mod faults;
 mod fold;
 mod seed;
 mod readme;
