@@ -20,12 +20,13 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::arguments::{Arguments, Command, New, Schema, Services, Subscriptions, Topics};
+use crate::arguments::{Arguments, Command, New, ParkedEvents, Schema, Services, Subscriptions, Topics};
 use crate::commands::{
-    bus, dev, logs, new, orders, recover, schema, services, subscriptions, topics, verify,
+    bus, dev, logs, moving, new, orders, parked, recover, schema, services, subscriptions, topics, verify,
 };
 use crate::error::{Context, Result};
 use crate::runner::control::Request;
+use tombolo_event::operator::Action;
 
 fn main() -> ExitCode {
     match act(Arguments::parse().command) {
@@ -63,6 +64,16 @@ fn act(command: Command) -> Result<()> {
             Command::Topics(Topics::Tail(arguments)) => topics::tail(arguments).await,
             Command::Topics(Topics::Verify(arguments)) => verify::verify(arguments).await,
             Command::Subscriptions(Subscriptions::List(arguments)) => subscriptions::list(arguments).await,
+            Command::Subscriptions(Subscriptions::Pause(asked)) => moving::order(asked, Action::Pause).await,
+            Command::Subscriptions(Subscriptions::Resume(asked)) => {
+                moving::order(asked, Action::Resume).await
+            }
+            Command::Subscriptions(Subscriptions::Reset(arguments)) => moving::reset(arguments).await,
+            Command::Subscriptions(Subscriptions::Skip(arguments)) => moving::skip(arguments).await,
+            Command::Parked(ParkedEvents::List(arguments)) => parked::list(arguments).await,
+            Command::Parked(ParkedEvents::Show(arguments)) => parked::show_one(arguments).await,
+            Command::Parked(ParkedEvents::Redrive(arguments)) => parked::redrive(arguments).await,
+            Command::Parked(ParkedEvents::Discard(arguments)) => parked::discard(arguments).await,
             Command::Services(Services::List(arguments)) => services::list(arguments).await,
             Command::Recover(arguments) => recover::recover(arguments).await,
             Command::Schema(Schema::Print(arguments)) => schema::print(&arguments),

@@ -204,6 +204,105 @@ impl Outcome {
     }
 }
 
+/// Where a reset or a skip would go, before anything is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The subscription.
+    pub subscription: String,
+    /// Where to.
+    #[serde(flatten)]
+    pub to: Goal,
+}
+
+/// Where cursors are to go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "to", rename_all = "kebab-case")]
+pub enum Goal {
+    /// Back to before the first event.
+    Start,
+    /// Back to before the first event that was published at this time or later, by its producer's clock.
+    Time {
+        /// The time.
+        time: Timestamp,
+    },
+    /// Back, so that this sequence is the next one handled.
+    Sequence {
+        /// The partition.
+        #[serde(flatten)]
+        of: PartitionOf,
+        /// The sequence.
+        sequence: u64,
+    },
+    /// Ahead, over everything up to this sequence; without one, over the next event.
+    Over {
+        /// The partition.
+        #[serde(flatten)]
+        of: PartitionOf,
+        /// The last sequence that is stepped over.
+        #[serde(default)]
+        sequence: Option<u64>,
+    },
+}
+
+/// What would come of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preview {
+    /// `view`, `reactor` or `effect`.
+    pub kind: String,
+    /// The cursors that would move; none moves that is not in here.
+    pub moves: Vec<Move>,
+    /// What an operator should think of before.
+    pub warning: Option<String>,
+    /// Whether it is refused unless it is forced.
+    pub needs_force: bool,
+}
+
+/// A cursor that would move.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Move {
+    /// Where it stands.
+    pub from: u64,
+    /// Where it would stand.
+    pub to: Place,
+    /// How many events of the topic lie between, of whatever type.
+    pub events: u64,
+    /// When the first of them was published.
+    pub since: Option<Timestamp>,
+    /// With a skip, what is stepped over, as far as it can be read: `sequence (type id)`.
+    #[serde(default)]
+    pub over: Vec<String>,
+}
+
+/// A parked event, for people.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Parked {
+    /// The subscription.
+    pub subscription: String,
+    /// The partition.
+    #[serde(flatten)]
+    pub of: PartitionOf,
+    /// Its sequence.
+    pub sequence: u64,
+    /// Its identity.
+    pub id: EventId,
+    /// Its key; none if the event cannot be read.
+    pub key: Option<String>,
+    /// Its type.
+    #[serde(rename = "type")]
+    pub event_type: String,
+    /// When it was parked.
+    pub parked_at: Timestamp,
+    /// Tries that were begun; 0: it waits behind another of its key.
+    pub attempts: u32,
+    /// What the last of them failed with.
+    pub error: Option<String>,
+    /// When the next one is due; none: when it is told, or when its turn comes.
+    pub retry_at: Option<Timestamp>,
+    /// The event as a CloudEvent, if it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event: Option<Value>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

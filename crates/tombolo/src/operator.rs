@@ -9,6 +9,8 @@
 //! signal, and a slow poll is the net under that.
 
 mod desk;
+mod parked;
+mod preview;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -20,8 +22,9 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Serialize};
-use tombolo_db::{CursorState, Database};
-use tombolo_event::operator::{Action, Ask, OPERATOR_TOKEN, PartitionOf, Request, of_view};
+use tombolo_db::{CursorState, Database, ParkedFilter};
+use tombolo_event::KeyHash;
+use tombolo_event::operator::{Action, Ask, OPERATOR_TOKEN, PartitionOf, Request, Which, of_view};
 use uuid::Uuid;
 
 use crate::problem::Problem;
@@ -38,7 +41,9 @@ const ASKED_BY_BYTES_MAX: usize = 200;
 pub(crate) fn router<D: Database>(app: &App<D>) -> Router<App<D>> {
     Router::new()
         .route("/tombolo/requests", post(ask::<D>).get(list::<D>))
+        .route("/tombolo/requests/preview", post(preview::preview::<D>))
         .route("/tombolo/requests/{id}", get(one::<D>))
+        .route("/tombolo/parked", get(parked::list::<D>))
         .merge(recovery::routes())
         .layer(middleware::from_fn_with_state(app.clone(), admit::<D>))
 }
@@ -79,6 +84,12 @@ async fn requests<D: Database>(app: &App<D>, ask: &Ask) -> Result<Vec<Request>, 
     let cursors = cursors_of(app, &ask.subscription).await?;
     let request =
         |of: PartitionOf, action: &Action| Request::new(&ask.subscription, Some(of), action, &ask.asked_by);
+    if let Action::Redrive(which) | Action::Discard(which) = &ask.action
+        && *which != Which::default()
+    {
+        let places = places_of(app, &ask.subscription, which).await?;
+        return Ok(places.into_iter().map(|of| request(of, &ask.action)).collect());
+    }
     let everywhere = || cursors.iter().map(|cursor| request(of(cursor), &ask.action)).collect();
     Ok(match &ask.action {
         Action::Reset { to, force } => to
@@ -91,6 +102,30 @@ async fn requests<D: Database>(app: &App<D>, ask: &Ask) -> Result<Vec<Request>, 
         Action::Skip { to } => vec![request(to.of.clone(), &ask.action)],
         _ => everywhere(),
     })
+}
+
+/// The partitions in which something that is meant is parked.
+async fn places_of<D: Database>(
+    app: &App<D>,
+    subscription: &str,
+    which: &Which,
+) -> Result<BTreeSet<PartitionOf>, Problem> {
+    let filter = ParkedFilter {
+        subscription: Some(subscription.to_owned()),
+        key_hash: which.key.as_deref().map(KeyHash::of),
+        id: which.event,
+    };
+    let found = app.database().parked(&filter, usize::MAX).await?;
+    if found.is_empty() {
+        let detail = format!(
+            "nothing of that is parked in subscription {subscription:?}; `tombolo parked list` shows what is"
+        );
+        return Err(Problem::new(StatusCode::NOT_FOUND, detail));
+    }
+    Ok(found
+        .into_iter()
+        .map(|event| PartitionOf { topic: event.topic, partition: event.partition })
+        .collect())
 }
 
 fn check_view<D: Database>(app: &App<D>, asked: &str) -> Result<(), Problem> {

@@ -43,6 +43,7 @@ use crate::{App, Clock, Error, Kind, Result};
 use apply::Delivery;
 use lane::Lane;
 use requests::Redriving;
+pub(crate) use requests::VIEW_RESET;
 
 /// How often a topic that does not exist yet, or a partition that somebody else holds, is looked at.
 const LOOK_AGAIN: Duration = Duration::from_secs(3);

@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::arguments::OfBus;
+use crate::arguments::{OfBus, Reached};
 use crate::commands::{reach, show};
 use crate::error::{Result, with_causes};
 use crate::folder::find;
@@ -19,10 +19,10 @@ use crate::runner::control::{Request, ask};
 const ANSWER_BOUND: Duration = Duration::from_secs(3);
 
 /// A replica that may be asked.
-struct Replica {
-    service: String,
-    number: usize,
-    url: String,
+pub(super) struct Replica {
+    pub(super) service: String,
+    pub(super) number: usize,
+    pub(super) url: String,
 }
 
 /// As much of a service's own status as the table shows.
@@ -54,7 +54,7 @@ struct Partition {
 
 /// `tombolo subscriptions list`.
 pub(crate) async fn list(arguments: OfBus) -> Result<()> {
-    let replicas = replicas(&arguments).await?;
+    let replicas = replicas(&arguments.reached).await?;
     let client = client()?;
     let asked = replicas.iter().map(async |replica| (replica, ask_one(&client, &replica.url).await));
     let answers = join_all(asked).await;
@@ -66,16 +66,16 @@ pub(crate) async fn list(arguments: OfBus) -> Result<()> {
 }
 
 /// The replicas that the runner runs; those that registered at the bus, if only that is known.
-async fn replicas(arguments: &OfBus) -> Result<Vec<Replica>> {
+pub(super) async fn replicas(reached: &Reached) -> Result<Vec<Replica>> {
     let of = |service: &str, number, url: &str| Replica { service: service.into(), number, url: url.into() };
-    if arguments.reached.bus.is_some() {
-        let bus = reach(&arguments.reached).await?;
+    if reached.bus.is_some() {
+        let bus = reach(reached).await?;
         let registrations = bus.registrations().await?;
         bus.close().await;
         let replica = |r: &tombolo_bus::Registration| of(r.service.as_str(), r.replica as usize, &r.url);
         return Ok(registrations.iter().map(replica).collect());
     }
-    let status = ask(&find(arguments.reached.found.data.as_deref())?, &Request::Status).await?;
+    let status = ask(&find(reached.found.data.as_deref())?, &Request::Status).await?;
     let services = status.services.iter().flat_map(|service| {
         let replicas = service.replicas.iter().zip(1..).filter(|(replica, _)| replica.pid.is_some());
         replicas.map(|(replica, number)| of(&service.name, number, &replica.url))
@@ -83,7 +83,7 @@ async fn replicas(arguments: &OfBus) -> Result<Vec<Replica>> {
     Ok(services.collect())
 }
 
-async fn ask_one(client: &reqwest::Client, url: &str) -> std::result::Result<Value, String> {
+pub(super) async fn ask_one(client: &reqwest::Client, url: &str) -> std::result::Result<Value, String> {
     let failed = |error: reqwest::Error| with_causes(&error);
     let request = client.get(format!("{url}/tombolo/status")).timeout(ANSWER_BOUND);
     let answer = request.send().await.map_err(failed)?;

@@ -38,6 +38,11 @@ impl Desk {
         self.token.as_deref()
     }
 
+    /// The bus.
+    pub(super) fn bus(&self) -> &dyn Bus {
+        &*self.bus
+    }
+
     /// Changes whenever there may be something to carry out.
     pub(crate) fn announcements(&self) -> watch::Receiver<u64> {
         self.asked.subscribe()

@@ -251,9 +251,9 @@ impl<D: Database> Worker<D> {
 
     async fn skip(&self, session: &mut Session, index: usize, request: &Request, to: &Place) -> Result<()> {
         let lane = &session.lanes[index];
-        let from = lane.claim.cursor;
+        let (from, cursor) = (lane.claim.cursor, to.cursor());
         let same_log = to.incarnation == from.incarnation;
-        if same_log && to.sequence <= from.sequence {
+        if same_log && (to.sequence < from.sequence || cursor == from) {
             let why = format!(
                 "a skip goes ahead, but {} is after {} already and {} was asked for; `tombolo subscriptions reset` goes back",
                 place(lane.of()),
