@@ -8,6 +8,7 @@ mod later;
 mod failures;
 mod effects;
 mod parking;
+mod operating;
 mod questions;
 mod positions;
 mod views;

@@ -15,11 +15,11 @@ use crate::support::{
 };
 
 /// Longer than any pause between two tries.
-const LATER: Duration = Duration::from_secs(2 * 3_600);
+pub(crate) const LATER: Duration = Duration::from_secs(2 * 3_600);
 
 /// What is wrong with the world, and how often it was met.
 #[derive(Clone, Default)]
-struct Trouble {
+pub(crate) struct Trouble {
     /// Orders that fail.
     bad: Arc<Mutex<BTreeSet<String>>>,
     /// Whether they are rejected rather than failing.
@@ -28,18 +28,22 @@ struct Trouble {
 }
 
 impl Trouble {
-    fn with(orders: &[&str]) -> Self {
+    pub(crate) fn with(orders: &[&str]) -> Self {
         let trouble = Self::default();
         trouble.bad.lock().unwrap().extend(orders.iter().map(|&order| order.to_owned()));
         trouble
     }
 
-    fn rejecting(self) -> Self {
+    pub(crate) fn rejecting(self) -> Self {
         self.rejects.store(true, Ordering::SeqCst);
         self
     }
 
-    fn is_over(&self) {
+    pub(crate) fn mend(&self, order: &str) {
+        self.bad.lock().unwrap().remove(order);
+    }
+
+    pub(crate) fn is_over(&self) {
         self.bad.lock().unwrap().clear();
     }
 
@@ -65,11 +69,11 @@ async fn copy_unless_bad(event: Placed, State(trouble): State<Trouble>, tx: &mut
     Ok(())
 }
 
-async fn history(ground: &Ground, trouble: &Trouble, clock: &Clock) -> Running<Sqlite> {
+pub(crate) async fn history(ground: &Ground, trouble: &Trouble, clock: &Clock) -> Running<Sqlite> {
     ground.start(history_service(ground, trouble, clock)).await
 }
 
-fn history_service(ground: &Ground, trouble: &Trouble, clock: &Clock) -> Service<Sqlite> {
+pub(crate) fn history_service(ground: &Ground, trouble: &Trouble, clock: &Clock) -> Service<Sqlite> {
     with_copies(Service::new("history", ground.database("history")))
         .clock(clock.clone())
         .state(trouble.clone())
@@ -80,13 +84,13 @@ async fn parked(app: &App) -> Vec<ParkedEvent> {
     app.database().parked(&ParkedFilter::default(), 100_000).await.unwrap()
 }
 
-async fn until_parked(app: &App, count: usize) -> Vec<ParkedEvent> {
+pub(crate) async fn until_parked(app: &App, count: usize) -> Vec<ParkedEvent> {
     eventually(&format!("{count} parked"), || async { parked(app).await.len() == count }).await;
     parked(app).await
 }
 
 /// The values of one order as they were applied.
-async fn applied(app: &App, order: &str) -> Vec<i64> {
+pub(crate) async fn applied(app: &App, order: &str) -> Vec<i64> {
     let all = copies(app).await;
     all.into_iter().filter(|(id, _)| id == order).map(|(_, cents)| cents).collect()
 }

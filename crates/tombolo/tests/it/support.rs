@@ -67,7 +67,12 @@ impl Ground {
     }
 
     pub(crate) fn orders_service(&self) -> Service<Sqlite> {
-        Service::new("orders", self.database("orders"))
+        self.orders_service_in("orders")
+    }
+
+    /// The same with another database.
+    pub(crate) fn orders_service_in(&self, database: &str) -> Service<Sqlite> {
+        Service::new("orders", self.database(database))
             .setup(async |database: Sqlite| {
                 sqlx::raw_sql(
                     "CREATE TABLE IF NOT EXISTS orders (id TEXT PRIMARY KEY, cents INTEGER NOT NULL) STRICT",
