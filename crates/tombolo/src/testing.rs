@@ -14,7 +14,7 @@ mod fake;
 mod settle;
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -29,6 +29,7 @@ pub use fake::{Fake, FakeRecipe};
 pub(crate) use fate::Fate;
 pub use part::{Part, Response};
 pub(crate) use settle::Reads;
+pub use tombolo_db::ParkedEvent;
 pub use weather::Weather;
 
 use crate::sqlite::Sqlite;
@@ -129,6 +130,7 @@ pub struct World {
     /// Keeps everybody in the world, whether or not the test keeps a handle.
     parts: Mutex<Vec<Arc<dyn Member>>>,
     databases: AtomicU32,
+    expects_parked: AtomicBool,
 }
 
 impl Default for World {
@@ -168,7 +170,12 @@ impl World {
             client: client.expect("an HTTP client without TLS needs nothing from the system"),
             members: Mutex::default(),
         };
-        Self { ground: Arc::new(ground), parts: Mutex::default(), databases: AtomicU32::new(0) }
+        Self {
+            ground: Arc::new(ground),
+            parts: Mutex::default(),
+            databases: AtomicU32::new(0),
+            expects_parked: AtomicBool::new(false),
+        }
     }
 
     /// Starts a service with a database of its own: SQLite, in a file that lies in memory where the system allows it, and
@@ -247,6 +254,11 @@ impl World {
         &self.ground.clock
     }
 
+    /// Says that this test means events to be parked. What is parked waits for its time, and is not waited for before.
+    pub fn expect_parked(&self) {
+        self.expects_parked.store(true, Ordering::Relaxed);
+    }
+
     /// Moves the clock ahead, and settles: what comes due by that is done.
     pub async fn advance(&self, by: Duration) {
         self.ground.clock.advance(by);
@@ -258,7 +270,8 @@ impl World {
     /// or cut off is not waited for.
     ///
     /// # Panics
-    /// If that takes longer than 20 s, naming what is still open; at once if the bus is away.
+    /// If that takes longer than 20 s, naming what is still open; at once if the bus is away; in the end if an event was parked
+    /// and the test did not say that it means that ([`World::expect_parked`]).
     pub async fn settle(&self) {
         self.settle_within(PATIENCE).await;
     }
@@ -276,11 +289,13 @@ impl World {
         loop {
             looks.tick().await;
             let look = self.look(&members).await;
+            let seed = self.ground.dice.seed;
             if look.open.is_empty() && look == last {
+                let meant = look.parked.is_empty() || self.expects_parked.load(Ordering::Relaxed);
+                assert!(meant, "{}", settle::parked(&look.parked, seed));
                 return;
             }
-            let open = &look.open;
-            assert!(Instant::now() < deadline, "{}", settle::unsettled(open, self.ground.dice.seed, bound));
+            assert!(Instant::now() < deadline, "{}", settle::unsettled(&look.open, seed, bound));
             last = look;
         }
     }

@@ -11,14 +11,14 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 use tombolo_bus::{Bus, TopicSpec};
-use tombolo_db::{ParkedFilter, Transaction};
+use tombolo_db::{ParkedEvent, ParkedFilter, Transaction};
 use tombolo_event::descriptor::{Descriptor, Subscribed};
 use tombolo_event::{Event, ServiceName};
 
 use super::bus::Switch;
 use super::dice::lock;
 use super::fate::Fate;
-use super::settle::{Member, PARKED_SHOWN, Reads, Standing};
+use super::settle::{Member, Reads, Standing};
 use super::{Ground, PATIENCE};
 use crate::life::Life;
 use crate::settings::Lease;
@@ -28,6 +28,9 @@ use crate::{App, Committed, Database, Result, Running, Service, Settings};
 
 /// How long a part that died keeps what it held, against replicas; a part that is started again takes it back at once.
 const LEASE: Lease = Lease(Duration::from_secs(2));
+
+/// The most parked events that a test is shown.
+const PARKED_SHOWN_MAX: usize = 1_000;
 
 /// One replica of a service in a world. Clones are the same one.
 pub struct Part<D: Database = Sqlite>(Arc<Inner<D>>);
@@ -227,6 +230,15 @@ impl<D: Database> Part<D> {
         self.with_running(|running| running.app.database().clone())
     }
 
+    /// What is parked in the service, by subscription, topic, partition and sequence: at most 1,000 events.
+    ///
+    /// # Panics
+    /// If it does not run, or its database cannot be read.
+    pub async fn parked(&self) -> Vec<ParkedEvent> {
+        let parked = self.database().parked(&ParkedFilter::default(), PARKED_SHOWN_MAX).await;
+        parked.unwrap_or_else(|error| panic!("what {} has parked cannot be read: {error}", self.label()))
+    }
+
     /// Publishes an event in a transaction of its own, where a test has no route to have it published by.
     ///
     /// # Panics
@@ -351,6 +363,11 @@ impl<D: Database> Member for Part<D> {
         let (mut reads, switches) = app.builds().kept().await?;
         reads.extend(self.version().subscriptions());
         let cursors = app.database().cursors().await?;
+        let mut parked = Vec::new();
+        for Reads { subscription, .. } in &reads {
+            let heads = app.database().parked_heads(subscription).await?;
+            parked.extend(heads.into_iter().map(|head| (subscription.clone(), head)));
+        }
         Ok(Standing {
             label: Part::label(self),
             reads,
@@ -358,7 +375,8 @@ impl<D: Database> Member for Part<D> {
             cursors,
             outbox: app.database().depth().await?,
             now: self.0.ground.clock.now(),
-            parked: app.database().parked(&ParkedFilter::default(), PARKED_SHOWN).await?,
+            parked,
+            asked: app.database().has_open_requests().await?,
             status: app.status(),
         })
     }

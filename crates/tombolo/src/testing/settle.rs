@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::Timestamp;
 use tombolo_bus::{Bus, Tail, Topic};
-use tombolo_db::{CursorState, Depth, ParkedEvent};
+use tombolo_db::{CursorState, Depth, ParkedHead};
 use tombolo_event::ServiceName;
 
 use super::bus::WorldBus;
@@ -30,9 +30,6 @@ pub(super) trait Member: Send + Sync {
     async fn peers(&self) -> Result<BTreeSet<String>>;
 }
 
-/// How many parked events of a part are looked at.
-pub(super) const PARKED_SHOWN: usize = 20;
-
 /// Where a part stands. The cursors were looked at before the outbox.
 pub(super) struct Standing {
     pub(super) label: String,
@@ -44,8 +41,19 @@ pub(super) struct Standing {
     pub(super) outbox: Depth,
     /// The world's time when it was looked at.
     pub(super) now: Timestamp,
-    pub(super) parked: Vec<ParkedEvent>,
+    /// The first parked event of each key, by subscription.
+    pub(super) parked: Vec<(String, ParkedHead)>,
+    /// Whether an operator asked for something that was not done yet.
+    pub(super) asked: bool,
     pub(super) status: ServiceStatus,
+}
+
+impl Standing {
+    fn cursor(&self, subscription: &str, topic: &ServiceName, partition: u32) -> Option<&CursorState> {
+        self.cursors.iter().find(|cursor| {
+            cursor.subscription == subscription && cursor.topic == *topic && cursor.partition == partition
+        })
+    }
 }
 
 /// A subscription that a part has, and its topics.
@@ -65,6 +73,8 @@ pub(super) struct Ends {
 pub(super) struct Look {
     /// What is left to do, in words.
     pub(super) open: Vec<String>,
+    /// What is parked and not due, in words.
+    pub(super) parked: Vec<String>,
     /// Where everything stood: part or topic, subscription, partition, sequence.
     places: Vec<(String, String, u32, u64)>,
 }
@@ -95,7 +105,7 @@ impl Look {
 
     /// A look that was not possible.
     pub(super) fn failed(error: &Error) -> Self {
-        Self { open: vec![error.to_string()], places: Vec::new() }
+        Self { open: vec![error.to_string()], ..Self::default() }
     }
 
     fn topics(&mut self, ends: &[Ends]) {
@@ -117,12 +127,11 @@ impl Look {
         if let Some(due) = standing.outbox.next_due.filter(|due| *due <= standing.now) {
             self.open.push(format!("{label}: an event that was due at {due} is not in its outbox"));
         }
-        for event in &standing.parked {
-            let error = event.tries.error.as_deref().unwrap_or("it waits behind another of its key");
-            let ParkedEvent { subscription, topic, partition, sequence, .. } = event;
-            self.open.push(format!(
-                "{label}: subscription {subscription} has {topic}/{partition} {sequence} parked: {error}"
-            ));
+        if standing.asked {
+            self.open.push(format!("{label}: an operator's request is not carried out yet"));
+        }
+        for (subscription, head) in &standing.parked {
+            self.parked(standing, subscription, head);
         }
         let waiting = standing.switches.iter();
         self.open
@@ -136,13 +145,23 @@ impl Look {
         }
     }
 
+    /// A parked key is left to do if its time has come; else it is for the test to mean it.
+    fn parked(&mut self, standing: &Standing, subscription: &str, head: &ParkedHead) {
+        let (label, topic, partition) = (&standing.label, &head.topic, head.partition);
+        let why = head.tries.error.as_deref().unwrap_or("not tried yet");
+        let events = events(head.events);
+        let line = format!(
+            "{label}: subscription {subscription} has {events} of a key parked in {topic}/{partition}: {why}"
+        );
+        let cursor = standing.cursor(subscription, topic, partition);
+        let paused = cursor.is_some_and(|cursor| cursor.paused_by.is_some());
+        let due = head.tries.attempts == 0 || head.tries.retry_at.is_some_and(|at| at <= standing.now);
+        if due && !paused { self.open.push(line) } else { self.parked.push(line) }
+    }
+
     fn partition(&mut self, standing: &Standing, subscription: &str, end: &Ends, tail: &Tail) {
         let topic = &end.topic.name;
-        let cursor = standing.cursors.iter().find(|cursor| {
-            cursor.subscription == subscription
-                && cursor.topic == *topic
-                && cursor.partition == tail.partition
-        });
+        let cursor = standing.cursor(subscription, topic, tail.partition);
         let place = format!("{}: subscription {subscription} in {topic}/{}", standing.label, tail.partition);
         let Some(cursor) = cursor else {
             self.open
@@ -156,7 +175,9 @@ impl Look {
             tail.partition,
             sequence,
         ));
-        if sequence < tail.sequence || cursor.cursor.incarnation != end.topic.incarnation {
+        let is_elsewhere = sequence < tail.sequence || cursor.cursor.incarnation != end.topic.incarnation;
+        // What an operator paused is not waited for.
+        if is_elsewhere && cursor.paused_by.is_none() {
             let behind = events(tail.sequence.saturating_sub(sequence));
             let why = why(standing, subscription, topic, tail.partition);
             self.open.push(format!("{place} is {behind} behind, at {sequence} of {}{why}", tail.sequence));
@@ -205,6 +226,14 @@ pub(super) fn unsettled(open: &[String], seed: u64, within: Duration) -> String 
     let open = if open.is_empty() { &moving[..] } else { open };
     let open = open.iter().map(|line| format!("\n  - {line}")).collect::<String>();
     format!("the world (seed {seed}) did not settle within {within:?}; still open:{open}")
+}
+
+/// What it says when something was parked.
+pub(super) fn parked(parked: &[String], seed: u64) -> String {
+    let parked = parked.iter().map(|line| format!("\n  - {line}")).collect::<String>();
+    format!(
+        "the world (seed {seed}) has settled, but for what is parked (a test that means that says so: world.expect_parked()):{parked}"
+    )
 }
 
 /// What it says while nothing can settle.

@@ -1,6 +1,6 @@
 //! The test world itself: that it does what it says, and that what is wrong is caught in it.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -300,11 +300,7 @@ async fn an_order_may_be_there_before_its_product() {
     assert_eq!(found, [true, true], "some seeds bring the order first, and some do not");
 }
 
-async fn never(_: Placed, _: &mut Tx) -> Handled {
-    Err(reject("the order is bad"))
-}
-
-/// What a world says that does not settle.
+/// What a world says that does not settle, or not as it should.
 async fn open_in(world: World) -> String {
     let settled = tokio::spawn(async move { world.settle_within(Duration::from_millis(300)).await });
     let panic = settled.await.expect_err("something is open").into_panic();
@@ -314,12 +310,66 @@ async fn open_in(world: World) -> String {
 #[tokio::test]
 async fn a_world_that_does_not_settle_names_what_is_open() {
     let world = World::seeded(3);
+    let (orders, history) = (world.start(orders).await, world.start(history).await);
+    let mut writing = history.app().begin().await.unwrap();
+    sqlx::query("DELETE FROM copies").execute(&mut *writing).await.unwrap();
+    place(&orders.app(), "a", 1).await;
+    let open = open_in(world).await;
+    for part in ["seed 3", "history: subscription copies-v1 in orders/", "1 event behind, at 0 of 1"] {
+        assert!(open.contains(part), "{part:?} is not in: {open}");
+    }
+}
+
+/// Whether the post office takes letters to "a".
+#[derive(Clone, Default)]
+struct Open(Arc<AtomicBool>);
+
+async fn copy_when_open(event: Placed, State(open): State<Open>, tx: &mut Tx) -> Handled {
+    if event.order == "a" && !open.0.load(Ordering::SeqCst) {
+        return Err(std::io::Error::other("the post office is closed").into());
+    }
+    copy(event, tx).await
+}
+
+#[tokio::test]
+async fn what_is_parked_is_named_unless_the_test_means_it_and_comes_back_when_its_time_has_come() {
+    let world = World::new();
+    let orders = world.start(orders).await;
+    let open = Open::default();
+    let door = open.clone();
+    let history = move |database| {
+        let view = View::new("copies", 1).on(copy_when_open);
+        with_copies(Service::new("history", database)).state(door.clone()).view(view)
+    };
+    let history = world.start(history).await;
+    place_many(&orders, 10).await;
+    world.expect_parked();
+    world.settle().await;
+    let parked = history.parked().await;
+    assert_eq!((parked.len(), copies(&history.app()).await.len()), (2, 8));
+    assert!(parked[0].tries.retry_at > Some(world.clock().now()));
+
+    open.0.store(true, Ordering::SeqCst);
+    world.settle().await;
+    assert_eq!(history.parked().await.len(), 2, "nobody waits for what is not due");
+    world.advance(Duration::from_secs(86_400)).await;
+    assert_eq!(history.parked().await.len(), 0);
+    assert_all_once(&copies(&history.app()).await, 10);
+}
+
+async fn never(_: Placed, _: &mut Tx) -> Handled {
+    Err(reject("the order is bad"))
+}
+
+#[tokio::test]
+async fn a_world_in_which_something_was_parked_unmeant_has_not_settled() {
+    let world = World::seeded(3);
     let orders = world.start(orders).await;
     world.start(|database| Service::new("history", database).view(View::new("copies", 1).on(never))).await;
     place(&orders.app(), "a", 1).await;
-    let open = open_in(world).await;
-    for part in ["seed 3", "history: subscription copies-v1 has orders/", " 1 parked", "the order is bad"] {
-        assert!(open.contains(part), "{part:?} is not in: {open}");
+    let parked = open_in(world).await;
+    for part in ["seed 3", "has 1 event of a key parked in orders/", "the order is bad", "expect_parked()"] {
+        assert!(parked.contains(part), "{part:?} is not in: {parked}");
     }
 }
 
