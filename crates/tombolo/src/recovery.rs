@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use jiff::Timestamp;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tombolo_bus::{Bus, Read, Tail, Topic, TopicSpec};
 use tombolo_db::port::recovery::{Adopted, Adoption, Decision, Halt, Standing};
 use tombolo_db::{Mark, Outbox, Publisher};
@@ -26,6 +26,7 @@ use uuid::Uuid;
 
 use crate::{Error, Kind, Result};
 use alive::Leads;
+pub(crate) use alive::Questions;
 pub(crate) use door::routes;
 pub use finding::{Difference, Finding, Side, What};
 pub use report::{Choice, Decide, Decided, HaltReport, InPartition, PastHalt, RecoveryReport};
@@ -38,7 +39,9 @@ pub(crate) struct Recovery {
     /// Who this process is to the leases.
     pub(crate) holder: Uuid,
     /// Woken when a halt has ended.
-    pub(crate) decided: Arc<Notify>,
+    pub(crate) decided: Notify,
+    /// Whether the database is known to be the one that counts.
+    counts: watch::Sender<bool>,
 }
 
 /// How both sides stand to each other.
@@ -65,11 +68,34 @@ struct OnBus {
 }
 
 impl Recovery {
+    pub(crate) fn new(
+        outbox: Arc<dyn Outbox>,
+        bus: Arc<dyn Bus>,
+        publisher: Publisher,
+        holder: Uuid,
+    ) -> Self {
+        // Whoever publishes nothing has nothing to be compared.
+        let counts = watch::Sender::new(publisher.declared.is_empty());
+        Self { outbox, bus, publisher, holder, decided: Notify::new(), counts }
+    }
+
+    /// Waits until the database is known to be the one that counts (`true`), or known not to be.
+    pub(crate) async fn until(&self, counts: bool) {
+        // The sender is in here, so it outlives the wait.
+        self.counts.subscribe().wait_for(|now| *now == counts).await.ok();
+    }
+
     /// Looks whether this process may lead. Writes nothing if it may.
     ///
     /// # Errors
     /// `Restored` if the database is halted, or is halted now because the two sides do not agree.
     pub(crate) async fn examine(&self) -> Result<Examined> {
+        let examined = self.try_examine().await?;
+        self.counts.send_replace(true);
+        Ok(examined)
+    }
+
+    async fn try_examine(&self) -> Result<Examined> {
         let standing = self.outbox.standing(self.holder).await?;
         if let Some(halt) = &standing.halt {
             return Err(self.halted(halt));
@@ -152,6 +178,7 @@ impl Recovery {
     }
 
     fn halted(&self, halt: &Halt) -> Error {
+        self.counts.send_replace(false);
         let service = &self.publisher.service;
         Error::new(
             Kind::Restored,

@@ -22,14 +22,14 @@ use jiff::Timestamp;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tombolo_bus::{Bus, Signal, SignalStream, Topic};
+use tombolo_bus::{Bus, Signal, Topic};
 use tombolo_db::{Depth, Leader, Mark, Outbox, Publisher, RoundLimit};
 use tombolo_event::Backoff;
 use tombolo_event::barrier;
 use uuid::Uuid;
 
 use crate::metrics::Metrics;
-use crate::recovery::{Examined, Recovery};
+use crate::recovery::{Examined, Questions, Recovery};
 use crate::settings::Lease;
 use crate::status::Board;
 use crate::{Clock, Error, Kind, Result};
@@ -155,7 +155,7 @@ impl Relay {
         &self,
         leader: &mut dyn Leader,
         topic: &Topic,
-        asked: &mut SignalStream,
+        asked: &mut Questions,
     ) -> Result<Vec<Mark>> {
         let mut lanes = Lanes::new(Arc::clone(&self.bus), topic.clone(), leader.epoch());
         let mut renew = Instant::now() + self.lease.renew_every();

@@ -333,13 +333,12 @@ impl Starting {
             desk: Arc::clone(&self.desk),
             progress: Arc::clone(&self.progress),
             readers: service.subscriptions.iter().map(Subscription::reader).collect(),
-            recovery: Arc::new(Recovery {
-                outbox: Arc::new(service.database.clone()),
-                bus: Arc::clone(&self.bus),
-                publisher: self.publisher.clone(),
-                holder: self.holder,
-                decided: Arc::default(),
-            }),
+            recovery: Arc::new(Recovery::new(
+                Arc::new(service.database.clone()),
+                Arc::clone(&self.bus),
+                self.publisher.clone(),
+                self.holder,
+            )),
             builds: Arc::clone(builds),
         })
     }

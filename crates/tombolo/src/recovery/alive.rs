@@ -25,6 +25,9 @@ use crate::Result;
 /// How long a leader that listens has for its answer.
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(1);
 
+/// What a leader is asked.
+pub(crate) type Questions = SignalStream;
+
 /// Who answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Leads {
@@ -57,7 +60,7 @@ impl Recovery {
     }
 
     /// Where a leader hears the question.
-    pub(crate) async fn questions(&self) -> Result<SignalStream> {
+    pub(crate) async fn questions(&self) -> Result<Questions> {
         Ok(self.bus.listen(&self.subject(), None).await?)
     }
 

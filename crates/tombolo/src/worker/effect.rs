@@ -15,7 +15,7 @@ mod settle;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use tokio::time::{Instant, sleep_until};
 use tombolo_bus::{Batch, Record, RecordStream};
 use tombolo_db::{CallState, Claim, Database, EffectCall};
@@ -24,7 +24,7 @@ use tracing::Instrument;
 use super::apply::Delivery;
 use super::lane::{Lane, Step};
 use super::{Ended as SessionEnded, LOOK_AGAIN, Session, Worker, at};
-use crate::Result;
+use crate::{Error, Kind, Result};
 pub(super) use calls::Calls;
 use calls::Place;
 use trying::Trying;
@@ -49,8 +49,27 @@ struct Front {
 }
 
 impl<D: Database> Worker<D> {
-    /// Makes the calls of an effect until it is stopped, which lets those that run end, or until there may be more to claim.
+    /// Makes the calls of an effect once the database is known to be the one that counts: a copy of it makes none in the
+    /// place of its original.
     pub(super) async fn call(&self, session: &mut Session, calls: &mut Calls) -> Result<SessionEnded> {
+        let recovery = self.app.recovery();
+        if recovery.until(true).now_or_never().is_none() {
+            let why =
+                "makes no calls until it is known that the service's database is no copy; see its relay";
+            self.report_waiting(&Error::new(Kind::Restored, why));
+            tokio::select! {
+                () = self.stop.cancelled() => return Ok(SessionEnded::Stopped),
+                () = recovery.until(true) => self.report(session),
+            }
+        }
+        tokio::select! {
+            ended = self.make_calls(session, calls) => ended,
+            () = recovery.until(false) => Ok(SessionEnded::Again),
+        }
+    }
+
+    /// Makes calls until it is stopped, which lets those that run end, or until there may be more to claim.
+    async fn make_calls(&self, session: &mut Session, calls: &mut Calls) -> Result<SessionEnded> {
         let mut fronts = self.fronts(&session.lanes, calls).await?;
         let mut registered = self.registered.clone();
         let look_again = Instant::now() + LOOK_AGAIN;

@@ -1,164 +1,29 @@
 //! Restores and clones, with real copies of files: each is named, nothing is stepped over, and an operator's word ends it.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+mod site;
+#[cfg(feature = "postgres")]
+mod postgres;
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
-use tempfile::TempDir;
-use tombolo::recovery::{Choice, Decide, HaltReport, RecoveryReport, What};
+use tombolo::recovery::{Choice, What};
 use tombolo::sqlite::{Sqlite, Tx};
 use tombolo::status::State;
-use tombolo::{Event, Handled, Reactor, Running, Service, Settings, View};
-use tombolo_bus::embedded::{Log, Options};
+use tombolo::{
+    Attempt, Effect, Event, Handled, IdempotencyKey, Reactor, Running, Service, Settings, State as Given,
+};
 use tombolo_bus::{Bus, Topic};
 use tombolo_db::Outbox;
 use tombolo_event::ServiceName;
 
-use crate::support::{Placed, copy, eventually, place, subscription, until_copied, with_copies};
-
-/// A folder with the files of a bus and of databases, which can be copied while nobody has them open.
-struct Site {
-    folder: TempDir,
-}
-
-impl Site {
-    fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap() }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    /// Opens the log in `name`.
-    fn log(&self, name: &str) -> Arc<Log> {
-        Log::open(&self.path(name), Options::default()).unwrap().0
-    }
-
-    fn database(&self, name: &str) -> Sqlite {
-        Sqlite::open(self.path(name).to_str().unwrap()).unwrap()
-    }
-
-    /// Copies a database with what belongs to it, over whatever `to` was.
-    fn copy_database(&self, from: &str, to: &str) {
-        for part in ["", "-wal", "-shm"] {
-            let (from, to) = (self.path(&format!("{from}{part}")), self.path(&format!("{to}{part}")));
-            std::fs::remove_file(&to).ok();
-            if from.exists() {
-                std::fs::copy(from, to).unwrap();
-            }
-        }
-    }
-
-    /// Copies the files of a log, over whatever `to` was.
-    fn copy_log(&self, from: &str, to: &str) {
-        copy_folder(&self.path(from), &self.path(to));
-    }
-
-    /// The service that places orders, from the database `name`.
-    async fn orders(&self, bus: &Arc<Log>, name: &str) -> Running<Sqlite> {
-        let service = Service::new("orders", self.database(name)).setup(orders_table).publishes::<Placed>();
-        start(service, bus).await
-    }
-
-    async fn history(&self, bus: &Arc<Log>) -> Running<Sqlite> {
-        let service = Service::new("history", self.database("history"));
-        start(with_copies(service).view(View::new("copies", 1).on(copy)), bus).await
-    }
-}
-
-fn copy_folder(from: &Path, to: &Path) {
-    std::fs::remove_dir_all(to).ok();
-    std::fs::create_dir(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
-    }
-}
-
-async fn orders_table(database: Sqlite) -> tombolo::Result<()> {
-    let table = "CREATE TABLE IF NOT EXISTS orders (id TEXT PRIMARY KEY, cents INTEGER NOT NULL) STRICT";
-    sqlx::raw_sql(table).execute(database.pool()).await?;
-    Ok(())
-}
-
-async fn start(service: Service<Sqlite>, bus: &Arc<Log>) -> Running<Sqlite> {
-    service.bus(Arc::clone(bus) as Arc<dyn Bus>).start(Settings::default()).await.unwrap()
-}
-
-/// Stops the service and closes its files, as before they are copied.
-async fn stop(running: Running<Sqlite>) {
-    let database = running.app.database().clone();
-    running.shutdown().await;
-    database.pool().close().await;
-}
-
-async fn place_many(orders: &Running<Sqlite>, numbers: std::ops::Range<i64>) {
-    for n in numbers {
-        place(&orders.app, &format!("o{n}"), n).await;
-    }
-}
-
-async fn until_published(orders: &Running<Sqlite>) {
-    eventually("everything is published", || async {
-        orders.app.database().depth().await.unwrap().rows == 0
-    })
-    .await;
-}
-
-/// Waits until the service says that it is halted, and returns how it says so.
-async fn until_halted(orders: &Running<Sqlite>) -> String {
-    eventually("the relay halts", || async {
-        orders.app.status().relay.is_some_and(|relay| relay.is_halted)
-    })
-    .await;
-    let relay = orders.app.status().relay.unwrap();
-    assert!(!relay.leading);
-    assert!(
-        relay.state.starts_with("stopped: ") && relay.state.contains("`tombolo recover orders`"),
-        "{relay:?}"
-    );
-    relay.state
-}
-
-/// What an operator is shown.
-async fn look(orders: &Running<Sqlite>) -> RecoveryReport {
-    let answer = reqwest::get(format!("{}/tombolo/recovery", orders.url)).await.unwrap();
-    assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
-    answer.json().await.unwrap()
-}
-
-/// Decides about `halt`: the status of the answer, and its text.
-async fn decide(orders: &Running<Sqlite>, halt: &HaltReport, choice: Choice) -> (u16, Value) {
-    let decide = Decide { halt: halt.id, choice, by: "ann@office".into() };
-    let url = format!("{}/tombolo/recovery", orders.url);
-    let answer = reqwest::Client::new().post(url).json(&decide).send().await.unwrap();
-    (answer.status().as_u16(), answer.json().await.unwrap())
-}
-
-async fn take_bus(orders: &Running<Sqlite>) -> RecoveryReport {
-    let shown = look(orders).await;
-    let (status, answer) = decide(orders, shown.halt.as_ref().unwrap(), Choice::TakeBus).await;
-    assert_eq!(status, 200, "{answer}");
-    shown
-}
-
-async fn topic(bus: &Arc<Log>) -> Topic {
-    bus.topic(&ServiceName::new("orders").unwrap()).await.unwrap()
-}
-
-/// How many events are in the topic.
-async fn events(bus: &Arc<Log>) -> u64 {
-    let tails = bus.tails(&ServiceName::new("orders").unwrap()).await.unwrap();
-    tails.iter().map(|tail| tail.sequence).sum()
-}
-
-fn sorted(mut copies: Vec<(String, i64)>) -> Vec<i64> {
-    copies.sort_by_key(|(_, cents)| *cents);
-    copies.into_iter().map(|(_, cents)| cents).collect()
-}
+use crate::support::{Placed, eventually, place, subscription, until_copied};
+use site::{
+    Site, decide, events, look, orders_table, place_many, sorted, start, stop, take_bus, topic, until_halted,
+    until_halted_as, until_published,
+};
 
 #[tokio::test]
 async fn a_database_from_before_a_thousand_events_is_halted_and_goes_on_behind_the_bus() {
@@ -460,12 +325,80 @@ async fn what_a_reactor_publishes_again_after_a_restore_is_recognised() {
     assert_eq!(on_bus().await, 50, "a consequence was published twice");
 }
 
-async fn until_halted_as(running: &Running<Sqlite>, service: &str) {
-    eventually("the relay halts", || async {
-        running.app.status().relay.is_some_and(|relay| relay.is_halted)
+/// The keys of the calls that were made, in their order.
+#[derive(Clone, Default)]
+struct Calls(Arc<Mutex<Vec<IdempotencyKey>>>);
+
+async fn call(_: Placed, calls: Given<Calls>, attempt: Attempt) -> Handled {
+    calls.0.0.lock().unwrap().push(attempt.key);
+    Ok(())
+}
+
+/// A copy of a database sends no mail in the place of its original.
+#[tokio::test]
+async fn a_halted_service_makes_no_calls_until_it_is_decided() {
+    let site = Site::new();
+    let bus = site.log("bus");
+    let calls = Calls::default();
+    let made = || calls.0.lock().unwrap().len();
+    let thanks = async || {
+        let service = Service::new("thanks", site.database("thanks")).publishes::<Thanked>();
+        let service = service.state(calls.clone()).react(Reactor::from_start("thank").on(thank));
+        start(service.effect(Effect::from_start("mail").on(call)), &bus).await
+    };
+    let orders = site.orders(&bus, "orders").await;
+    place_many(&orders, 0..3).await;
+    let running = thanks().await;
+    eventually("3 calls", async || made() == 3).await;
+    until_published(&running).await;
+    stop(running).await;
+    site.copy_database("thanks", "backup");
+    let running = thanks().await;
+    place_many(&orders, 3..8).await;
+    eventually("8 calls", async || made() == 8).await;
+    until_published(&running).await;
+    stop(running).await;
+    site.copy_database("backup", "thanks");
+    let running = thanks().await;
+    until_halted_as(&running, "thanks").await;
+    eventually("the reactor has caught up, which the mail could have too", || async {
+        let reactor = running.app.status().subscriptions.into_iter().find(|status| status.name == "thank");
+        reactor.is_some_and(|status| status.state == State::Live && status.lag_events == 0)
     })
     .await;
-    assert!(running.app.status().relay.unwrap().state.contains(&format!("`tombolo recover {service}`")));
+    assert_eq!(made(), 8, "a copy made calls");
+    take_bus(&running).await;
+    eventually("13 calls", async || made() >= 13).await;
+    let keys = calls.0.lock().unwrap().clone();
+    assert_eq!(keys[3..8].iter().collect::<BTreeSet<_>>(), keys[8..].iter().collect(), "with other keys");
+}
+
+/// The bus is fenced before the database is written: a crash in between leaves the halt, and deciding again is enough.
+#[tokio::test]
+async fn a_decision_that_a_crash_broke_off_is_made_again() {
+    let site = Site::new();
+    let bus = site.log("bus");
+    let orders = site.orders(&bus, "orders").await;
+    place_many(&orders, 0..3).await;
+    until_published(&orders).await;
+    stop(orders).await;
+    site.copy_database("orders", "backup");
+    let orders = site.orders(&bus, "orders").await;
+    place_many(&orders, 3..6).await;
+    until_published(&orders).await;
+    stop(orders).await;
+    site.copy_database("backup", "orders");
+    let orders = site.orders(&bus, "orders").await;
+    until_halted(&orders).await;
+    let Topic { name, incarnation, epoch, .. } = topic(&bus).await;
+    bus.raise_epoch(&name, incarnation, epoch + 1).await.unwrap();
+    stop(orders).await;
+    let orders = site.orders(&bus, "orders").await;
+    until_halted(&orders).await;
+    take_bus(&orders).await;
+    place_many(&orders, 6..9).await;
+    until_published(&orders).await;
+    assert_eq!(events(&bus).await, 9);
 }
 
 #[tokio::test]
