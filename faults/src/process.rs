@@ -54,7 +54,7 @@ impl Which {
     pub(crate) fn of(barrier: &str) -> Self {
         match barrier.split('.').next() {
             Some("log") => Self::Bus,
-            Some("subscription") => Self::Consumer,
+            Some("subscription" | "parking" | "redrive") => Self::Consumer,
             _ => Self::Producer,
         }
     }

@@ -63,17 +63,8 @@ fn act(command: Command) -> Result<()> {
             Command::Topics(Topics::Read(arguments)) => topics::read(arguments).await,
             Command::Topics(Topics::Tail(arguments)) => topics::tail(arguments).await,
             Command::Topics(Topics::Verify(arguments)) => verify::verify(arguments).await,
-            Command::Subscriptions(Subscriptions::List(arguments)) => subscriptions::list(arguments).await,
-            Command::Subscriptions(Subscriptions::Pause(asked)) => moving::order(asked, Action::Pause).await,
-            Command::Subscriptions(Subscriptions::Resume(asked)) => {
-                moving::order(asked, Action::Resume).await
-            }
-            Command::Subscriptions(Subscriptions::Reset(arguments)) => moving::reset(arguments).await,
-            Command::Subscriptions(Subscriptions::Skip(arguments)) => moving::skip(arguments).await,
-            Command::Parked(ParkedEvents::List(arguments)) => parked::list(arguments).await,
-            Command::Parked(ParkedEvents::Show(arguments)) => parked::show_one(arguments).await,
-            Command::Parked(ParkedEvents::Redrive(arguments)) => parked::redrive(arguments).await,
-            Command::Parked(ParkedEvents::Discard(arguments)) => parked::discard(arguments).await,
+            Command::Subscriptions(command) => on_subscriptions(command).await,
+            Command::Parked(command) => on_parked(command).await,
             Command::Services(Services::List(arguments)) => services::list(arguments).await,
             Command::Recover(arguments) => recover::recover(arguments).await,
             Command::Schema(Schema::Print(arguments)) => schema::print(&arguments),
@@ -82,4 +73,23 @@ fn act(command: Command) -> Result<()> {
             Command::Schema(Schema::Check(arguments)) => schema::check(arguments).await,
         }
     })
+}
+
+async fn on_subscriptions(command: Subscriptions) -> Result<()> {
+    match command {
+        Subscriptions::List(arguments) => subscriptions::list(arguments).await,
+        Subscriptions::Pause(asked) => moving::order(asked, Action::Pause).await,
+        Subscriptions::Resume(asked) => moving::order(asked, Action::Resume).await,
+        Subscriptions::Reset(arguments) => moving::reset(arguments).await,
+        Subscriptions::Skip(arguments) => moving::skip(arguments).await,
+    }
+}
+
+async fn on_parked(command: ParkedEvents) -> Result<()> {
+    match command {
+        ParkedEvents::List(arguments) => parked::list(arguments).await,
+        ParkedEvents::Show(arguments) => parked::show_one(arguments).await,
+        ParkedEvents::Redrive(arguments) => parked::redrive(arguments).await,
+        ParkedEvents::Discard(arguments) => parked::discard(arguments).await,
+    }
 }

@@ -17,6 +17,8 @@ pub enum Mutant {
     NoCursorCheck,
     /// An effect's completion is stored apart from the transaction of what goes with it.
     CompletionApart,
+    /// Only the event that failed is parked, not those of its key behind it.
+    ParkWithoutFollowers,
     /// A parked event is taken out without proving the lease.
     RedriveWithoutLease,
     /// A view is switched to a build without looking how far that is.

@@ -33,6 +33,10 @@ pub const ALL: &[&str] = &[
     "subscription.after-effect",
     "subscription.after-cursor",
     "subscription.after-commit",
+    "parking.after-attempt",
+    "parking.before-commit",
+    "redrive.after-attempt",
+    "redrive.before-commit",
 ];
 
 /// Says that the program is at `name`.

@@ -103,7 +103,8 @@ impl Parking for Postgres {
 impl Postgres {
     /// Writes parked events; the cursor that moves over them is what guards it.
     pub(super) async fn park(&self, connection: &mut PgConnection, events: &[ParkedEvent]) -> Result<()> {
-        for event in events {
+        let only_heads = self.mutation.is(Mutant::ParkWithoutFollowers);
+        for event in events.iter().filter(|event| event.tries.attempts > 0 || !only_heads) {
             let insert = sqlx::query(self.sql(
                 "INSERT INTO tombolo.parked (subscription, topic, partition, sequence, id, key_hash, event_type, bytes,
                                              parked_ms, attempts, unfinished, error, retry_ms)

@@ -104,8 +104,13 @@ impl Parking for Sqlite {
 }
 
 /// Writes parked events; the cursor that moves over them is what guards it.
-pub(super) async fn park(connection: &mut SqliteConnection, events: &[ParkedEvent]) -> Result<()> {
-    for event in events {
+pub(super) async fn park(
+    connection: &mut SqliteConnection,
+    events: &[ParkedEvent],
+    mutation: Mutation,
+) -> Result<()> {
+    let only_heads = mutation.is(Mutant::ParkWithoutFollowers);
+    for event in events.iter().filter(|event| event.tries.attempts > 0 || !only_heads) {
         let insert = sqlx::query(
             "INSERT INTO tombolo_parked (subscription, topic, partition, sequence, id, key_hash, event_type, bytes,
                                          parked_ms, attempts, unfinished, error, retry_ms)

@@ -307,7 +307,7 @@ impl Transaction for Tx {
     }
 
     async fn park(&mut self, events: &[ParkedEvent]) -> Result<()> {
-        let parked = parked::park(&mut self.inner, events).await;
+        let parked = parked::park(&mut self.inner, events, self.mutation).await;
         self.outgoing.poison_on(parked)
     }
 

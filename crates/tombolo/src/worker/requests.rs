@@ -9,8 +9,8 @@ use std::collections::BTreeSet;
 
 use tombolo_bus::Read;
 use tombolo_db::{Database, ParkedEvent, ParkedFilter, Transaction};
-use tombolo_event::KeyHash;
 use tombolo_event::operator::{Action, Outcome, PartitionOf, Place, Request, Which};
+use tombolo_event::{Cursor, KeyHash};
 use uuid::Uuid;
 
 use super::{Session, Worker};
@@ -270,24 +270,7 @@ impl<D: Database> Worker<D> {
             );
             return self.refuse(request, why).await;
         }
-        let text = match same_log {
-            true => format!(
-                "{} steps over {}: {} to {}, and goes on after {}",
-                place(lane.of()),
-                events(to.sequence - from.sequence),
-                from.sequence + 1,
-                to.sequence,
-                to.sequence
-            ),
-            false => format!(
-                "{} leaves the log {} after {}, and goes on in the log {} after {}",
-                place(lane.of()),
-                from.incarnation,
-                from.sequence,
-                to.incarnation,
-                to.sequence
-            ),
-        };
+        let text = skipped(lane.of(), &from, &cursor);
         self.move_to(session, index, request, to, text).await
     }
 
@@ -335,6 +318,21 @@ pub(crate) const VIEW_RESET: &str = "a view that goes back applies its events ag
 
 fn place(of: PartitionOf) -> String {
     format!("{}/{}", of.topic, of.partition)
+}
+
+/// What a skip steps over, by name.
+fn skipped(of: PartitionOf, from: &Cursor, to: &Cursor) -> String {
+    let (at, last) = (from.sequence, to.sequence);
+    if from.incarnation == to.incarnation {
+        let count = events(last - at);
+        return format!("{} steps over {count}: {} to {last}, and goes on after {last}", place(of), at + 1);
+    }
+    format!(
+        "{} leaves the log {} after {at}, and goes on in the log {} after {last}",
+        place(of),
+        from.incarnation,
+        to.incarnation
+    )
 }
 
 fn paused(of: PartitionOf) -> String {

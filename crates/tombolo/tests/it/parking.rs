@@ -7,8 +7,11 @@ use std::time::Duration;
 
 use tombolo::sqlite::{Sqlite, Tx};
 use tombolo::status::State as Status;
-use tombolo::{Clock, Handled, Running, Service, State, View, reject};
-use tombolo_db::{ParkedEvent, ParkedFilter, Parking};
+use tombolo::{Clock, Handled, Running, Service, Settings, State, View, reject};
+use tombolo_bus::Bus;
+use tombolo_bus::embedded::{Log, Options};
+use tombolo_db::mutant::Mutant;
+use tombolo_db::{Cursors, Outbox, ParkedEvent, ParkedFilter, Parking};
 
 use crate::support::{
     App, Ground, Placed, copies, eventually, place, subscription, until_copied, with_copies,
@@ -262,4 +265,159 @@ async fn a_panic_is_a_rejection() {
     assert!(parked[0].tries.error.as_ref().unwrap().contains("the first try panics"), "{parked:?}");
     place(&orders.app, "o2", 2).await;
     assert_eq!(until_copied(&history.app, 1).await, [("o2".to_owned(), 2)]);
+}
+
+#[tokio::test]
+async fn one_percent_of_poison_is_parked_exactly_and_nothing_else_is() {
+    let ground = Ground::new();
+    let (trouble, clock) = (Trouble::default(), Clock::default());
+    let bad: Vec<String> = (0..20).map(|n| format!("o{}", n * 100 + 37)).collect();
+    trouble.bad.lock().unwrap().extend(bad.iter().cloned());
+    let orders = ground.orders().await;
+    for n in 0..2_000 {
+        place(&orders.app, &format!("o{n}"), n).await;
+    }
+    // Started with everything waiting, so that batches are large.
+    let history = history(&ground, &trouble, &clock).await;
+    assert_eq!(until_copied(&history.app, 1_980).await.len(), 1_980);
+    assert_eq!(until_parked(&history.app, 20).await.len(), 20);
+    assert_eq!(trouble.tries(), 20 * 3);
+    trouble.is_over();
+    clock.advance(LATER);
+    until_parked(&history.app, 0).await;
+    let mut all: Vec<i64> = copies(&history.app).await.into_iter().map(|(_, cents)| cents).collect();
+    all.sort_unstable();
+    assert_eq!(all, (0..2_000).collect::<Vec<_>>());
+}
+
+/// Whether the order of a key holds when it is parked and comes back, in a database that may be broken on purpose.
+async fn comes_back_in_order(mutant: Option<Mutant>) -> bool {
+    let ground = Ground::new();
+    let (trouble, clock) = (Trouble::with(&["bad"]), Clock::default());
+    let orders = ground.orders().await;
+    let database = ground.database("history");
+    let database = mutant.map_or(database.clone(), |mutant| database.with_mutant(mutant));
+    let history = with_copies(Service::new("history", database))
+        .clock(clock.clone())
+        .state(trouble.clone())
+        .view(View::new("copies", 1).on(copy_unless_bad));
+    let history = ground.start(history).await;
+    for n in 0..5 {
+        place(&orders.app, "bad", n).await;
+    }
+    place(&orders.app, "last", 5).await;
+    eventually("everything passed", || async {
+        let status = subscription(&history.app);
+        status.is_some_and(|status| status.parked_events > 0 && status.state == Status::Live)
+            && copies(&history.app).await.len() == 1
+            && trouble.tries() == 3
+    })
+    .await;
+    eventually("five behind the cursor", || async {
+        let cursors = history.app.database().cursors().await.unwrap();
+        cursors.iter().map(|cursor| cursor.cursor.sequence).sum::<u64>() == 6
+    })
+    .await;
+    trouble.is_over();
+    clock.advance(LATER);
+    until_parked(&history.app, 0).await;
+    applied(&history.app, "bad").await == (0..5).collect::<Vec<_>>()
+}
+
+#[tokio::test]
+async fn a_key_that_is_parked_without_its_followers_is_caught() {
+    assert!(comes_back_in_order(None).await);
+    assert!(!comes_back_in_order(Some(Mutant::ParkWithoutFollowers)).await);
+}
+
+/// As if the database were away for some time: nobody's fault.
+async fn copy_when_reachable(event: Placed, State(trouble): State<Trouble>, tx: &mut Tx) -> Handled {
+    if !trouble.bad.lock().unwrap().is_empty() {
+        trouble.tries.fetch_add(1, Ordering::SeqCst);
+        return Err(sqlx::Error::PoolTimedOut.into());
+    }
+    crate::support::copy(event, tx).await
+}
+
+#[tokio::test]
+async fn a_database_that_is_away_parks_nothing_and_counts_no_try() {
+    let ground = Ground::new();
+    let trouble = Trouble::with(&["everything"]);
+    let orders = ground.orders().await;
+    let history = with_copies(Service::new("history", ground.database("history")))
+        .state(trouble.clone())
+        .view(View::new("copies", 1).on(copy_when_reachable));
+    let history = ground.start(history).await;
+    for n in 0..30 {
+        place(&orders.app, &format!("o{n}"), n).await;
+    }
+    eventually("many tries", || async { trouble.tries() > 10 }).await;
+    let cursors = history.app.database().cursors().await.unwrap();
+    assert!(cursors.iter().all(|cursor| cursor.attempts == 0) && parked(&history.app).await.is_empty());
+    trouble.is_over();
+    assert_eq!(until_copied(&history.app, 30).await.len(), 30);
+    assert!(parked(&history.app).await.is_empty());
+}
+
+/// The environment of a process that handles an event which ends it: where its files are.
+const CHILD: &str = "TOMBOLO_TEST_DEADLY";
+
+async fn copy_unless_deadly(event: Placed, tx: &mut Tx) -> Handled {
+    if event.order == "deadly" {
+        std::process::abort();
+    }
+    crate::support::copy(event, tx).await
+}
+
+/// One life of a process with both services and the log on disk; ends well once everything is handled or parked.
+#[tokio::test]
+async fn a_life_with_a_deadly_event() {
+    let Ok(folder) = std::env::var(CHILD) else { return };
+    let folder = std::path::PathBuf::from(folder);
+    let (log, _) = Log::open(&folder.join("log"), Options::default()).unwrap();
+    let settings = || Settings { replica: Some(1), ..Settings::default() };
+    let database = |name: &str| Sqlite::open(folder.join(name).to_str().unwrap()).unwrap();
+    let bus = || Arc::clone(&log) as Arc<dyn Bus>;
+    let orders = Service::new("orders", database("orders.db")).publishes::<Placed>().bus(bus());
+    let orders = orders.start(settings()).await.unwrap();
+    if orders.app.database().depth().await.unwrap().rows == 0 && !folder.join("placed").exists() {
+        let mut tx = orders.app.begin().await.unwrap();
+        for n in 0..20 {
+            tx.publish(&Placed { order: format!("o{n}"), cents: n }).unwrap();
+        }
+        tx.publish(&Placed { order: "deadly".into(), cents: 20 }).unwrap();
+        tx.publish(&Placed { order: "deadly".into(), cents: 21 }).unwrap();
+        for n in 22..40 {
+            tx.publish(&Placed { order: format!("o{n}"), cents: n }).unwrap();
+        }
+        tx.commit().await.unwrap();
+        std::fs::write(folder.join("placed"), "").unwrap();
+    }
+    let history = with_copies(Service::new("history", database("history.db")))
+        .view(View::new("copies", 1).on(copy_unless_deadly))
+        .bus(bus());
+    let history = history.start(settings()).await.unwrap();
+    until_copied(&history.app, 38).await;
+    let parked = until_parked(&history.app, 2).await;
+    assert_eq!((parked[0].tries.attempts, parked[1].tries.attempts), (3, 0));
+    assert!(parked[0].tries.error.as_ref().unwrap().contains("the process died"), "{parked:?}");
+}
+
+#[test]
+fn an_event_that_kills_the_process_each_time_is_parked_after_its_attempts() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut deaths = 0;
+    loop {
+        let mut life = std::process::Command::new(std::env::current_exe().unwrap());
+        life.args(["--exact", "parking::a_life_with_a_deadly_event"]).env(CHILD, folder.path());
+        let life = life.output().unwrap();
+        if life.status.success() {
+            break;
+        }
+        let said = String::from_utf8_lossy(&life.stdout);
+        assert!(!said.contains("FAILED"), "{said}");
+        deaths += 1;
+        assert!(deaths <= 4, "it is tried once unseen and three times on record");
+    }
+    assert!(deaths >= 3, "{deaths}");
 }
