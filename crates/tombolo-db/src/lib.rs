@@ -1,6 +1,6 @@
 //! A service's own database, as Tombolo needs it.
 //!
-//! Floor 1. Object-safe halves of one port ([`Outbox`] for the relay, [`Cursors`] for subscriptions, [`Requests`] for
+//! Floor 1. Object-safe halves of one port ([`Outbox`] for the relay, [`Cursors`] and [`Leases`] for subscriptions, [`Requests`] for
 //! operators) and the transaction in which the user's own SQL, the outbox rows and the cursor commit together. Nothing here knows
 //! the bus, and nothing here is an ORM: the user's SQL is the user's.
 
@@ -27,9 +27,9 @@ pub use effects::{CallState, EffectCall, Effects, LatestCall};
 pub use error::{Error, Kind};
 pub use outgoing::{Origin, Outgoing, Publisher};
 pub use port::{
-    Claim, Committed, CursorState, Cursors, Database, Depth, Leader, Mark, Outbox, OutboxRow, Owner,
-    ParkedCount, ParkedEvent, ParkedFilter, ParkedHead, Parking, Recovery, Requests, RoundLimit, Schema,
-    StartAt, Transaction, Tries,
+    Claim, Claimed, Committed, CursorState, Cursors, Database, Depth, Holder, Leader, Leases, Mark, Outbox,
+    OutboxRow, Owner, ParkedCount, ParkedEvent, ParkedFilter, ParkedHead, Parking, Recovery, Requests,
+    RoundLimit, Schema, Share, Standing, StartAt, Transaction, Tries,
 };
 pub use tables::Tables;
 pub use views::{Build, BuildId, Goal, Switch, Switched, ViewState, Views, Wanted};

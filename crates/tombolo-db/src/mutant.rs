@@ -13,6 +13,8 @@ pub enum Mutant {
     NumberingNotDurable,
     /// Nobody compares epochs.
     NoFencing,
+    /// A claim takes what another member holds.
+    ClaimsHeld,
     /// A cursor moves from wherever it is.
     NoCursorCheck,
     /// An effect's completion is stored apart from the transaction of what goes with it.

@@ -20,6 +20,7 @@
 //! - a cursor moves only from where the claim says, under the claim's lease, in the transaction of the effect.
 
 pub mod parked;
+pub mod leases;
 pub mod requests;
 
 use std::time::Duration;
@@ -31,6 +32,7 @@ use tombolo_event::operator::Outcome;
 use tombolo_event::{Cursor, EventId, Incarnation, Position, ServiceName};
 use uuid::Uuid;
 
+pub use leases::{Claimed, Holder, Leases, Share, Standing};
 pub use parked::{ParkedCount, ParkedEvent, ParkedFilter, ParkedHead, Parking, Tries};
 pub use requests::Requests;
 
@@ -52,7 +54,7 @@ pub const NUMBERED_LOOK_BACK: u64 = 1_000;
 
 /// A service's own database. Cheap to clone; holds the user's pool.
 #[async_trait]
-pub trait Database: Outbox + Cursors + Effects + Parking + Requests + Views + Clone {
+pub trait Database: Outbox + Cursors + Leases + Effects + Parking + Requests + Views + Clone {
     /// The transaction, concrete for each database, in which the user's own statements run.
     type Tx: Transaction;
     /// sqlx's connection, on which a transaction of the user's own runs.
@@ -315,22 +317,6 @@ pub trait Cursors: Send + Sync + 'static {
         starts: &[StartAt],
         accept: bool,
     ) -> Result<Vec<String>>;
-
-    /// Takes the lease, by the database's clock, of up to `most` partitions that nobody else holds (those that `holder`
-    /// has already included), with a lease epoch one higher than any before.
-    async fn claim(
-        &self,
-        subscription: &str,
-        holder: Uuid,
-        lease: Duration,
-        most: usize,
-    ) -> Result<Vec<Claim>>;
-
-    /// Lengthens the leases that `holder` still has; returns how many those are.
-    async fn renew(&self, subscription: &str, holder: Uuid, lease: Duration) -> Result<usize>;
-
-    /// Gives up the leases of `holder`.
-    async fn release(&self, subscription: &str, holder: Uuid) -> Result<()>;
 
     /// Records that try number `attempt` of an event after the claim's cursor is about to begin, and what the one before
     /// failed with, in a transaction of its own: so an event that kills the process is known by its attempts.

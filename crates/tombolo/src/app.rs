@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use jiff::Timestamp;
 use tombolo_db::{Committed, Database, Outgoing, Publisher, Transaction};
 use tombolo_event::{Event, Position, Question, ServiceName};
 
@@ -14,9 +13,10 @@ use crate::progress::Progress;
 use crate::question::answer::Answerers;
 use crate::question::ask::{Asker, CALL_BOUND, Call, GATHER_BOUND, Gather};
 use crate::recovery::Recovery;
+use crate::sharing::Sharing;
 use crate::status::Board;
 use crate::view::{Builds, Live};
-use crate::{Clock, Error, Kind, Result, ServiceStatus};
+use crate::{Error, Kind, Result, ServiceStatus};
 
 /// A running service, as its own code sees it. Cheap to clone; take it in a route as axum's `State<App<…>>`.
 pub struct App<D: Database>(Arc<Shared<D>>);
@@ -27,10 +27,10 @@ pub(crate) struct Shared<D: Database> {
     pub(crate) replica: u32,
     pub(crate) asker: Asker,
     pub(crate) answerers: Answerers<D>,
-    pub(crate) clock: Clock,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) board: Arc<Board>,
     pub(crate) desk: Arc<Desk>,
+    pub(crate) sharing: Arc<Sharing>,
     pub(crate) progress: Arc<Progress>,
     pub(crate) readers: Vec<Reader>,
     pub(crate) recovery: Arc<Recovery>,
@@ -126,12 +126,6 @@ impl<D: Database> App<D> {
         &self.0.database
     }
 
-    /// The time by the service's clock, which is the one by which `publish_at` is kept.
-    #[must_use]
-    pub fn now(&self) -> Timestamp {
-        self.0.clock.now()
-    }
-
     /// Asks one service directly.
     ///
     /// # Errors
@@ -164,6 +158,10 @@ impl<D: Database> App<D> {
     #[must_use]
     pub fn status(&self) -> ServiceStatus {
         self.0.board.read(self.service().as_str(), self.0.replica)
+    }
+
+    pub(crate) fn sharing(&self) -> &Arc<Sharing> {
+        &self.0.sharing
     }
 
     pub(crate) fn progress(&self) -> &Progress {

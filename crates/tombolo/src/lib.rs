@@ -23,6 +23,7 @@ pub mod subscription;
 pub mod view;
 pub mod effect;
 mod worker;
+mod sharing;
 mod progress;
 pub mod freshness;
 mod question;

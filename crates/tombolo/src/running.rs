@@ -15,7 +15,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tombolo_bus::{Bus, Identity, Registration};
-use tombolo_db::{Database, Owner, Publisher};
+use tombolo_db::{Database, Holder, Owner, Publisher};
 use tombolo_event::ServiceName;
 use tombolo_event::descriptor::Descriptor;
 use uuid::Uuid;
@@ -33,6 +33,7 @@ use crate::question::inbox::Inbox;
 use crate::recovery::Recovery;
 use crate::relay::Relay;
 use crate::settings::Lease;
+use crate::sharing::Sharing;
 use crate::status::Board;
 use crate::subscription::Subscription;
 use crate::view::{Builds, Keeper};
@@ -178,7 +179,10 @@ async fn prepare<D: Database>(service: &mut Service<D>, settings: &Settings) -> 
         }
     };
     let (views, database) = (std::mem::take(&mut service.views), service.database.clone());
-    let builds = Arc::new(Builds::prepare(views, database, Arc::clone(&bus)).await?);
+    let holder = Holder::new(replica(&descriptor.service, settings.replica));
+    let leases = Arc::new(database.clone());
+    let sharing = Sharing::new(leases, holder, settings.lease, Arc::clone(&bus), &descriptor.service);
+    let builds = Arc::new(Builds::prepare(views, database, Arc::clone(&bus), Arc::new(sharing)).await?);
     Ok(Prepared { descriptor, bus, builds })
 }
 
@@ -232,7 +236,7 @@ impl Starting {
         let desk = Desk::new(Arc::clone(&bus), &descriptor.service, settings.operator_token.clone());
         let desk = Arc::new(desk);
         let (board, progress, stop) = (Arc::default(), Arc::default(), CancellationToken::new());
-        let holder = holder(&descriptor.service, settings.replica);
+        let holder = prepared.builds.sharing().replica();
         let lease = settings.lease;
         Ok(Self {
             bus,
@@ -271,6 +275,7 @@ impl Starting {
         for subscription in std::mem::take(&mut service.subscriptions) {
             tasks.spawn(self.worker(subscription, &app, &states).run());
         }
+        tasks.spawn(Arc::clone(app.sharing()).run(self.stop.clone()));
         let requests = Arc::new(service.database.clone());
         tasks.spawn(Arc::clone(&self.desk).run(requests, self.stop.clone()));
         let mut is_registered = self.spawn_questions(&app, &mut tasks);
@@ -327,10 +332,10 @@ impl Starting {
             replica: self.replica,
             asker,
             answerers,
-            clock: self.clock.clone(),
             metrics: Arc::clone(&self.metrics),
             board: Arc::clone(&self.board),
             desk: Arc::clone(&self.desk),
+            sharing: Arc::clone(builds.sharing()),
             progress: Arc::clone(&self.progress),
             readers: service.subscriptions.iter().map(Subscription::reader).collect(),
             recovery: Arc::new(Recovery::new(
@@ -384,7 +389,6 @@ impl Starting {
             app: app.clone(),
             bus: Arc::clone(&self.bus),
             publisher: self.publisher.clone(),
-            holder: self.holder,
             states: Arc::clone(states),
             metrics: Arc::clone(&self.metrics),
             board: Arc::clone(&self.board),
@@ -428,8 +432,8 @@ fn registration(descriptor: &Descriptor, settings: &Settings, url: &str) -> Resu
 
 /// Who a process is to the leases: a numbered replica is the same one after a restart, so it takes over at once what it
 /// held before; its older self, should it still run, is fenced by the epochs.
-fn holder(service: &ServiceName, replica: Option<u32>) -> Uuid {
-    match replica {
+fn replica(service: &ServiceName, number: Option<u32>) -> Uuid {
+    match number {
         Some(number) => Uuid::new_v5(&Uuid::NAMESPACE_URL, format!("tombolo:{service}/{number}").as_bytes()),
         None => Uuid::new_v4(),
     }

@@ -52,14 +52,14 @@ pub struct Lease(pub Duration);
 
 impl Default for Lease {
     fn default() -> Self {
-        Self(Duration::from_secs(10))
+        Self(Duration::from_secs(15))
     }
 }
 
 impl Lease {
     /// Renewed so often, it outlasts two renewals that fail.
     pub(crate) fn renew_every(self) -> Duration {
-        self.0 * 3 / 10
+        self.0 / 3
     }
 }
 

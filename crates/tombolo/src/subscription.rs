@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use tombolo_db::{Database, Origin, Tables};
+use tombolo_db::{Database, Origin, Share, Tables};
 use tombolo_event::descriptor::Subscribed;
 use tombolo_event::{EventId, ServiceName, name};
 
@@ -191,6 +191,11 @@ impl<D: Database> Subscription<D> {
     pub(crate) fn describe(&self) -> Result<Subscribed> {
         let handles = self.reads().map(Reads::describe).collect::<Result<_>>()?;
         Ok(Subscribed { name: self.name.clone(), kind: self.role.name().to_owned(), handles })
+    }
+
+    /// How replicas share it.
+    pub(crate) fn share(&self) -> Share {
+        if self.split_by_key { Share::Split } else { Share::Whole }
     }
 
     /// What those who wait for it need to know.

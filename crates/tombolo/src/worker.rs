@@ -28,15 +28,14 @@ use tokio_stream::StreamMap;
 use tokio_util::sync::CancellationToken;
 use tombolo_bus::{Batch, Bus, Read, Record, RecordStream, Topic};
 use tombolo_db::{Claim, Database, ParkedHead, Publisher, StartAt};
-use tombolo_event::barrier;
 use tombolo_event::operator::PartitionOf;
-use tombolo_event::{Cursor, KeyHash, ServiceName};
-use uuid::Uuid;
+use tombolo_event::{Backoff, Cursor, KeyHash, ServiceName, barrier};
 
 use crate::life::Life;
 use crate::metrics::Metrics;
 use crate::progress::Progress;
 use crate::settings::Lease;
+use crate::sharing::Membership;
 use crate::status::{Board, State, SubscriptionStatus};
 use crate::subscription::{Role, Start, Subscription};
 use crate::{App, Clock, Error, Kind, Result};
@@ -45,8 +44,8 @@ use lane::Lane;
 use requests::Redriving;
 pub(crate) use requests::VIEW_RESET;
 
-/// How often a topic that does not exist yet, or a partition that somebody else holds, is looked at.
-const LOOK_AGAIN: Duration = Duration::from_secs(3);
+/// How often a topic that does not exist yet is looked for on the bus.
+const LOOK_AGAIN: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(3));
 /// Events of one transaction, at most.
 const BATCH_EVENTS_MAX: usize = 1_000;
 
@@ -56,8 +55,6 @@ pub(crate) struct Worker<D: Database> {
     pub(crate) database: D,
     pub(crate) bus: Arc<dyn Bus>,
     pub(crate) publisher: Publisher,
-    /// Who this process is to the leases.
-    pub(crate) holder: Uuid,
     pub(crate) app: App<D>,
     pub(crate) states: Arc<Extensions>,
     pub(crate) metrics: Arc<Metrics>,
@@ -81,8 +78,8 @@ struct Session {
     streams: StreamMap<usize, RecordStream>,
     /// Topics that do not exist yet.
     absent: BTreeSet<ServiceName>,
-    /// Partitions that exist, claimed or not.
-    partitions: usize,
+    /// What is heard of the leases.
+    membership: Membership,
     /// How many events the next transaction takes; grows while they are quick.
     batch_events: usize,
     /// Redrives that were asked for and are under way.
@@ -133,9 +130,10 @@ impl Session {
 }
 
 /// Why a session ended without a failure.
+#[derive(Clone, Copy)]
 enum Ended {
     Stopped,
-    /// There may be more to claim.
+    /// A new session has other partitions.
     Again,
 }
 
@@ -162,8 +160,7 @@ impl<D: Database> Worker<D> {
                 }
             }
         }
-        // A lease that cannot be given up ends by itself.
-        self.database.release(&self.subscription.name, self.holder).await.ok();
+        self.app.sharing().leave(&self.subscription.name).await;
     }
 
     async fn pause(&self, pause: Duration) {
@@ -176,21 +173,20 @@ impl<D: Database> Worker<D> {
     async fn session(&mut self, calls: &mut effect::Calls) -> Result<Ended> {
         self.registered.borrow_and_update();
         let (topics, absent) = self.find_topics().await?;
-        let partitions = self.open(&topics).await?;
-        let claims =
-            self.database.claim(&self.subscription.name, self.holder, self.lease.0, usize::MAX).await?;
+        self.open(&topics).await?;
+        let share = self.subscription.share();
+        let (claimed, membership) = self.app.sharing().claim(&self.subscription.name, share).await?;
         // What is parked changes only under the leases, so it is looked at once they are held.
         let heads = self.database.parked_heads(&self.subscription.name).await?;
         let mut session = Session {
-            lanes: self.lanes(claims, &heads),
+            lanes: self.lanes(claimed.claims, &heads),
             streams: StreamMap::new(),
             absent,
-            partitions,
+            membership: membership.clone(),
             batch_events: 1,
             redriving: Vec::new(),
             kept: std::mem::take(&mut self.kept),
         };
-        let held = session.lanes.len();
         let work = async {
             self.read_all(&mut session).await?;
             match self.subscription.role {
@@ -200,7 +196,7 @@ impl<D: Database> Worker<D> {
         };
         let ended = tokio::select! {
             ended = work => ended,
-            lost = self.renew(held) => Err(lost),
+            lost = membership.lost() => Err(lost),
         };
         self.kept = session.kept;
         ended
@@ -216,18 +212,6 @@ impl<D: Database> Worker<D> {
             lanes.push(Lane::new(claim, heads, careful_to, &self.progress));
         }
         lanes
-    }
-
-    /// Keeps the leases, and returns when they cannot be kept.
-    async fn renew(&self, held: usize) -> Error {
-        loop {
-            sleep(self.lease.renew_every()).await;
-            match self.database.renew(&self.subscription.name, self.holder, self.lease.0).await {
-                Ok(renewed) if renewed >= held => {}
-                Ok(_) => return lost_lease(&self.subscription.name),
-                Err(error) => return error.into(),
-            }
-        }
     }
 
     /// The topics that exist, and those that nobody has made yet, which are said by name.
@@ -250,8 +234,8 @@ impl<D: Database> Worker<D> {
         Ok((topics, absent))
     }
 
-    /// Makes the cursors that are not there yet; returns how many partitions there are.
-    async fn open(&self, topics: &[Topic]) -> Result<usize> {
+    /// Makes the cursors that are not there yet.
+    async fn open(&self, topics: &[Topic]) -> Result<()> {
         let mut starts = Vec::new();
         for topic in topics {
             let tails = match self.subscription.start {
@@ -270,8 +254,7 @@ impl<D: Database> Worker<D> {
         let accept = self.subscription.role != Role::View;
         let added =
             self.database.open(&self.subscription.name, &self.subscription.types(), &starts, accept).await?;
-        self.check_added(&added)?;
-        Ok(starts.len())
+        self.check_added(&added)
     }
 
     /// A type that is new to an old subscription: its earlier events have been passed over already.
@@ -332,11 +315,12 @@ impl<D: Database> Worker<D> {
     }
 
     async fn work(&self, session: &mut Session) -> Result<Ended> {
-        let (mut registered, mut announced) = (self.registered.clone(), self.announced.clone());
+        let mut announced = self.announced.clone();
         announced.mark_changed();
-        let look_again = Instant::now() + LOOK_AGAIN;
+        let (membership, absent) = (session.membership.clone(), session.absent.clone());
+        let changed = self.has_changed(&membership, &absent);
+        tokio::pin!(changed);
         loop {
-            let incomplete = !session.absent.is_empty() || session.lanes.len() < session.partitions;
             let retry_at = session.lanes.iter().filter_map(Lane::retry_at).min();
             let redrive_at = session.redrive_at();
             tokio::select! {
@@ -354,8 +338,34 @@ impl<D: Database> Worker<D> {
                     self.carry_out(session).await?;
                     self.report(session);
                 }
-                Ok(()) = registered.changed(), if incomplete => return Ok(Ended::Again),
-                () = sleep_until(look_again), if incomplete => return Ok(Ended::Again),
+                () = &mut changed => return Ok(Ended::Again),
+            }
+        }
+    }
+
+    /// Waits until a new session would have other partitions: they are shared anew, or a topic was made.
+    async fn has_changed(&self, membership: &Membership, absent: &BTreeSet<ServiceName>) {
+        tokio::select! {
+            () = membership.is_shared_anew() => {}
+            () = self.is_made(absent) => {}
+        }
+    }
+
+    /// Waits until one of these topics exists.
+    async fn is_made(&self, absent: &BTreeSet<ServiceName>) {
+        if absent.is_empty() {
+            return std::future::pending().await;
+        }
+        let mut registered = self.registered.clone();
+        for look in 0.. {
+            tokio::select! {
+                Ok(()) = registered.changed() => {}
+                () = sleep(LOOK_AGAIN.delay(look, 1.0)) => {}
+            }
+            for topic in absent {
+                if self.bus.topic(topic).await.is_ok() {
+                    return;
+                }
             }
         }
     }
@@ -452,13 +462,6 @@ impl<D: Database> Worker<D> {
             detail: None,
         }
     }
-}
-
-fn lost_lease(subscription: &str) -> Error {
-    Error::new(
-        Kind::DatabaseAway,
-        format!("subscription {subscription:?} lost the lease of a partition to another replica"),
-    )
 }
 
 /// Waits until `instant`, or for ever.

@@ -3,9 +3,9 @@
 use tombolo_event::{Cursor, EventId};
 use uuid::Uuid;
 
-use super::stage::{LONG, Ready};
+use super::stage::{LONG, Ready, once};
 use super::{Case, Fixture, Stage};
-use crate::{CallState, Claim, Cursors, EffectCall, Effects, Kind, Transaction};
+use crate::{CallState, Claim, EffectCall, Effects, Kind, Leases, Transaction};
 
 pub(super) fn cases<F: Fixture>() -> Vec<Case<F>> {
     vec![
@@ -101,7 +101,7 @@ async fn a_completion_under_an_older_lease_is_refused<F: Fixture>(stage: Stage<F
     ready.open(NAME).await;
     let first = Uuid::now_v7();
     let old = ready.claim(NAME, first, LONG).await.remove(0);
-    ready.database.release(NAME, first).await.expect("it is released");
+    ready.database.release(NAME, once(first)).await.expect("it is released");
     let mut new = ready.reopened().await.claim(NAME, Uuid::now_v7(), LONG).await.remove(0);
     assert!(new.lease_epoch > old.lease_epoch);
     let error = ready.database.record_call(&old, &call(1)).await.expect_err("it lost the lease");

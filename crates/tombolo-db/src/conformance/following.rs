@@ -3,9 +3,9 @@
 use tombolo_event::{Cursor, EventId, Incarnation};
 use uuid::Uuid;
 
-use super::stage::{LONG, Noted, Ready, SHORT, Wait, noted, service};
+use super::stage::{LONG, Noted, Ready, noted, once, service};
 use super::{Case, Fixture, Stage};
-use crate::{Claim, CursorState, Cursors, Kind, StartAt, Transaction};
+use crate::{Claim, CursorState, Cursors, Kind, Leases, StartAt, Transaction};
 
 pub(super) fn cases<F: Fixture>() -> Vec<Case<F>> {
     vec![
@@ -13,8 +13,6 @@ pub(super) fn cases<F: Fixture>() -> Vec<Case<F>> {
         Case::new(a_cursor_that_moved_rolls_the_effect_back),
         Case::new(a_worker_that_lost_its_lease_is_fenced),
         Case::new(a_dropped_transaction_moves_no_cursor),
-        Case::new(two_workers_share_the_partitions),
-        Case::new(a_claim_ends_by_itself_and_is_kept_by_renewing),
         Case::new(attempts_are_counted_until_the_cursor_moves),
         Case::new(a_claim_says_whether_its_holder_before_gave_it_up),
         Case::new(a_pause_outlives_its_holder),
@@ -80,7 +78,7 @@ async fn a_worker_that_lost_its_lease_is_fenced<F: Fixture>(stage: Stage<F>) {
     ready.open(NAME).await;
     let (first, second) = (Uuid::now_v7(), Uuid::now_v7());
     let old = ready.claim(NAME, first, LONG).await.remove(0);
-    ready.database.release(NAME, first).await.expect("it is released");
+    ready.database.release(NAME, once(first)).await.expect("it is released");
     let new = ready.reopened().await.claim(NAME, second, LONG).await.remove(0);
     assert!(new.lease_epoch > old.lease_epoch, "a lease epoch is higher than any before");
     let mut tx = ready.begin().await;
@@ -107,46 +105,6 @@ async fn a_dropped_transaction_moves_no_cursor<F: Fixture>(stage: Stage<F>) {
     assert!(tx.is_used());
     drop(tx);
     assert_eq!(state(&ready, &claim).await.cursor, claim.cursor);
-}
-
-async fn two_workers_share_the_partitions<F: Fixture>(stage: Stage<F>) {
-    let ready = stage.prepared(4).await;
-    ready.open(NAME).await;
-    ready.open("others").await;
-    let (first, second) = (Uuid::now_v7(), Uuid::now_v7());
-    let held = ready.database.claim(NAME, first, LONG, 2).await.expect("claiming works");
-    let rest = ready.reopened().await.claim(NAME, second, LONG).await;
-    let mut partitions: Vec<u32> = held.iter().chain(&rest).map(|claim| claim.partition).collect();
-    partitions.sort_unstable();
-    assert_eq!((held.len(), partitions), (2, vec![0, 1, 2, 3]), "each partition has one worker");
-    assert!(ready.claim(NAME, Uuid::now_v7(), LONG).await.is_empty());
-    assert_eq!(ready.claim("others", first, LONG).await.len(), 4, "another subscription's are free");
-    assert_eq!(ready.database.renew(NAME, first, LONG).await.expect("renewing works"), 2);
-    let again =
-        ready.database.claim(NAME, first, LONG, usize::MAX).await.expect("a claim without a bound works");
-    assert_eq!(again.len(), 2, "a worker may claim its own again");
-    assert!(again[0].lease_epoch > held[0].lease_epoch);
-    ready.database.release(NAME, second).await.expect("it is released");
-    assert_eq!(ready.claim(NAME, Uuid::now_v7(), LONG).await.len(), 2);
-    assert_eq!(ready.database.renew(NAME, second, LONG).await.expect("renewing works"), 0);
-}
-
-async fn a_claim_ends_by_itself_and_is_kept_by_renewing<F: Fixture>(stage: Stage<F>) {
-    let ready = stage.prepared(1).await;
-    ready.open(NAME).await;
-    let (first, second) = (Uuid::now_v7(), Uuid::now_v7());
-    let old = ready.claim(NAME, first, SHORT).await.remove(0);
-    assert_eq!(ready.database.renew(NAME, first, LONG).await.expect("renewing works"), 1);
-    assert!(ready.claim(NAME, second, LONG).await.is_empty(), "a renewed claim was taken");
-    assert_eq!(ready.database.renew(NAME, first, SHORT).await.expect("renewing works"), 1);
-    let mut wait = Wait::until("the claim of a dead worker ends");
-    let mut new = ready.claim(NAME, second, LONG).await;
-    while new.is_empty() {
-        wait.again().await;
-        new = ready.claim(NAME, second, LONG).await;
-    }
-    assert!(new[0].lease_epoch > old.lease_epoch);
-    assert_eq!(ready.database.renew(NAME, first, LONG).await.expect("renewing works"), 0);
 }
 
 async fn attempts_are_counted_until_the_cursor_moves<F: Fixture>(stage: Stage<F>) {
@@ -184,7 +142,7 @@ async fn a_claim_says_whether_its_holder_before_gave_it_up<F: Fixture>(stage: St
     tx.commit().await.expect("it commits");
     let again = ready.claim(NAME, holder, LONG).await.remove(0);
     assert_eq!((again.abandoned, again.in_hand), (true, 64), "its own earlier life did not give it up");
-    ready.database.release(NAME, holder).await.expect("it is released");
+    ready.database.release(NAME, once(holder)).await.expect("it is released");
     assert!(!ready.claim(NAME, Uuid::now_v7(), LONG).await[0].abandoned);
 }
 
@@ -196,7 +154,7 @@ async fn a_pause_outlives_its_holder<F: Fixture>(stage: Stage<F>) {
     let mut tx = ready.begin().await;
     tx.pause(&old[0], Some("ann@host")).await.expect("it holds the lease");
     tx.commit().await.expect("it commits");
-    ready.database.release(NAME, first).await.expect("it is released");
+    ready.database.release(NAME, once(first)).await.expect("it is released");
     let new = ready.claim(NAME, second, LONG).await;
     assert_eq!((new[0].paused_by.as_deref(), new[1].paused_by.as_deref()), (Some("ann@host"), None));
     let mut tx = ready.begin().await;

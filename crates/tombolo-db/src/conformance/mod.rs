@@ -19,6 +19,7 @@ mod requesting;
 mod positions;
 mod recovering;
 mod parking;
+mod sharing;
 mod preparing;
 mod schedule;
 mod stage;
@@ -191,6 +192,7 @@ fn cases<F: Fixture>() -> Vec<Case<F>> {
         positions::cases(),
         recovering::cases(),
         parking::cases(),
+        sharing::cases(),
         schedule::cases(),
     ]
     .into_iter()

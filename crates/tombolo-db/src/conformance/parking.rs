@@ -4,9 +4,9 @@ use jiff::Timestamp;
 use tombolo_event::{Cursor, EventId, KeyHash};
 use uuid::Uuid;
 
-use super::stage::{LONG, Ready, service};
+use super::stage::{LONG, Ready, once, service};
 use super::{Case, Fixture, Stage};
-use crate::{Claim, Cursors, Kind, ParkedEvent, ParkedFilter, Parking, Transaction, Tries};
+use crate::{Claim, Kind, Leases, ParkedEvent, ParkedFilter, Parking, Transaction, Tries};
 
 pub(super) fn cases<F: Fixture>() -> Vec<Case<F>> {
     vec![
@@ -118,7 +118,7 @@ async fn a_worker_that_lost_its_lease_takes_nothing_out<F: Fixture>(stage: Stage
     let mut old = ready.claim(NAME, first, LONG).await.remove(0);
     let event = parked(&old, 1, "a");
     park(&ready, &mut old, &[event]).await;
-    ready.database.release(NAME, first).await.expect("it is released");
+    ready.database.release(NAME, once(first)).await.expect("it is released");
     let new = ready.reopened().await.claim(NAME, second, LONG).await.remove(0);
     let mut tx = ready.begin().await;
     ready.fixture().write(&mut tx, "a", 1).await.expect("the effect is written");

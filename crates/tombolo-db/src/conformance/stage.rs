@@ -11,8 +11,8 @@ use uuid::Uuid;
 
 use super::{Abilities, Fixture, Tx};
 use crate::{
-    Claim, Committed, Cursors, Database, Depth, Leader, Mark, Outbox, OutboxRow, Owner, Publisher,
-    RoundLimit, Schema, StartAt, Transaction,
+    Claim, Claimed, Committed, Cursors, Database, Depth, Holder, Leader, Leases, Mark, Outbox, OutboxRow,
+    Owner, Publisher, RoundLimit, Schema, Share, StartAt, Transaction,
 };
 
 /// A lease that no case outlives.
@@ -193,8 +193,24 @@ impl<F: Fixture> Ready<F> {
     }
 
     pub(super) async fn claim(&self, subscription: &str, holder: Uuid, lease: Duration) -> Vec<Claim> {
-        self.database.claim(subscription, holder, lease, usize::MAX >> 1).await.expect("claiming works")
+        self.share(subscription, once(holder), Share::Whole, lease).await.claims
     }
+
+    /// The same as a member that shares.
+    pub(super) async fn share(
+        &self,
+        subscription: &str,
+        holder: Holder,
+        share: Share,
+        lease: Duration,
+    ) -> Claimed {
+        self.database.claim(subscription, holder, share, lease).await.expect("claiming works")
+    }
+}
+
+/// A replica with one life.
+pub(super) fn once(replica: Uuid) -> Holder {
+    Holder { replica, life: replica }
 }
 
 /// The last row of each partition, as the bus would acknowledge it.

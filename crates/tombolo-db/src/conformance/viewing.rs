@@ -4,11 +4,11 @@ use sqlx::SqlStr;
 use tombolo_event::{Cursor, EventId, Incarnation};
 use uuid::Uuid;
 
-use super::stage::{LONG, Noted, Ready, Wait, service};
+use super::stage::{LONG, Noted, Ready, Wait, once, service};
 use super::{Case, Fixture, Stage};
 use crate::{
-    Build, BuildId, Claim, Cursors, Goal, Kind, Origin, StartAt, Switch, Switched, Transaction, ViewState,
-    Views, Wanted,
+    Build, BuildId, Claim, Cursors, Goal, Kind, Leases, Origin, StartAt, Switch, Switched, Transaction,
+    ViewState, Views, Wanted,
 };
 
 pub(super) fn cases<F: Fixture>() -> Vec<Case<F>> {
@@ -227,7 +227,7 @@ async fn held_cursors_stand_still<F: Fixture>(stage: Stage<F>) {
         ready.claim(&build.subscription, HOLDER, LONG).await.is_empty(),
         "it was claimed although it is held"
     );
-    ready.database.release(&build.subscription, holder).await.expect("it is released");
+    ready.database.release(&build.subscription, once(holder)).await.expect("it is released");
     assert_eq!(ready.claim(&build.subscription, HOLDER, LONG).await.len(), 2);
 }
 

@@ -1,13 +1,11 @@
 //! The subscriptions' half of PostgreSQL.
 //!
-//! takes: claims · writes: leases, attempts, cursors · commits: a cursor with the effect, in the transaction of
-//! both; leases and attempts in short ones of their own · if we crash here: the cursor is where the last effect
+//! takes: claims · writes: attempts, cursors · commits: a cursor with the effect, in the transaction of
+//! both; attempts in short ones of their own · if we crash here: the cursor is where the last effect
 //! left it · if it repeats: the compare-and-set refuses it.
 //!
 //! Invariant: a cursor moves only from the claim's place and under the claim's lease epoch. Leases are for
 //! liveness, by the server's clock; a holder that stops inside a transaction is cut off by the server.
-
-use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -16,7 +14,7 @@ use sqlx::postgres::{PgConnection, PgRow};
 use tombolo_event::{Cursor, EventId, Incarnation, ServiceName};
 use uuid::Uuid;
 
-use super::{Postgres, millis, signed, unsigned};
+use super::{Postgres, signed, unsigned};
 use crate::mutant::Mutant;
 use crate::{Claim, CursorState, Cursors, Error, Result, StartAt, fencing};
 
@@ -47,50 +45,6 @@ impl Cursors for Postgres {
         }
         transaction.commit().await?;
         Ok(if is_new { Vec::new() } else { added })
-    }
-
-    async fn claim(
-        &self,
-        subscription: &str,
-        holder: Uuid,
-        lease: Duration,
-        most: usize,
-    ) -> Result<Vec<Claim>> {
-        let claimed = sqlx::query(self.sql(
-            "UPDATE tombolo.cursor AS c
-             SET abandoned = holder IS NOT NULL, holder = $1, lease_epoch = lease_epoch + 1,
-                 until = clock_timestamp() + $2 * interval '1 millisecond'
-             FROM (SELECT topic, partition FROM tombolo.cursor
-                   WHERE subscription = $3 AND (until <= clock_timestamp() OR holder = $1)
-                   ORDER BY topic, partition LIMIT $4 FOR UPDATE SKIP LOCKED) AS free
-             WHERE c.subscription = $3 AND c.topic = free.topic AND c.partition = free.partition
-             RETURNING c.topic, c.partition, incarnation, sequence, id, lease_epoch, attempts,
-                       attempt_id, abandoned, in_hand, paused_by",
-        ));
-        let claimed = claimed
-            .bind(holder)
-            .bind(millis(lease))
-            .bind(subscription)
-            .bind(i64::try_from(most).unwrap_or(i64::MAX));
-        claimed.fetch_all(&self.pool).await?.iter().map(|row| claim(subscription, row)).collect()
-    }
-
-    async fn renew(&self, subscription: &str, holder: Uuid, lease: Duration) -> Result<usize> {
-        let renewed = sqlx::query(self.sql(
-            "UPDATE tombolo.cursor SET until = clock_timestamp() + $1 * interval '1 millisecond'
-             WHERE subscription = $2 AND holder = $3",
-        ));
-        let renewed = renewed.bind(millis(lease)).bind(subscription).bind(holder).execute(&self.pool).await?;
-        Ok(renewed.rows_affected() as usize)
-    }
-
-    async fn release(&self, subscription: &str, holder: Uuid) -> Result<()> {
-        let released = sqlx::query(self.sql(
-            "UPDATE tombolo.cursor SET holder = NULL, until = '-infinity'
-             WHERE subscription = $1 AND holder = $2",
-        ));
-        released.bind(subscription).bind(holder).execute(&self.pool).await?;
-        Ok(())
     }
 
     async fn record_attempt(&self, claim: &Claim, event: EventId, attempt: u32, error: &str) -> Result<()> {
@@ -252,7 +206,7 @@ fn cursor(row: &PgRow) -> Result<Cursor> {
     Ok(Cursor { incarnation, sequence: unsigned(row.try_get(3)?), id: id.map(EventId) })
 }
 
-fn claim(subscription: &str, row: &PgRow) -> Result<Claim> {
+pub(super) fn claim(subscription: &str, row: &PgRow) -> Result<Claim> {
     let topic: String = row.try_get(0)?;
     Ok(Claim {
         subscription: subscription.to_owned(),

@@ -17,6 +17,7 @@ mod transaction;
 mod outbox;
 mod later;
 mod cursors;
+mod leases;
 mod effects;
 mod views;
 mod requests;

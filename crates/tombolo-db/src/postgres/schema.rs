@@ -171,6 +171,15 @@ ALTER TABLE tombolo.cursor
     ADD COLUMN abandoned boolean NOT NULL DEFAULT false,   -- the holder before did not release it
     ADD COLUMN in_hand integer NOT NULL DEFAULT 1,         -- the most events of its next transaction
     ADD COLUMN paused_by text;                             -- the operator who paused it
+", "
+CREATE TABLE tombolo.member (           -- who wants each subscription, for as long as its lease lasts
+    subscription text NOT NULL,
+    replica uuid NOT NULL,
+    life uuid NOT NULL,
+    whole boolean NOT NULL,             -- whether all partitions or none
+    until timestamptz NOT NULL,
+    PRIMARY KEY (subscription, replica)
+);
 "];
 
 const VERSION_TABLE: &str = "CREATE TABLE IF NOT EXISTS tombolo.schema (version integer NOT NULL);\n";

@@ -1,13 +1,11 @@
 //! The subscriptions' half of SQLite.
 //!
-//! takes: claims · writes: leases, attempts, cursors · commits: a cursor with the effect, in the transaction of
-//! both; leases and attempts in short ones of their own · if we crash here: the cursor is where the last effect
+//! takes: claims · writes: attempts, cursors · commits: a cursor with the effect, in the transaction of
+//! both; attempts in short ones of their own · if we crash here: the cursor is where the last effect
 //! left it · if it repeats: the compare-and-set refuses it.
 //!
 //! Invariant: a cursor moves only from the claim's place and under the claim's lease epoch. Leases are for
 //! liveness; a stopped worker cannot be cut off from SQLite, so while it holds a transaction open everybody waits.
-
-use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -16,7 +14,7 @@ use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use tombolo_event::{Cursor, EventId, Incarnation, ServiceName};
 use uuid::Uuid;
 
-use super::outbox::{millis, unsigned};
+use super::outbox::unsigned;
 use super::{Sqlite, views};
 use crate::mutant::{Mutant, Mutation};
 use crate::{Claim, CursorState, Cursors, Error, Result, StartAt, fencing};
@@ -45,70 +43,6 @@ impl Cursors for Sqlite {
                 }
             }
             Ok(if is_new { Vec::new() } else { added })
-        })
-        .await
-    }
-
-    async fn claim(
-        &self,
-        subscription: &str,
-        holder: Uuid,
-        lease: Duration,
-        most: usize,
-    ) -> Result<Vec<Claim>> {
-        let free = sqlx::query(
-            "SELECT 1 FROM tombolo_cursor
-             WHERE subscription = ? AND (until_ms <= CAST(unixepoch('subsec') * 1000 AS INTEGER) OR holder = ?)
-             LIMIT 1",
-        );
-        let free = free.bind(subscription).bind(holder);
-        if most == 0 || free.fetch_optional(&self.pool).await?.is_none() {
-            return Ok(Vec::new());
-        }
-        let claimed = |connection: SqliteRow| claim(subscription, &connection);
-        self.write(&self.upkeep, async |connection| {
-            let taken = sqlx::query(
-                "UPDATE tombolo_cursor
-                 SET abandoned = holder IS NOT NULL, holder = ?1, lease_epoch = lease_epoch + 1,
-                     until_ms = CAST(unixepoch('subsec') * 1000 AS INTEGER) + ?2
-                 WHERE rowid IN (
-                     SELECT rowid FROM tombolo_cursor
-                     WHERE subscription = ?3
-                       AND (until_ms <= CAST(unixepoch('subsec') * 1000 AS INTEGER) OR holder = ?1)
-                     ORDER BY topic, partition LIMIT ?4)
-                 RETURNING topic, partition, incarnation, sequence, id, lease_epoch, attempts,
-                           attempt_id, abandoned, in_hand, paused_by",
-            );
-            let taken = taken
-                .bind(holder)
-                .bind(millis(lease))
-                .bind(subscription)
-                .bind(i64::try_from(most).unwrap_or(i64::MAX));
-            taken.fetch_all(connection).await?.into_iter().map(claimed).collect()
-        })
-        .await
-    }
-
-    async fn renew(&self, subscription: &str, holder: Uuid, lease: Duration) -> Result<usize> {
-        self.write(&self.upkeep, async |connection| {
-            let renewed = sqlx::query(
-                "UPDATE tombolo_cursor SET until_ms = CAST(unixepoch('subsec') * 1000 AS INTEGER) + ?
-                 WHERE subscription = ? AND holder = ?",
-            );
-            let renewed =
-                renewed.bind(millis(lease)).bind(subscription).bind(holder).execute(connection).await?;
-            Ok(renewed.rows_affected() as usize)
-        })
-        .await
-    }
-
-    async fn release(&self, subscription: &str, holder: Uuid) -> Result<()> {
-        self.write(&self.upkeep, async |connection| {
-            let released = sqlx::query(
-                "UPDATE tombolo_cursor SET holder = NULL, until_ms = 0 WHERE subscription = ? AND holder = ?",
-            );
-            released.bind(subscription).bind(holder).execute(connection).await?;
-            Ok(())
         })
         .await
     }
@@ -265,7 +199,7 @@ fn cursor(row: &SqliteRow) -> Result<Cursor> {
     Ok(Cursor { incarnation, sequence: unsigned(row.try_get(3)?), id: id.map(EventId) })
 }
 
-fn claim(subscription: &str, row: &SqliteRow) -> Result<Claim> {
+pub(super) fn claim(subscription: &str, row: &SqliteRow) -> Result<Claim> {
     let topic: String = row.try_get(0)?;
     Ok(Claim {
         subscription: subscription.to_owned(),

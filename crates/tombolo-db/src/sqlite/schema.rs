@@ -170,6 +170,15 @@ CREATE INDEX tombolo_parked_key ON tombolo_parked (subscription, topic, key_hash
 ALTER TABLE tombolo_cursor ADD COLUMN abandoned INTEGER NOT NULL DEFAULT 0;  -- the holder before did not release it
 ALTER TABLE tombolo_cursor ADD COLUMN in_hand INTEGER NOT NULL DEFAULT 1;    -- the most events of its next transaction
 ALTER TABLE tombolo_cursor ADD COLUMN paused_by TEXT;                        -- the operator who paused it
+", "
+CREATE TABLE tombolo_member (           -- who wants each subscription, for as long as its lease lasts
+    subscription TEXT NOT NULL,
+    replica BLOB NOT NULL,
+    life BLOB NOT NULL,
+    whole INTEGER NOT NULL,             -- whether all partitions or none
+    until_ms INTEGER NOT NULL,
+    PRIMARY KEY (subscription, replica)
+) WITHOUT ROWID;
 "];
 
 /// The SQL that makes the tables in an empty database, as `tombolo schema print` shows it.

@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::progress::Pace;
 use super::{Live, Version, View};
 use crate::freshness::Reader;
+use crate::sharing::Sharing;
 use crate::{Error, Kind, Result};
 
 /// How old what readers know of a switch may be. A build stays for longer than that after it was switched away from.
@@ -25,6 +26,7 @@ pub(crate) struct Builds<D: Database> {
     pub(super) database: D,
     pub(super) bus: Arc<dyn Bus>,
     pub(super) pace: Pace,
+    sharing: Arc<Sharing>,
     known: Mutex<Known>,
     changed: watch::Sender<u64>,
 }
@@ -37,13 +39,19 @@ struct Known {
 
 impl<D: Database> Builds<D> {
     /// Makes the builds that the declared versions do not have yet.
-    pub(crate) async fn prepare(declared: Vec<View<D>>, database: D, bus: Arc<dyn Bus>) -> Result<Self> {
+    pub(crate) async fn prepare(
+        declared: Vec<View<D>>,
+        database: D,
+        bus: Arc<dyn Bus>,
+        sharing: Arc<Sharing>,
+    ) -> Result<Self> {
         let known = Known { views: Arc::new([]), read_at: Instant::now() };
         let builds = Self {
             declared,
             database,
             bus,
             pace: Pace::default(),
+            sharing,
             known: Mutex::new(known),
             changed: watch::Sender::new(0),
         };
@@ -59,6 +67,11 @@ impl<D: Database> Builds<D> {
         }
         builds.refresh().await?;
         Ok(builds)
+    }
+
+    /// The leases of the workers that keep them.
+    pub(crate) fn sharing(&self) -> &Arc<Sharing> {
+        &self.sharing
     }
 
     /// Reads what the database has.

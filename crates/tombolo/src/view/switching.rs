@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::{Instant, interval};
-use tombolo_db::{Build, BuildId, CursorState, Database, Goal, Switch, Switched, ViewState};
+use tombolo_db::{Build, BuildId, CursorState, Database, Goal, Holder, Switch, Switched, ViewState};
 use tombolo_event::ServiceName;
 use uuid::Uuid;
 
@@ -63,8 +63,8 @@ impl<D: Database> Builds<D> {
     /// Holds the live build until the other one is level, and switches then.
     async fn come_level(&self, view: &ViewState, switch: &Switch) -> Result<Outcome> {
         let Some(live) = view.build(view.live) else { return Ok(Outcome::Elsewhere) };
-        let holder = Uuid::new_v4();
-        self.database.hold(&live.subscription, holder, HOLD).await?;
+        let holder = Holder::new(Uuid::new_v4());
+        self.database.hold(&live.subscription, holder.replica, HOLD).await?;
         let held = Instant::now();
         let mut looks = interval(LOOK);
         let switched = loop {
@@ -76,6 +76,7 @@ impl<D: Database> Builds<D> {
         };
         // A hold that cannot be given up ends by itself.
         self.database.release(&live.subscription, holder).await.ok();
+        self.sharing().look().await;
         Ok(outcome(switched?))
     }
 

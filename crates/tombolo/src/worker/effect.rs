@@ -16,14 +16,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::{FutureExt, StreamExt};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use tombolo_bus::{Batch, Record, RecordStream};
 use tombolo_db::{CallState, Claim, Database, EffectCall};
 use tracing::Instrument;
 
 use super::apply::Delivery;
 use super::lane::{Lane, Step};
-use super::{Ended as SessionEnded, LOOK_AGAIN, Session, Worker, at};
+use super::{Ended as SessionEnded, Session, Worker, at};
 use crate::{Error, Kind, Result};
 pub(super) use calls::Calls;
 use calls::Place;
@@ -68,32 +68,32 @@ impl<D: Database> Worker<D> {
         }
     }
 
-    /// Makes calls until it is stopped, which lets those that run end, or until there may be more to claim.
+    /// Makes calls until it is stopped, or a new session has other partitions; either lets those that run end.
     async fn make_calls(&self, session: &mut Session, calls: &mut Calls) -> Result<SessionEnded> {
         let mut fronts = self.fronts(&session.lanes, calls).await?;
-        let mut registered = self.registered.clone();
-        let look_again = Instant::now() + LOOK_AGAIN;
-        let mut stopping = false;
+        let (membership, absent) = (session.membership.clone(), session.absent.clone());
+        let changed = self.has_changed(&membership, &absent);
+        tokio::pin!(changed);
+        let mut ending = None;
         loop {
-            match stopping {
-                false => self.begin(session, &mut fronts, calls),
-                true if calls.running() == 0 => return Ok(SessionEnded::Stopped),
-                true => {}
+            match ending {
+                None => self.begin(session, &mut fronts, calls),
+                Some(ended) if calls.running() == 0 => return Ok(ended),
+                Some(_) => {}
             }
-            let incomplete = !session.absent.is_empty() || session.lanes.len() < session.partitions;
+            let goes_on = ending.is_none();
             let retry_at = session.lanes.iter().filter_map(Lane::retry_at).min();
             let call_at = fronts.lanes.iter().filter_map(|front| front.window.next_at()).min();
             tokio::select! {
-                () = self.stop.cancelled(), if !stopping => stopping = true,
+                () = self.stop.cancelled(), if goes_on => ending = Some(SessionEnded::Stopped),
+                () = &mut changed, if goes_on => ending = Some(SessionEnded::Again),
                 () = calls.ended() => self.settle(session, &mut fronts, calls).await?,
-                Some((index, batch)) = session.streams.next(), if !stopping && !session.streams.is_empty() => {
+                Some((index, batch)) = session.streams.next(), if goes_on && !session.streams.is_empty() => {
                     self.queue(session, &mut fronts, calls, index, batch)?;
                     self.settle(session, &mut fronts, calls).await?;
                 }
-                () = at(call_at), if !stopping && calls.running() < self.subscription.calls.at_once => {}
-                () = at(retry_at), if !stopping => self.read_again(session).await?,
-                Ok(()) = registered.changed(), if incomplete && !stopping => return Ok(SessionEnded::Again),
-                () = sleep_until(look_again), if incomplete && !stopping => return Ok(SessionEnded::Again),
+                () = at(call_at), if goes_on && calls.running() < self.subscription.calls.at_once => {}
+                () = at(retry_at), if goes_on => self.read_again(session).await?,
             }
             self.report(session);
         }

@@ -12,6 +12,7 @@ mod operating;
 mod questions;
 mod positions;
 mod views;
+mod replicas;
 mod wiring;
 mod weather;
 mod world;

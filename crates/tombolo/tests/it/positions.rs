@@ -60,6 +60,12 @@ async fn read(client: &Client, url: &str, order: &str, positions: &str) -> Respo
 /// Writes by one service, each read from the other at once: how many were stale.
 pub(crate) async fn stale_reads(orders: &str, history: &str, writes: usize) -> usize {
     let client = Client::new();
+    eventually("a topic that is made and followed", async || {
+        let positions = write(&client, orders, "first").await;
+        let response = read(&client, history, "first", &positions).await;
+        header(&response, "tombolo-freshness") == Some("current")
+    })
+    .await;
     let mut stale = 0;
     for n in 0..writes {
         let order = format!("o{n}");

@@ -186,7 +186,9 @@ impl<D: Kept> Bank<D> {
 
     async fn start(&self, service: Service<D>) -> Running<D> {
         let bus = Arc::clone(&self.ground.bus) as Arc<dyn Bus>;
-        service.bus(bus).start(Settings::default()).await.unwrap()
+        // Numbered, so that it takes over at once what a crashed life of it held.
+        let settings = Settings { replica: Some(1), ..Settings::default() };
+        service.bus(bus).start(settings).await.unwrap()
     }
 
     /// Pays `count` times, in one transaction.

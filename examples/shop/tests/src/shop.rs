@@ -11,7 +11,6 @@ mod wait;
 mod running;
 mod doors;
 mod ways;
-mod payments;
 mod outage;
 mod odd;
 mod described;
