@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use tombolo_db::{Committed, Database, Outgoing, Publisher, Transaction};
 use tombolo_event::{Event, Position, Question, ServiceName};
 
@@ -16,7 +17,7 @@ use crate::recovery::Recovery;
 use crate::sharing::Sharing;
 use crate::status::Board;
 use crate::view::{Builds, Live};
-use crate::{Error, Kind, Result, ServiceStatus};
+use crate::{Clock, Error, Kind, Result, ServiceStatus};
 
 /// A running service, as its own code sees it. Cheap to clone; take it in a route as axum's `State<App<…>>`.
 pub struct App<D: Database>(Arc<Shared<D>>);
@@ -27,6 +28,7 @@ pub(crate) struct Shared<D: Database> {
     pub(crate) replica: u32,
     pub(crate) asker: Asker,
     pub(crate) answerers: Answerers<D>,
+    pub(crate) clock: Clock,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) board: Arc<Board>,
     pub(crate) desk: Arc<Desk>,
@@ -124,6 +126,12 @@ impl<D: Database> App<D> {
     #[must_use]
     pub fn database(&self) -> &D {
         &self.0.database
+    }
+
+    /// The time by the service's clock, which is the one by which `publish_at` is kept.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.0.clock.now()
     }
 
     /// Asks one service directly.

@@ -160,16 +160,13 @@ impl Relay {
         let mut lanes = Lanes::new(Arc::clone(&self.bus), topic.clone(), leader.epoch());
         let mut renew = Instant::now() + self.lease.renew_every();
         let mut later = Schedule::new(self.clock.clone());
-        let mut idle = 0;
-        let mut look = true;
+        let (mut idle, mut look) = (0, true);
         loop {
             if self.stop.is_cancelled() {
                 return self.finish(lanes).await;
             }
             if Instant::now() >= renew {
-                leader.renew().await?;
-                self.measure().await?;
-                renew = Instant::now() + self.lease.renew_every();
+                renew = self.renew(leader).await?;
             }
             look |= later.move_due(leader).await?;
             if (look || lanes.is_removal_due()) && lanes.rows() < IN_FLIGHT_ROWS_MAX {
@@ -186,14 +183,20 @@ impl Relay {
                 () = std::future::ready(()), if look && has_room => {}
                 () = self.woken.notified() => look = true,
                 () = self.stop.cancelled() => {}
-                () = sleep_until(upkeep) => {}
-                () = later.due(leader.next_due()) => {}
+                () = later.due(leader.next_due(), upkeep) => {}
                 () = sleep(POLL.delay(idle, 1.0)), if lanes.rows() == 0 => {
                     idle += 1;
                     look = true;
                 }
             }
         }
+    }
+
+    /// Lengthens the lease, and returns when to do so again.
+    async fn renew(&self, leader: &mut dyn Leader) -> Result<Instant> {
+        leader.renew().await?;
+        self.measure().await?;
+        Ok(Instant::now() + self.lease.renew_every())
     }
 
     fn note(&self, acknowledged: Result<(usize, Duration)>) -> Result<()> {

@@ -332,6 +332,7 @@ impl Starting {
             replica: self.replica,
             asker,
             answerers,
+            clock: self.clock.clone(),
             metrics: Arc::clone(&self.metrics),
             board: Arc::clone(&self.board),
             desk: Arc::clone(&self.desk),

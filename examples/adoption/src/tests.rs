@@ -1,7 +1,5 @@
 //! Each step does what the one before did, and what it adds.
 
-#![expect(clippy::unwrap_used, reason = "a broken test ends by panicking")]
-
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, StatusCode};

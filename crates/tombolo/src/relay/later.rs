@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tombolo_db::{Leader, RoundLimit};
 
 use crate::{Clock, Result};
@@ -41,12 +41,16 @@ impl Schedule {
         Ok(true)
     }
 
-    /// Waits until there is something to move; for ever if nothing is kept for later.
-    pub(super) async fn due(&self, next: Option<Timestamp>) {
-        let Some(next) = next else { return std::future::pending().await };
-        self.clock.until(next).await;
-        if let Some(until) = self.held_until {
-            sleep_until(until).await;
-        }
+    /// Waits until there is something to move, which is due `next`, at most until `latest`.
+    pub(super) async fn due(&self, next: Option<Timestamp>, latest: Instant) {
+        let due = async {
+            let Some(next) = next else { return std::future::pending().await };
+            self.clock.until(next).await;
+            if let Some(until) = self.held_until {
+                sleep_until(until).await;
+            }
+        };
+        // At the latest moment it does not matter which of the two it was.
+        timeout_at(latest, due).await.ok();
     }
 }

@@ -222,6 +222,8 @@ async fn strangers(working: &[&Arc<dyn Member>]) -> Result<Vec<String>> {
 
 /// What a world that did not settle says.
 pub(super) fn unsettled(open: &[String], seed: u64, within: Duration) -> String {
+    let moving = [String::from("nothing in particular, but something moves all the time")];
+    let open = if open.is_empty() { &moving[..] } else { open };
     let open = open.iter().map(|line| format!("\n  - {line}")).collect::<String>();
     format!("the world (seed {seed}) did not settle within {within:?}; still open:{open}")
 }

@@ -45,6 +45,7 @@ pub(crate) struct Order {
     pub(crate) product_id: String,
     quantity: i64,
     price_cents: i64,
+    state: String,
 }
 
 /// Of what `products` answers, what the history shows.
@@ -76,6 +77,7 @@ pub(crate) fn join(orders: Vec<Order>, products: Vec<Product>) -> Vec<Line> {
         product_id: order.product_id,
         quantity: order.quantity,
         price_cents: order.price_cents,
+        state: order.state,
     };
     orders.into_iter().map(line).collect()
 }

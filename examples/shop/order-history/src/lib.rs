@@ -40,6 +40,8 @@ pub(crate) struct Line {
     quantity: i64,
     /// The price of one piece when it was ordered.
     price_cents: i64,
+    /// `open`, `paid` or `cancelled`.
+    state: String,
 }
 
 #[derive(Clone, Copy, Serialize, Deserialize)]
@@ -77,10 +79,6 @@ async fn orders_of(
 #[must_use]
 pub fn service(database: Sqlite) -> Service<Sqlite> {
     Service::new("order-history", database)
-        .setup(async |database: Sqlite| {
-            sqlx::raw_sql(include_str!("schema.sql")).execute(database.pool()).await?;
-            Ok(())
-        })
         .routes(Router::new().route("/users/{id}/orders", get(orders_of)))
         .view(replica::view())
         .asks::<call::UserById>()

@@ -62,12 +62,48 @@ impl Event for OrderPlaced {
     }
 }
 
+#[derive(Serialize, Deserialize, JsonSchema)]
+struct OrderPaid {
+    order_id: String,
+}
+
+impl Event for OrderPaid {
+    const TYPE: &'static str = "orders.paid.v1";
+    fn key(&self) -> String {
+        self.order_id.clone()
+    }
+}
+
+#[derive(Serialize, Deserialize, JsonSchema)]
+struct OrderCancelled {
+    order_id: String,
+}
+
+impl Event for OrderCancelled {
+    const TYPE: &'static str = "orders.cancelled.v1";
+    fn key(&self) -> String {
+        self.order_id.clone()
+    }
+}
+
+/// The view's name.
+const ORDER_HISTORY: &str = "order-history";
+
+/// Version 2 knows the states of orders. It handles more types than version 1 did, so it has to see the topics from their
+/// start, in tables of its own.
 pub(crate) fn view() -> View<Sqlite> {
-    View::new("order-history", 1).on(user_registered).on(product_added).on(product_changed).on(order_placed)
+    View::new(ORDER_HISTORY, 2)
+        .tables(include_str!("tables.sql"))
+        .on(user_registered)
+        .on(product_added)
+        .on(product_changed)
+        .on(order_placed)
+        .on(order_paid)
+        .on(order_cancelled)
 }
 
 async fn user_registered(event: UserRegistered, tx: &mut Tx) -> Handled {
-    sqlx::query("INSERT INTO history_users (user_id, name) VALUES (?, ?)")
+    sqlx::query(tx.sql("INSERT INTO {users} (user_id, name) VALUES (?, ?)")?)
         .bind(event.user_id)
         .bind(event.name)
         .execute(&mut **tx)
@@ -76,7 +112,7 @@ async fn user_registered(event: UserRegistered, tx: &mut Tx) -> Handled {
 }
 
 async fn product_added(event: ProductAdded, tx: &mut Tx) -> Handled {
-    sqlx::query("INSERT INTO history_products (product_id, title) VALUES (?, ?)")
+    sqlx::query(tx.sql("INSERT INTO {products} (product_id, title) VALUES (?, ?)")?)
         .bind(event.product_id)
         .bind(event.title)
         .execute(&mut **tx)
@@ -85,7 +121,7 @@ async fn product_added(event: ProductAdded, tx: &mut Tx) -> Handled {
 }
 
 async fn product_changed(event: ProductChanged, tx: &mut Tx) -> Handled {
-    sqlx::query("UPDATE history_products SET title = ? WHERE product_id = ?")
+    sqlx::query(tx.sql("UPDATE {products} SET title = ? WHERE product_id = ?")?)
         .bind(event.title)
         .bind(event.product_id)
         .execute(&mut **tx)
@@ -95,7 +131,10 @@ async fn product_changed(event: ProductChanged, tx: &mut Tx) -> Handled {
 
 /// There is no guard against doubles here, and none is needed: the cursor moves in the same transaction.
 async fn order_placed(event: OrderPlaced, tx: &mut Tx) -> Handled {
-    sqlx::query("INSERT INTO history_orders (order_id, user_id, product_id, quantity, price_cents) VALUES (?, ?, ?, ?, ?)")
+    let insert = tx.sql(
+        "INSERT INTO {orders} (order_id, user_id, product_id, quantity, price_cents, state) VALUES (?, ?, ?, ?, ?, 'open')",
+    )?;
+    sqlx::query(insert)
         .bind(event.order_id)
         .bind(event.user_id)
         .bind(event.product_id)
@@ -106,18 +145,31 @@ async fn order_placed(event: OrderPlaced, tx: &mut Tx) -> Handled {
     Ok(())
 }
 
+async fn order_paid(event: OrderPaid, tx: &mut Tx) -> Handled {
+    set_state(tx, event.order_id, "paid").await
+}
+
+async fn order_cancelled(event: OrderCancelled, tx: &mut Tx) -> Handled {
+    set_state(tx, event.order_id, "cancelled").await
+}
+
+/// The order is there: events of one key come in their order.
+async fn set_state(tx: &mut Tx, order_id: String, state: &str) -> Handled {
+    let update = tx.sql("UPDATE {orders} SET state = ? WHERE order_id = ?")?;
+    sqlx::query(update).bind(state).bind(order_id).execute(&mut **tx).await?;
+    Ok(())
+}
+
 /// Topics have no order between them, so an order may be here before its product: its title is empty for that moment.
 pub(crate) async fn history(app: &App, user_id: &str) -> Result<History, Problem> {
-    app.fresh("order-history").await?;
-    let pool = app.database().pool();
-    let user = sqlx::query_as::<_, User>("SELECT user_id AS id, name FROM history_users WHERE user_id = ?")
-        .bind(user_id);
-    let user = user.fetch_optional(pool).await?;
-    let orders = sqlx::query_as::<_, Line>(
-        "SELECT o.order_id, o.product_id, p.title, o.quantity, o.price_cents
-         FROM history_orders o LEFT JOIN history_products p USING (product_id)
+    let (pool, view) = (app.database().pool(), app.view(ORDER_HISTORY).await?);
+    let user = view.sql("SELECT user_id AS id, name FROM {users} WHERE user_id = ?")?;
+    let user = sqlx::query_as::<_, User>(user).bind(user_id).fetch_optional(pool).await?;
+    let orders = view.sql(
+        "SELECT o.order_id, o.product_id, p.title, o.quantity, o.price_cents, o.state
+         FROM {orders} o LEFT JOIN {products} p USING (product_id)
          WHERE o.user_id = ? ORDER BY o.order_id",
-    );
-    let orders = orders.bind(user_id).fetch_all(pool).await?;
+    )?;
+    let orders = sqlx::query_as::<_, Line>(orders).bind(user_id).fetch_all(pool).await?;
     Ok(History { via: Via::Replica, user, orders, missing: Vec::new() })
 }

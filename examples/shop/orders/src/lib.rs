@@ -1,17 +1,22 @@
-//! `orders`: who bought what, at which price. Sells by its own small copies of users and products.
+//! `orders`: who bought what, at which price. Sells by its own small copies of users and products, and cancels what is
+//! not paid in time.
 
 mod catalog;
-pub mod mail;
+mod mail;
+mod payment;
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use sqlx::SqliteConnection;
 use tombolo::sqlite::Sqlite;
 use tombolo::{Event, Problem, Question, Service};
 use uuid::Uuid;
+
+use payment::{OPEN, OrderCancelled, OrderPaid, PaymentDue, PaymentTime};
 
 pub(crate) type App = tombolo::App<Sqlite>;
 
@@ -69,6 +74,8 @@ struct Order {
     quantity: i64,
     /// The price of one piece when it was ordered.
     price_cents: i64,
+    /// `open`, `paid` or `cancelled`.
+    state: String,
 }
 
 #[derive(Deserialize)]
@@ -80,6 +87,7 @@ struct PlaceOrder {
 
 async fn place(
     State(app): State<App>,
+    Extension(payment_time): Extension<PaymentTime>,
     Json(body): Json<PlaceOrder>,
 ) -> Result<(StatusCode, Json<Order>), Problem> {
     if !(1..=QUANTITY_MAX).contains(&body.quantity) {
@@ -94,6 +102,7 @@ async fn place(
         product_id: body.product_id,
         quantity: body.quantity,
         price_cents,
+        state: OPEN.to_owned(),
     };
     let mut tx = app.begin().await?;
     sqlx::query("INSERT INTO orders (id, user_id, product_id, quantity, price_cents) VALUES (?, ?, ?, ?, ?)")
@@ -105,6 +114,7 @@ async fn place(
         .execute(&mut *tx)
         .await?;
     tx.publish(&placed(&order))?;
+    payment::expect(&mut tx, &order.id, app.now() + payment_time.0)?;
     tx.commit().await?;
     Ok((StatusCode::CREATED, Json(order)))
 }
@@ -120,18 +130,31 @@ fn placed(order: &Order) -> OrderPlaced {
 }
 
 async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Order>, Problem> {
-    let order =
-        sqlx::query_as("SELECT id, user_id, product_id, quantity, price_cents FROM orders WHERE id = ?")
-            .bind(&id);
-    let found = order.fetch_optional(app.database().pool()).await?;
-    found.map(Json).ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, format!("there is no order {id:?}")))
+    let mut connection = app.database().pool().acquire().await?;
+    Ok(Json(find(&mut connection, &id).await?))
+}
+
+async fn find(connection: &mut SqliteConnection, id: &str) -> Result<Order, Problem> {
+    let order = sqlx::query_as("SELECT * FROM orders_with_state WHERE id = ?").bind(id);
+    let found = order.fetch_optional(connection).await?;
+    found.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, format!("there is no order {id:?}")))
+}
+
+async fn pay(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Order>, Problem> {
+    let mut tx = app.begin().await?;
+    let order = find(&mut tx, &id).await?;
+    if !payment::pay(&mut tx, &id).await? {
+        let detail = format!("order {id} is {}; only an open one can be paid", order.state);
+        return Err(Problem::new(StatusCode::CONFLICT, detail));
+    }
+    let paid = find(&mut tx, &id).await?;
+    tx.commit().await?;
+    Ok(Json(paid))
 }
 
 async fn of_user(app: &App, user_id: &str) -> Result<Vec<Order>, Problem> {
-    let orders = sqlx::query_as(
-        "SELECT id, user_id, product_id, quantity, price_cents FROM orders WHERE user_id = ? ORDER BY id",
-    )
-    .bind(user_id);
+    let orders =
+        sqlx::query_as("SELECT * FROM orders_with_state WHERE user_id = ? ORDER BY id").bind(user_id);
     Ok(orders.fetch_all(app.database().pool()).await?)
 }
 
@@ -144,18 +167,30 @@ async fn about_user(question: AboutUser, app: App) -> Result<AboutUserAnswer, Pr
 }
 
 /// The service on its own database.
-#[must_use]
-pub fn service(database: Sqlite) -> Service<Sqlite> {
-    Service::new("orders", database)
+///
+/// # Errors
+/// `Settings` for a setting of the shop in the environment that is not what it should be.
+pub fn service(database: Sqlite) -> tombolo::Result<Service<Sqlite>> {
+    let routes = Router::new()
+        .route("/orders", post(place))
+        .route("/orders/{id}", get(show))
+        .route("/orders/{id}/pay", post(pay))
+        .layer(Extension(PaymentTime::from_env()?));
+    let service = Service::new("orders", database)
         .setup(async |database: Sqlite| {
             sqlx::raw_sql(include_str!("schema.sql")).execute(database.pool()).await?;
             Ok(())
         })
-        .routes(Router::new().route("/orders", post(place)).route("/orders/{id}", get(show)))
+        .routes(routes)
         .publishes::<OrderPlaced>()
+        .publishes::<PaymentDue>()
+        .publishes::<OrderPaid>()
+        .publishes::<OrderCancelled>()
         .view(catalog::view())
+        .react(payment::reactor())
         .asks::<catalog::UserById>()
         .asks::<catalog::ProductsByIds>()
         .answer(orders_of_user)
-        .answer(about_user)
+        .answer(about_user);
+    mail::confirm_orders(service)
 }

@@ -31,7 +31,7 @@ struct Confirmed {
 ///
 /// # Errors
 /// `Settings` if it says something else than a host and a port.
-pub fn confirm_orders(service: Service<Sqlite>) -> tombolo::Result<Service<Sqlite>> {
+pub(crate) fn confirm_orders(service: Service<Sqlite>) -> tombolo::Result<Service<Sqlite>> {
     let Ok(place) = std::env::var(SMTP) else { return Ok(service) };
     let parts = place.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
     let (host, port) = parts.ok_or_else(|| {

@@ -5,5 +5,5 @@ use tombolo::sqlite::Sqlite;
 #[tokio::main]
 async fn main() -> tombolo::Result<()> {
     let database = Sqlite::open(tombolo::settings::database_or("sqlite:orders.db"))?;
-    shop_orders::mail::confirm_orders(shop_orders::service(database))?.run().await
+    shop_orders::service(database)?.run().await
 }

@@ -97,6 +97,20 @@ impl Shop {
         answer.body
     }
 
+    /// Tries to pay an order.
+    pub(crate) async fn pay(&self, order_id: &str) -> Answer {
+        self.post("orders", &format!("/orders/{order_id}/pay"), &json!({})).await
+    }
+
+    /// Waits until an order is in a state.
+    pub(crate) async fn until_order_is(&self, order_id: &str, state: &str) {
+        until(&format!("order {order_id} to be {state}"), async || {
+            let order = self.get("orders", &format!("/orders/{order_id}")).await;
+            if order.body["state"] == state { Ok(()) } else { Err(order) }
+        })
+        .await;
+    }
+
     /// A user's orders in one of the three ways.
     pub(crate) async fn history(&self, user_id: &str, via: &str) -> Answer {
         self.get("order-history", &format!("/users/{user_id}/orders?via={via}")).await

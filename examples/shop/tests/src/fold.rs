@@ -11,24 +11,27 @@ use serde_json::Value;
 use crate::running::{Shop, text};
 use crate::wait::until;
 
-/// One order: id, user, product, quantity, price.
-type Order = (String, String, String, i64, i64);
+/// One order: id, user, product, quantity, price, state.
+type Order = (String, String, String, i64, i64, String);
 
 /// Waits until the outboxes are empty and the views have all of the topics, then compares everything.
 pub(crate) async fn assert_all_agree(shop: &Shop, answered: &BTreeSet<String>) {
     let orders: Vec<Order> = shop
-        .rows("orders", "SELECT id, user_id, product_id, quantity, price_cents FROM orders ORDER BY id")
+        .rows(
+            "orders",
+            "SELECT id, user_id, product_id, quantity, price_cents, state FROM orders_with_state ORDER BY id",
+        )
         .await;
     let committed: BTreeSet<String> = orders.iter().map(|order| order.0.clone()).collect();
     let lost: Vec<_> = answered.difference(&committed).collect();
     assert!(lost.is_empty(), "answered 201 and not in the database of orders: {lost:?}");
 
     until("the topic to have every order", async || {
-        let published = topic(shop, "orders").await.len();
+        let published = topic(shop, "orders").await.iter().filter(|event| is_placed(event)).count();
         if published >= orders.len() { Ok(()) } else { Err((published, orders.len())) }
     })
     .await;
-    let placed: Vec<Order> = sorted(topic(shop, "orders").await.iter().map(|event| order_of(&event["data"])));
+    let placed = folded(&topic(shop, "orders").await);
     assert_eq!(placed, orders, "the topic (left) is not what orders committed (right): I1, I2");
 
     until("the view to be the fold of its topics", async || {
@@ -54,16 +57,37 @@ fn set<T: Ord>(rows: Vec<T>) -> BTreeSet<T> {
     rows.into_iter().collect()
 }
 
-fn sorted(orders: impl Iterator<Item = Order>) -> Vec<Order> {
-    let mut orders: Vec<Order> = orders.collect();
-    orders.sort();
-    orders
+/// The orders that the events of their topic make. Each comes before what becomes of it, which comes once.
+fn folded(events: &[Value]) -> Vec<Order> {
+    let mut orders: BTreeMap<String, Order> = BTreeMap::new();
+    for event in events {
+        let (data, id) = (&event["data"], text(&event["data"]["order_id"]));
+        let outcome = match event["type"].as_str().unwrap() {
+            "orders.placed.v1" => {
+                assert!(orders.insert(id, order_of(data)).is_none(), "an order was placed twice: {event}");
+                continue;
+            }
+            "orders.payment-due.v1" => continue,
+            "orders.paid.v1" => "paid",
+            "orders.cancelled.v1" => "cancelled",
+            unknown => panic!("nothing is known of {unknown}"),
+        };
+        let state = &mut orders.get_mut(&id).unwrap().5;
+        assert_eq!(state, "open", "a second outcome: {event}");
+        outcome.clone_into(state);
+    }
+    orders.into_values().collect()
+}
+
+fn is_placed(event: &Value) -> bool {
+    event["type"] == "orders.placed.v1"
 }
 
 fn order_of(data: &Value) -> Order {
     let number = |key: &str| data[key].as_i64().unwrap();
     let word = |key: &str| text(&data[key]);
-    (word("order_id"), word("user_id"), word("product_id"), number("quantity"), number("price_cents"))
+    let (quantity, price) = (number("quantity"), number("price_cents"));
+    (word("order_id"), word("user_id"), word("product_id"), quantity, price, "open".into())
 }
 
 /// Every event of a topic; its sequences are looked at on the way (I3), and its ids (no doubles).
@@ -92,10 +116,11 @@ type History = (Vec<(Order, Option<String>)>, BTreeSet<(String, String)>);
 
 async fn history(shop: &Shop) -> History {
     let orders: Vec<Order> = shop
-        .rows("order-history", "SELECT order_id, user_id, product_id, quantity, price_cents FROM history_orders ORDER BY order_id")
+        .rows("order-history", "SELECT order_id, user_id, product_id, quantity, price_cents, state FROM order_history_v2_b1_orders ORDER BY order_id")
         .await;
-    let titles = shop.rows("order-history", "SELECT product_id, title FROM history_products").await;
-    let users = shop.rows("order-history", "SELECT user_id, name FROM history_users").await;
+    let titles =
+        shop.rows("order-history", "SELECT product_id, title FROM order_history_v2_b1_products").await;
+    let users = shop.rows("order-history", "SELECT user_id, name FROM order_history_v2_b1_users").await;
     (titled(&orders, titles), set(users))
 }
 

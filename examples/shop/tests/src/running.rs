@@ -23,6 +23,8 @@ use crate::wait::until;
 
 /// How long a command of the operator may take.
 const COMMAND_BOUND: Duration = Duration::from_secs(120);
+/// The seconds for the payment of an order in tests that do not wait for its end.
+const UNHURRIED: u32 = 900;
 /// How many lines of each log are shown when a test fails.
 const LOG_LINES_SHOWN: usize = 30;
 /// The shop's services, and the sink for their mail.
@@ -44,8 +46,17 @@ impl Shop {
 
     /// The same with several replicas of `orders`.
     pub(crate) async fn start_with(replicas_of_orders: u32) -> Self {
+        Self::start_as(&manifest(replicas_of_orders, UNHURRIED)).await
+    }
+
+    /// The same with so many seconds for the payment of an order.
+    pub(crate) async fn start_with_payment_seconds(seconds: u32) -> Self {
+        Self::start_as(&manifest(1, seconds)).await
+    }
+
+    async fn start_as(manifest: &str) -> Self {
         let scratch = tempfile::Builder::new().prefix("tombolo-shop-").tempdir().unwrap();
-        fs::write(scratch.path().join("tombolo.toml"), manifest(replicas_of_orders)).unwrap();
+        fs::write(scratch.path().join("tombolo.toml"), manifest).unwrap();
         let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).build().unwrap();
         let mut shop = Self { client, scratch, urls: Vec::new(), ended: false };
         let place = shop.scratch.path().to_str().unwrap().to_owned();
@@ -212,14 +223,14 @@ impl Drop for Shop {
     }
 }
 
-fn manifest(replicas_of_orders: u32) -> String {
+fn manifest(replicas_of_orders: u32, payment_seconds: u32) -> String {
     let smtp = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let service = |name: &str| {
         let replicas = if name == "orders" { replicas_of_orders } else { 1 };
         let database = if name == "mail" { "none" } else { "sqlite" };
         format!(
             "[services.{name}]\ncommand = [\"{{target}}/shop-{name}\"]\ndatabase = \"{database}\"\nreplicas = {replicas}\n\
-             env = {{ SHOP_SMTP = \"{smtp}\" }}\n"
+             env = {{ SHOP_SMTP = \"{smtp}\", SHOP_PAYMENT_SECONDS = \"{payment_seconds}\" }}\n"
         )
     };
     SERVICES.map(service).join("\n")

@@ -11,6 +11,7 @@ mod wait;
 mod running;
 mod doors;
 mod ways;
+mod payments;
 mod outage;
 mod odd;
 mod described;

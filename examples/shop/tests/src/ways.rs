@@ -17,7 +17,7 @@ async fn the_three_ways_give_the_same_answer() {
         let order = shop.order(&ada, product_id, quantity).await;
         placed.push(json!({
             "order_id": order["id"], "product_id": product_id, "title": title, "quantity": quantity,
-            "price_cents": price_cents,
+            "price_cents": price_cents, "state": "open",
         }));
     }
     shop.order(&bob, &rope, 7).await;

@@ -10,8 +10,9 @@ use reqwest::StatusCode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tombolo::sqlite::Sqlite;
 use tombolo::testing::{Fake, Part, World};
-use tombolo::{Event, Question};
+use tombolo::{Event, Question, Service};
 
 /// What `users` says when somebody registers, as far as these tests say it in its place.
 #[derive(Serialize, Deserialize, JsonSchema)]
@@ -59,6 +60,18 @@ impl Event for OrderPlaced {
 }
 
 #[derive(Serialize, Deserialize, JsonSchema)]
+struct OrderCancelled {
+    order_id: String,
+}
+
+impl Event for OrderCancelled {
+    const TYPE: &'static str = "orders.cancelled.v1";
+    fn key(&self) -> String {
+        self.order_id.clone()
+    }
+}
+
+#[derive(Serialize, Deserialize, JsonSchema)]
 struct UserById {
     user_id: String,
 }
@@ -84,6 +97,11 @@ struct Known {
     id: String,
     price_cents: i64,
     email: String,
+}
+
+/// `orders` with the settings that it has by default.
+fn orders_service(database: Sqlite) -> Service<Sqlite> {
+    shop_orders::service(database).unwrap()
 }
 
 /// A world with a `users` that knows only ada, and a `products` that has only the kite.
@@ -123,7 +141,7 @@ async fn an_order_is_seen_in_all_three_ways() {
     let world = World::new();
     let users = world.start(shop_users::service).await;
     let products = world.start(shop_products::service).await;
-    let orders = world.start(shop_orders::service).await;
+    let orders = world.start(orders_service).await;
     let history = world.start(shop_order_history::service).await;
 
     let ada =
@@ -147,7 +165,7 @@ async fn an_order_is_seen_in_all_three_ways() {
 async fn wherever_the_history_crashes_each_order_is_in_it_once() {
     let world = World::new();
     let (_users, products) = ada_and_the_kite(&world).await;
-    let orders = world.start(shop_orders::service).await;
+    let orders = world.start(orders_service).await;
     let history = world.start(shop_order_history::service).await;
     products.publish(&kite()).await;
     let points = ["after-read", "after-effect", "after-cursor", "after-commit"];
@@ -166,7 +184,7 @@ async fn wherever_the_history_crashes_each_order_is_in_it_once() {
 async fn wherever_orders_crashes_what_it_accepted_is_published_once() {
     let world = World::new();
     let (_users, _products) = ada_and_the_kite(&world).await;
-    let orders = world.start(shop_orders::service).await;
+    let orders = world.start(orders_service).await;
     let points = ["relay.after-numbering", "relay.before-append", "relay.after-append", "relay.after-remove"];
     for point in points {
         orders.crash_at(point);
@@ -183,7 +201,7 @@ async fn wherever_orders_crashes_what_it_accepted_is_published_once() {
 async fn an_unknown_user_is_422_but_users_out_of_reach_is_503_and_too_slow_504() {
     let world = World::new();
     let (users, _products) = ada_and_the_kite(&world).await;
-    let orders = world.start(shop_orders::service).await;
+    let orders = world.start(orders_service).await;
     assert_eq!(orders.post("/orders", order("ada", "kite")).await.status, StatusCode::CREATED);
     assert_eq!(orders.post("/orders", order("bob", "kite")).await.status, StatusCode::UNPROCESSABLE_ENTITY);
 
@@ -201,7 +219,7 @@ async fn an_unknown_user_is_422_but_users_out_of_reach_is_503_and_too_slow_504()
 async fn what_orders_knows_by_events_sells_while_everybody_else_is_down() {
     let world = World::new();
     let (users, products) = ada_and_the_kite(&world).await;
-    let orders = world.start(shop_orders::service).await;
+    let orders = world.start(orders_service).await;
     let (name, email) = ("Eve".into(), "eve@example.org".into());
     users.publish(&UserRegistered { user_id: "eve".into(), name, email }).await;
     products.publish(&kite()).await;
@@ -226,4 +244,37 @@ async fn an_order_that_is_there_before_its_product_gets_its_title_later() {
     products.publish(&kite()).await;
     world.settle().await;
     assert_eq!(history_of(&history, "ada", "replica").await["orders"][0]["title"], "Kite");
+}
+
+/// How long an order may stay open, unless the environment says otherwise.
+const PAYMENT_TIME: Duration = Duration::from_secs(900);
+
+#[tokio::test]
+async fn wherever_orders_crashes_what_is_not_paid_in_time_is_cancelled_once() {
+    let world = World::new();
+    let (_users, _products) = ada_and_the_kite(&world).await;
+    let orders = world.start(orders_service).await;
+    let history = world.start(shop_order_history::service).await;
+    let points =
+        ["later.before-move", "later.after-move", "subscription.after-effect", "outbox.after-commit"];
+    for point in points {
+        for pays in [true, false] {
+            let placed = orders.post("/orders", order("ada", "kite")).await.json::<Value>();
+            if pays {
+                let path = format!("/orders/{}/pay", placed["id"].as_str().unwrap());
+                assert_eq!(orders.post(&path, json!({})).await.status, StatusCode::OK);
+            }
+        }
+        world.settle().await;
+        orders.crash_at(point);
+        world.clock().advance(PAYMENT_TIME);
+        orders.crashed().await;
+        orders.restart().await;
+        world.settle().await;
+    }
+    let replica = history_of(&history, "ada", "replica").await;
+    let states: Vec<&Value> =
+        replica["orders"].as_array().unwrap().iter().map(|line| &line["state"]).collect();
+    assert_eq!(states, ["paid", "cancelled"].repeat(points.len()));
+    assert_eq!(world.published::<OrderCancelled>().await.len(), points.len());
 }
