@@ -211,6 +211,13 @@ async fn a_crash_at_any_named_point_loses_and_doubles_nothing() {
     }
 }
 
+#[test]
+fn the_page_on_testing_names_every_point() {
+    let page = include_str!("../../../../docs/testing.md");
+    let missing: Vec<_> = barrier::ALL.iter().filter(|point| !page.contains(&format!("`{point}`"))).collect();
+    assert!(missing.is_empty(), "docs/testing.md does not name {missing:?}");
+}
+
 #[tokio::test]
 async fn a_bus_that_crashes_at_any_named_point_loses_and_doubles_nothing() {
     for point in barrier::ALL.iter().filter(|name| name.starts_with("log.")) {
