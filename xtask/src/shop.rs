@@ -1,5 +1,5 @@
-//! `cargo xtask shop`: builds the example and becomes `tombolo dev examples/shop`. Invariant: xtask is
-//! replaced by the runner, so Ctrl-C and the exit code are the runner's own.
+//! `cargo xtask shop`: builds the example and becomes `tombolo dev examples/shop`, or with `--one-process` the shop as one
+//! program. Invariant: xtask is replaced by what it starts, so Ctrl-C and the exit code are that one's own.
 
 use crate::chore;
 use crate::error::Error;
@@ -14,12 +14,18 @@ const SHOP: &str = "examples/shop";
 /// The crate of the binary `tombolo`.
 const RUNNER: &str = "tombolo-cli";
 
+/// The binary in which all its services are.
+const ONE: &str = "shop-one";
+
 #[derive(Args)]
 pub(crate) struct Options {
     /// Build and run optimised binaries.
     #[arg(long)]
     release: bool,
-    /// What else to pass to `tombolo dev`.
+    /// Run all services in one process, on the same data.
+    #[arg(long)]
+    one_process: bool,
+    /// What else to pass to `tombolo dev`, or to the one program.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     rest: Vec<String>,
 }
@@ -33,9 +39,13 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<(), Error>
     }
     chore::run(&mut build)?;
     let profile = if options.release { "release" } else { "debug" };
-    let mut runner = Command::new(workspace.target.join(profile).join("tombolo"));
-    runner.current_dir(&workspace.root).args(["dev", SHOP]).args(&options.rest);
-    Err(chore::exec(&mut runner))
+    let program = |name: &str| Command::new(workspace.target.join(profile).join(name));
+    let mut started = match options.one_process {
+        true => program(ONE),
+        false => program("tombolo"),
+    };
+    started.current_dir(&workspace.root).args((!options.one_process).then_some("dev"));
+    Err(chore::exec(started.arg(SHOP).args(&options.rest)))
 }
 
 /// The runner, the shop's own crates, and the ready-made services that it uses.

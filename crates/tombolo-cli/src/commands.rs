@@ -23,7 +23,7 @@ use tombolo_bus::{Bus, Identity};
 
 use crate::arguments::Reached;
 use crate::error::{Context, Error, Result};
-use crate::folder::find;
+use crate::folder::{Place, find_bus};
 use crate::output;
 
 /// How long a bus may take to answer the first question.
@@ -33,7 +33,10 @@ const BUS_ANSWER_BOUND: Duration = Duration::from_secs(10);
 async fn reach(reached: &Reached) -> Result<Arc<dyn Bus>> {
     let url = match &reached.bus {
         Some(url) => url.clone(),
-        None => find(reached.found.data.as_deref())?.bus,
+        None => match find_bus(reached.found.data.as_deref())? {
+            Place::Runner(run) => run.bus,
+            Place::Bus(url) => url,
+        },
     };
     let silent = |_| Error::not_running(format!("the bus at {url} does not answer"));
     let connected = tombolo_bus::connect(&url, &Identity::Operator);

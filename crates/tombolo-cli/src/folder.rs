@@ -6,6 +6,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -207,6 +208,34 @@ pub(crate) fn find(data: Option<&Path>) -> Result<Run> {
     }
 }
 
+/// What a command reaches.
+pub(crate) enum Place {
+    /// A runner, with everything that it runs.
+    Runner(Box<Run>),
+    /// Only a bus, at this address: a program serves it in the data folder without a runner, as a monolith does.
+    Bus(String),
+}
+
+/// The same for commands that need no more than the bus.
+pub(crate) fn find_bus(data: Option<&Path>) -> Result<Place> {
+    match find(data) {
+        Ok(run) => Ok(Place::Runner(Box::new(run))),
+        Err(error) => unattended(data).map(Place::Bus).ok_or(error),
+    }
+}
+
+/// The bus that answers in `data`, or in the current folder or one above it.
+fn unattended(data: Option<&Path>) -> Option<String> {
+    let here = std::env::current_dir().ok()?;
+    let places = match data {
+        Some(path) => vec![path.to_owned()],
+        None => here.ancestors().flat_map(|above| [above.to_owned(), above.join(FOLDER_NAME)]).collect(),
+    };
+    let sockets = places.iter().filter_map(|place| DataFolder::at(place).ok()?.bus_socket());
+    let mut answering = sockets.filter(|socket| UnixStream::connect(socket).is_ok());
+    answering.next().map(|socket| format!("tombolo+unix://{}", socket.display()))
+}
+
 fn near(folder: &Path) -> Result<Option<Run>> {
     for above in folder.ancestors() {
         for place in [above.to_owned(), above.join(FOLDER_NAME)] {
@@ -334,6 +363,18 @@ mod tests {
         assert!(refusal.message.contains("in use by another runner"), "{refusal}");
         drop(held);
         assert!(folder.lock().is_ok());
+    }
+
+    #[test]
+    fn a_bus_without_a_runner_is_found_while_it_listens() {
+        let scratch = tempfile::tempdir().unwrap();
+        let folder = DataFolder::make(scratch.path()).unwrap();
+        let found = || find_bus(Some(folder.path()));
+        assert!(found().is_err());
+        let listener = std::os::unix::net::UnixListener::bind(folder.bus_socket().unwrap()).unwrap();
+        assert!(matches!(found(), Ok(Place::Bus(url)) if url.ends_with("/bus.sock")));
+        drop(listener);
+        assert!(found().is_err(), "what is left of a socket is no bus");
     }
 
     #[test]

@@ -64,6 +64,15 @@ pub use tombolo_db::sqlite;
 #[cfg(feature = "postgres")]
 pub use tombolo_db::postgres;
 
+/// A bus in the program itself, for several services in one process: the embedded log, given to each by [`Service::bus`], and
+/// the server by which other processes reach it.
+pub mod bus {
+    pub use tombolo_bus::Bus;
+    pub use tombolo_bus::embedded::{Log, Options};
+    #[cfg(feature = "server")]
+    pub use tombolo_bus::server::{Listen, Server};
+}
+
 /// The pauses before a task of the service begins anew what the bus or the database broke off.
 const RETRY: tombolo_event::Backoff =
     tombolo_event::Backoff::new(std::time::Duration::from_millis(20), std::time::Duration::from_secs(5));

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::arguments::{OfBus, Reached};
 use crate::commands::{reach, show};
 use crate::error::{Result, with_causes};
-use crate::folder::find;
+use crate::folder::{Place, find_bus};
 use crate::runner::client;
 use crate::runner::control::{Request, ask};
 
@@ -68,14 +68,21 @@ pub(crate) async fn list(arguments: OfBus) -> Result<()> {
 /// The replicas that the runner runs; those that registered at the bus, if only that is known.
 pub(super) async fn replicas(reached: &Reached) -> Result<Vec<Replica>> {
     let of = |service: &str, number, url: &str| Replica { service: service.into(), number, url: url.into() };
-    if reached.bus.is_some() {
+    let runner = match reached.bus {
+        Some(_) => None,
+        None => match find_bus(reached.found.data.as_deref())? {
+            Place::Runner(run) => Some(run),
+            Place::Bus(_) => None,
+        },
+    };
+    let Some(runner) = runner else {
         let bus = reach(reached).await?;
         let registrations = bus.registrations().await?;
         bus.close().await;
         let replica = |r: &tombolo_bus::Registration| of(r.service.as_str(), r.replica as usize, &r.url);
         return Ok(registrations.iter().map(replica).collect());
-    }
-    let status = ask(&find(reached.found.data.as_deref())?, &Request::Status).await?;
+    };
+    let status = ask(&runner, &Request::Status).await?;
     let services = status.services.iter().flat_map(|service| {
         let replicas = service.replicas.iter().zip(1..).filter(|(replica, _)| replica.pid.is_some());
         replicas.map(|(replica, number)| of(&service.name, number, &replica.url))

@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-const PACKAGES: [&str; 7] = [
+const PACKAGES: [&str; 8] = [
     "tombolo-cli",
     "shop-users",
     "shop-products",
     "shop-orders",
     "shop-order-history",
     "shop-mail",
+    "shop-one",
     "shop-seed",
 ];
 

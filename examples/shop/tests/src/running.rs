@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -15,7 +15,8 @@ use serde_json::Value;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions, Connection};
 use tempfile::TempDir;
-use tokio::process::Command;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use crate::built;
@@ -59,15 +60,44 @@ impl Shop {
         fs::write(scratch.path().join("tombolo.toml"), manifest).unwrap();
         let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).build().unwrap();
         let mut shop = Self { client, scratch, urls: Vec::new(), ended: false };
-        let place = shop.scratch.path().to_str().unwrap().to_owned();
-        shop.tombolo(&["dev", &place, "--detach"]).await;
-        let status = shop.status().await;
+        shop.up().await;
+        shop
+    }
+
+    /// Starts its processes, and waits until they are ready.
+    pub(crate) async fn up(&mut self) {
+        let place = self.scratch.path().to_str().unwrap().to_owned();
+        self.tombolo(&["dev", &place, "--detach"]).await;
+        let status = self.status().await;
+        self.urls.clear();
         for service in status["services"].as_array().unwrap() {
             for replica in service["replicas"].as_array().unwrap() {
-                shop.urls.push((text(&service["name"]), text(&replica["url"])));
+                self.urls.push((text(&service["name"]), text(&replica["url"])));
             }
         }
-        shop
+    }
+
+    /// Ends its processes, and leaves its data.
+    pub(crate) async fn down(&self) {
+        self.tombolo(&["down"]).await;
+        assert_eq!(self.processes(), BTreeSet::new(), "processes are left");
+    }
+
+    /// Starts it as one process on the same data, and waits until that is ready.
+    pub(crate) async fn up_as_one(&mut self) -> OneProcess {
+        let mut program = Command::new(built::binary("shop-one"));
+        program.arg(self.scratch.path()).arg("--data").arg(self.data());
+        let mut child = program.stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        self.urls.clear();
+        while let Some(line) = timeout(COMMAND_BOUND, lines.next_line()).await.unwrap().unwrap() {
+            match line.split_whitespace().collect::<Vec<_>>()[..] {
+                [service, url] if url.starts_with("http") => self.urls.push((service.into(), url.into())),
+                ["ready,", ..] => return OneProcess { child },
+                _ => {}
+            }
+        }
+        panic!("the one process ended before it was ready");
     }
 
     /// The data folder.
@@ -88,15 +118,25 @@ impl Shop {
 
     /// Runs an operator's command on this shop, which must succeed; returns its output.
     pub(crate) async fn tombolo(&self, arguments: &[&str]) -> String {
-        let mut command = Command::new(built::binary("tombolo"));
-        command.args(arguments).arg("--data").arg(self.data());
-        command.stdin(Stdio::null()).kill_on_drop(true);
-        let output = timeout(COMMAND_BOUND, command.output()).await;
-        let output = output.unwrap_or_else(|_| panic!("tombolo {arguments:?} took too long")).unwrap();
+        let output = self.try_tombolo(arguments).await;
         let (said, error) =
             (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "tombolo {arguments:?}: {}: {error}{said}", output.status);
         said
+    }
+
+    /// Runs an operator's command on this shop, whatever becomes of it.
+    pub(crate) async fn try_tombolo(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(built::binary("tombolo"));
+        command.args(arguments).arg("--data").arg(self.data());
+        command.stdin(Stdio::null()).kill_on_drop(true);
+        let output = timeout(COMMAND_BOUND, command.output()).await;
+        output.unwrap_or_else(|_| panic!("tombolo {arguments:?} took too long")).unwrap()
+    }
+
+    /// The folder of its manifest.
+    pub(crate) fn place(&self) -> &Path {
+        self.scratch.path()
     }
 
     /// `tombolo status --format json`.
@@ -204,6 +244,21 @@ impl Shop {
         }
         drop(self);
         assert!(!Path::new(&place).exists(), "the folder is left");
+    }
+}
+
+/// A shop in one process.
+pub(crate) struct OneProcess {
+    child: Child,
+}
+
+impl OneProcess {
+    /// Ends it as Ctrl-C does.
+    pub(crate) async fn end(mut self) {
+        let pid = self.child.id().unwrap();
+        kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGINT).unwrap();
+        let ended = timeout(COMMAND_BOUND, self.child.wait()).await.unwrap().unwrap();
+        assert!(ended.success(), "{ended}");
     }
 }
 

@@ -12,6 +12,7 @@ mod running;
 mod doors;
 mod ways;
 mod payments;
+mod one;
 mod outage;
 mod odd;
 mod described;
