@@ -12,7 +12,8 @@
 //!
 //! Invariants, which the conformance suite checks case by case for every database:
 //! - a completion is stored under the claim's lease and beside the claim's cursor, in the transaction of what goes with it;
-//! - a call that is done stays done, whoever records another try of it;
+//! - a call that is done stays done, whoever records another try of it; one that is done with an error is parked, and may be
+//!   done again without one;
 //! - rows below the cursor are bounded in number.
 
 use async_trait::async_trait;
@@ -39,6 +40,9 @@ pub trait Effects: Send + Sync + 'static {
     /// The calls after the claim's cursor, by sequence.
     async fn calls(&self, claim: &Claim) -> Result<Vec<CallState>>;
 
+    /// The call for the event at a sequence, wherever the cursor is.
+    async fn call_at(&self, claim: &Claim, sequence: u64) -> Result<Option<CallState>>;
+
     /// Removes the calls that are more than `keep` sequences below their cursor.
     async fn forget_calls(&self, claim: &Claim, keep: u64) -> Result<()>;
 
@@ -57,7 +61,7 @@ pub struct EffectCall {
     pub attempts: u32,
     /// What it returned, as JSON, once it has returned.
     pub result: Option<String>,
-    /// What the last try failed with.
+    /// What the last try failed with; of a call that is done: why it is parked.
     pub error: Option<String>,
 }
 

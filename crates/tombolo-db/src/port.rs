@@ -97,6 +97,10 @@ pub trait Transaction: Send + Sized + 'static {
     /// Either poisons the transaction.
     async fn complete(&mut self, claim: &Claim, call: &EffectCall) -> Result<()>;
 
+    /// Forgets every call of the claim's partition after `sequence`, done or not, so that they are made again. The transaction
+    /// also moves the cursor there, which is what guards it.
+    async fn forget_calls_after(&mut self, claim: &Claim, sequence: u64) -> Result<()>;
+
     /// Parks events of claimed partitions. The transaction also moves the cursor over them, which is what guards it.
     async fn park(&mut self, events: &[ParkedEvent]) -> Result<()>;
 

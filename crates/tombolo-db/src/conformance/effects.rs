@@ -17,6 +17,8 @@ pub(super) fn cases<F: Fixture>() -> Vec<Case<F>> {
         Case::new(tries_and_results_outlive_the_worker),
         Case::new(another_event_under_the_same_sequence_replaces_the_call),
         Case::new(calls_far_below_the_cursor_are_forgotten),
+        Case::new(a_call_that_is_done_with_an_error_may_be_done_again_without_one),
+        Case::new(calls_after_a_place_are_forgotten_with_the_transaction),
     ]
 }
 
@@ -188,4 +190,39 @@ async fn calls_far_below_the_cursor_are_forgotten<F: Fixture>(stage: Stage<F>) {
     let mut kept: Vec<u64> = latest.iter().map(|latest| latest.state.call.sequence).collect();
     kept.sort_unstable();
     assert_eq!(kept, (41..=50).chain([60]).collect::<Vec<_>>());
+}
+
+async fn a_call_that_is_done_with_an_error_may_be_done_again_without_one<F: Fixture>(stage: Stage<F>) {
+    let ready = stage.prepared(1).await;
+    let mut claim = held(&ready).await;
+    let parked = EffectCall { error: Some("no answer".into()), ..returned(1, "1") };
+    let to = at(&claim, &parked);
+    complete(&ready, &mut claim, &parked, Some(to)).await;
+    let error = ready.database.record_call(&claim, &parked).await.expect_err("it is out of the way");
+    assert_eq!(error.kind(), Kind::CursorMoved, "{error}");
+    let read =
+        async || ready.database.call_at(&claim, 1).await.expect("a call can be read").expect("it is there");
+    assert_eq!(read().await.call, parked);
+    let again = EffectCall { error: None, attempts: 4, ..parked };
+    let mut tx = ready.begin().await;
+    tx.complete(&claim, &again).await.expect("it may be done again");
+    tx.commit().await.expect("it commits");
+    assert_eq!(read().await.call, again);
+    assert!(ready.database.call_at(&claim, 2).await.expect("a call can be read").is_none());
+}
+
+async fn calls_after_a_place_are_forgotten_with_the_transaction<F: Fixture>(stage: Stage<F>) {
+    let ready = stage.prepared(1).await;
+    let mut claim = held(&ready).await;
+    for sequence in 1..=5 {
+        complete(&ready, &mut claim, &call(sequence), None).await;
+    }
+    let mut tx = ready.begin().await;
+    tx.forget_calls_after(&claim, 2).await.expect("calls are forgotten");
+    tx.rollback().await.expect("it is undone");
+    assert_eq!(calls(&ready, &claim).await.len(), 5);
+    let mut tx = ready.begin().await;
+    tx.forget_calls_after(&claim, 2).await.expect("calls are forgotten");
+    tx.commit().await.expect("it commits");
+    assert_eq!(done(&calls(&ready, &claim).await), [(1, None), (2, None)]);
 }

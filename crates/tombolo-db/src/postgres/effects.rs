@@ -54,6 +54,16 @@ impl Effects for Postgres {
         calls.fetch_all(&self.pool).await?.iter().map(state).collect()
     }
 
+    async fn call_at(&self, claim: &Claim, sequence: u64) -> Result<Option<CallState>> {
+        let call = sqlx::query(self.sql(
+            "SELECT sequence, id, attempts, result, error, (extract(epoch FROM done) * 1000)::bigint
+             FROM tombolo.effect_call
+             WHERE subscription = $1 AND topic = $2 AND partition = $3 AND sequence = $4",
+        ));
+        let call = call.bind(&claim.subscription).bind(claim.topic.as_str()).bind(signed(claim.partition));
+        call.bind(sequence as i64).fetch_optional(&self.pool).await?.as_ref().map(state).transpose()
+    }
+
     async fn forget_calls(&self, claim: &Claim, keep: u64) -> Result<()> {
         let forgotten = sqlx::query(self.sql(
             "DELETE FROM tombolo.effect_call
@@ -96,6 +106,22 @@ impl Postgres {
         self.store_done(connection, claim, call).await
     }
 
+    /// Forgets the calls after a sequence, for a cursor that goes back there.
+    pub(super) async fn forget_after(
+        &self,
+        connection: &mut PgConnection,
+        claim: &Claim,
+        sequence: u64,
+    ) -> Result<()> {
+        let forgotten = sqlx::query(self.sql(
+            "DELETE FROM tombolo.effect_call
+             WHERE subscription = $1 AND topic = $2 AND partition = $3 AND sequence > $4",
+        ));
+        let forgotten = forgotten.bind(&claim.subscription).bind(claim.topic.as_str());
+        forgotten.bind(signed(claim.partition)).bind(sequence as i64).execute(connection).await?;
+        Ok(())
+    }
+
     async fn store_done(
         &self,
         connection: &mut PgConnection,
@@ -112,7 +138,7 @@ impl Postgres {
              ON CONFLICT (subscription, topic, partition, sequence) DO UPDATE
              SET id = excluded.id, attempts = excluded.attempts, result = excluded.result, error = excluded.error,
                  done = excluded.done
-             WHERE e.done IS NULL OR e.id <> excluded.id",
+             WHERE e.done IS NULL OR e.id <> excluded.id OR e.error IS NOT NULL",
         ));
         let stored = stored.bind(&claim.subscription).bind(claim.topic.as_str());
         let stored = stored.bind(signed(claim.partition)).bind(call.sequence as i64).bind(call.id.0);

@@ -347,6 +347,15 @@ impl Transaction for Tx {
         self.outgoing.poison_on(completed)
     }
 
+    async fn forget_calls_after(&mut self, claim: &Claim, sequence: u64) -> Result<()> {
+        self.outgoing.mark_used();
+        let forgotten = self.database.forget_after(&mut self.inner, claim, sequence).await;
+        if let Err(error) = &forgotten {
+            self.outgoing.poison(&error.to_string());
+        }
+        forgotten
+    }
+
     async fn withdraw(&mut self, id: EventId) -> Result<bool> {
         Tx::withdraw(self, id).await
     }

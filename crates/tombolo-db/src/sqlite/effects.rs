@@ -38,6 +38,15 @@ impl Effects for Sqlite {
         calls.iter().map(state).collect()
     }
 
+    async fn call_at(&self, claim: &Claim, sequence: u64) -> Result<Option<CallState>> {
+        let call = sqlx::query(
+            "SELECT sequence, id, attempts, result, error, done_ms FROM tombolo_effect_call
+             WHERE subscription = ? AND topic = ? AND partition = ? AND sequence = ?",
+        );
+        let call = call.bind(&claim.subscription).bind(claim.topic.as_str()).bind(claim.partition);
+        call.bind(sequence as i64).fetch_optional(&self.pool).await?.as_ref().map(state).transpose()
+    }
+
     async fn forget_calls(&self, claim: &Claim, keep: u64) -> Result<()> {
         self.write(&self.upkeep, async |connection| {
             let forgotten = sqlx::query(
@@ -86,6 +95,20 @@ pub(super) async fn complete(
     store(connection, claim, call, expected_epoch(claim, mutation), stage).await
 }
 
+/// Forgets the calls after a sequence, for a cursor that goes back there.
+pub(super) async fn forget_after(
+    connection: &mut SqliteConnection,
+    claim: &Claim,
+    sequence: u64,
+) -> Result<()> {
+    let forgotten = sqlx::query(
+        "DELETE FROM tombolo_effect_call WHERE subscription = ? AND topic = ? AND partition = ? AND sequence > ?",
+    );
+    let forgotten = forgotten.bind(&claim.subscription).bind(claim.topic.as_str()).bind(claim.partition);
+    forgotten.bind(sequence as i64).execute(connection).await?;
+    Ok(())
+}
+
 async fn store(
     connection: &mut SqliteConnection,
     claim: &Claim,
@@ -106,7 +129,7 @@ async fn store(
          ON CONFLICT (subscription, topic, partition, sequence) DO UPDATE
          SET id = excluded.id, attempts = excluded.attempts, result = excluded.result, error = excluded.error,
              done_ms = excluded.done_ms
-         WHERE done_ms IS NULL OR id <> excluded.id",
+         WHERE done_ms IS NULL OR id <> excluded.id OR (?9 AND error IS NOT NULL)",
     );
     let stored = stored.bind(&claim.subscription).bind(claim.topic.as_str()).bind(claim.partition);
     let stored = stored.bind(call.sequence as i64).bind(call.id.0).bind(call.attempts);

@@ -374,7 +374,7 @@ pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
 }
 
 /// A parked event whose type nobody handles any more.
-fn no_handler(event_type: &str) -> HandlerError {
+pub(super) fn no_handler(event_type: &str) -> HandlerError {
     reject(format!(
         "this version of the service does not handle {event_type}: deploy one that does, or discard the event"
     ))

@@ -295,6 +295,9 @@ impl<D: Database> Worker<D> {
         if cursor.incarnation == lane.claim.cursor.incarnation {
             tx.unpark_after(&lane.claim, cursor.sequence).await?;
         }
+        if cursor.sequence < lane.claim.cursor.sequence {
+            tx.forget_calls_after(&lane.claim, cursor.sequence).await?;
+        }
         tx.advance(&lane.claim, &cursor).await?;
         tx.finish(request.id, &Outcome::done(text)).await?;
         tx.commit().await?;

@@ -10,19 +10,22 @@ use tokio::sync::watch;
 use tombolo::sqlite::{Sqlite, Tx};
 use tombolo::status::State as Status;
 use tombolo::{
-    Attempt, Effect, Event, Handled, HandlerError, IdempotencyKey, Received, Running, Service, Settings,
-    State, View, reject,
+    Attempt, Clock, Effect, Event, Handled, HandlerError, IdempotencyKey, Received, Running, Service,
+    Settings, State, View,
 };
 use tombolo_bus::Bus;
 use tombolo_db::effects::CALLS_KEPT;
-use tombolo_db::{Cursors, Effects, LatestCall};
+use tombolo_db::{Cursors, Effects, LatestCall, Parking};
 
 use crate::support::{
     App, Ground, Placed, copies, copy, eventually, place, subscription, until_copied, with_copies,
 };
 
-/// How often the bad order is refused before it is taken.
-const REFUSALS: u32 = 3;
+/// How often the bad order is refused before it is taken: once less than what parks it.
+const REFUSALS: u32 = 2;
+
+/// Longer than any pause before a parked event is tried again.
+const DAY: Duration = Duration::from_secs(86_400);
 
 /// What a call outside is to the tests: it can be held up, it can refuse, and it remembers everybody who came.
 #[derive(Clone)]
@@ -39,13 +42,15 @@ enum Door {
     Open,
     /// For all but this order.
     ClosedFor(String),
+    /// For all, but this order is sent back.
+    Refuses(String),
 }
 
 impl Door {
     fn lets_out(&self, order: &str) -> bool {
         match self {
             Self::Closed => false,
-            Self::Open => true,
+            Self::Open | Self::Refuses(_) => true,
             Self::ClosedFor(held_up) => held_up != order,
         }
     }
@@ -87,6 +92,10 @@ impl Post {
         drop(inside);
     }
 
+    fn refuses(&self, order: &str) -> bool {
+        matches!(&*self.0.door.borrow(), Door::Refuses(refused) if refused == order)
+    }
+
     fn inside(&self) -> usize {
         self.0.seen.lock().unwrap().inside.values().sum()
     }
@@ -123,7 +132,14 @@ struct Receipt {
 
 async fn send(event: Placed, post: State<Post>, attempt: Attempt) -> Result<Receipt, HandlerError> {
     post.0.send(&event.order, event.cents, attempt).await;
-    Ok(Receipt { cents: event.cents })
+    match post.0.refuses(&event.order) {
+        true => Err(refused()),
+        false => Ok(Receipt { cents: event.cents }),
+    }
+}
+
+fn refused() -> HandlerError {
+    std::io::Error::other("nobody answers the door").into()
 }
 
 fn mail_service(ground: &Ground, post: &Post) -> Service<Sqlite> {
@@ -206,7 +222,7 @@ async fn send_unless_bad(
 ) -> Result<(), HandlerError> {
     post.0.send(&event.event.order, event.event.cents, attempt).await;
     match event.event.order == "bad" && attempt.number <= REFUSALS {
-        true => Err(reject("the order is bad")),
+        true => Err(refused()),
         false => Ok(()),
     }
 }
@@ -229,7 +245,7 @@ async fn an_email_is_not_sent_again_because_a_neighbour_fails() {
     let first: Vec<Attempt> =
         post.came("bad").into_iter().filter(|(cents, _)| *cents == 0).map(|(_, it)| it).collect();
     let numbers: Vec<u32> = first.iter().map(|attempt| attempt.number).collect();
-    assert_eq!(numbers, [1, 2, 3, 4]);
+    assert_eq!(numbers, [1, 2, 3]);
     assert!(first.iter().all(|attempt| attempt.key == first[0].key), "{first:?}");
     let mut keys: Vec<IdempotencyKey> =
         post.0.seen.lock().unwrap().came.iter().map(|(.., it)| it.key).collect();
@@ -265,7 +281,7 @@ async fn what_is_done_beyond_a_hole_stays_done_and_the_cursor_waits() {
     place(&orders.app, &slow, 1).await;
     place(&orders.app, &quick, 2).await;
     post.set(Door::ClosedFor(slow.clone()));
-    for crashes in 1..=3 {
+    for crashes in 1..=2 {
         let crashed = mail(&ground, &post).await;
         until_done(&crashed.app, 1).await;
         eventually("the slow one to run", || async { post.came(&slow).len() == crashes }).await;
@@ -275,7 +291,7 @@ async fn what_is_done_beyond_a_hole_stays_done_and_the_cursor_waits() {
     post.set(Door::Open);
     let mail = mail(&ground, &post).await;
     until_done(&mail.app, 2).await;
-    assert_eq!((post.came(&slow).len(), post.came(&quick).len()), (4, 1));
+    assert_eq!((post.came(&slow).len(), post.came(&quick).len()), (3, 1));
 }
 
 #[tokio::test]
@@ -341,7 +357,7 @@ async fn note(event: Placed, returned: Receipt, tx: &mut Tx) -> Handled {
     copy(Placed { order: event.order.clone(), cents: returned.cents * 2 }, tx).await?;
     tx.publish(&Sent { order: event.order })?;
     let refusal = sqlx::query("SELECT 1 FROM copies WHERE id = 'refuse'").fetch_optional(&mut **tx).await?;
-    refusal.map_or(Ok(()), |_| Err(reject("notes are refused")))
+    refusal.map_or(Ok(()), |_| Err(refused()))
 }
 
 async fn hear(event: Sent, tx: &mut Tx) -> Handled {
@@ -354,28 +370,94 @@ async fn what_goes_with_a_completion_commits_with_it_and_is_tried_again_alone() 
     let post = Post::open();
     let orders = ground.orders().await;
     place(&orders.app, "o1", 21).await;
+    let clock = Clock::default();
     let start_noting = async || {
         let letters = Effect::from_start("letters").on_then(send, note);
-        let service = mail_service(&ground, &post).publishes::<Sent>().effect(letters);
+        let service = mail_service(&ground, &post).publishes::<Sent>().clock(clock.clone()).effect(letters);
         start(&ground, service.view(View::new("sent", 1).on(hear))).await
     };
     let refuse = "CREATE TABLE copies (n INTEGER PRIMARY KEY, id TEXT, cents INTEGER); INSERT INTO copies (id, cents) VALUES ('refuse', 0)";
     sqlx::raw_sql(refuse).execute(ground.database("mail").pool()).await.unwrap();
-    for attempts in [2, 4] {
+    for parked in [0, 1] {
         let crashed = start_noting().await;
         eventually("a refusal", || async {
-            latest(&crashed.app).await.first().is_some_and(|latest| latest.state.call.attempts >= attempts)
+            let call = latest(&crashed.app).await.pop();
+            self::parked(&crashed.app).await == (parked, parked)
+                && call.is_some_and(|call| call.state.call.result.as_deref() == Some("{\"cents\":21}"))
         })
         .await;
-        let call = latest(&crashed.app).await.remove(0).state;
-        assert_eq!((call.call.result.as_deref(), call.done_at), (Some("{\"cents\":21}"), None));
         assert_eq!(copies(&crashed.app).await.len(), 1, "what failed left something");
     }
     let mail = start_noting().await;
     sqlx::query("DELETE FROM copies").execute(mail.app.database().pool()).await.unwrap();
+    clock.advance(DAY);
     let copies = until_copied(&mail.app, 2).await;
     assert_eq!(copies, [("o1".to_owned(), 42), ("o1 was sent".to_owned(), 0)]);
-    assert_eq!((done(&mail.app).await, post.count()), (1, 1), "the call itself was made again");
+    assert_eq!((parked(&mail.app).await, post.count()), ((0, 0), 1), "the call itself was made again");
+    assert_eq!(latest(&mail.app).await[0].state.call.error, None);
+}
+
+/// (keys, events) that are parked.
+async fn parked(app: &App) -> (u64, u64) {
+    let counts = app.database().parked_counts().await.unwrap();
+    counts.iter().fold((0, 0), |sum, count| (sum.0 + count.keys, sum.1 + count.events))
+}
+
+#[tokio::test]
+async fn what_cannot_be_called_for_is_parked_by_its_key_and_comes_back_in_order() {
+    let ground = Ground::new();
+    let (post, clock) = (Post::with(Door::Refuses("bad".into())), Clock::default());
+    let orders = ground.orders().await;
+    for n in 0..20 {
+        place(&orders.app, &format!("o{n}"), n).await;
+    }
+    place(&orders.app, "bad", 0).await;
+    let letters = Effect::from_start("letters").on(send);
+    let service = mail_service(&ground, &post).clock(clock.clone()).effect(letters);
+    let mail = start(&ground, service).await;
+    eventually("one key parked", || async { parked(&mail.app).await == (1, 1) }).await;
+    for cents in 1..=2 {
+        place(&orders.app, "bad", cents).await;
+        place(&orders.app, &format!("later{cents}"), cents).await;
+    }
+    eventually("all of the key parked", || async { parked(&mail.app).await == (1, 3) }).await;
+    until_done(&mail.app, 25).await;
+    eventually("nothing behind", || async { subscription(&mail.app).unwrap().state == Status::Live }).await;
+    assert_eq!(post.came("bad").len(), 3, "of a parked key nothing else is called for");
+    clock.advance(DAY);
+    eventually("one more try", || async { post.came("bad").len() == 4 }).await;
+    assert_eq!(parked(&mail.app).await, (1, 3));
+    post.set(Door::Open);
+    clock.advance(DAY);
+    eventually("nothing parked", || async { parked(&mail.app).await == (0, 0) }).await;
+    let came = post.came("bad");
+    let cents: Vec<i64> = came.iter().map(|(cents, _)| *cents).collect();
+    assert_eq!(cents, [0, 0, 0, 0, 0, 1, 2], "in order");
+    assert!(came[..5].iter().all(|(_, attempt)| attempt.key == came[0].1.key));
+    assert_eq!(came[4].1.number, 5);
+    assert!(latest(&mail.app).await.iter().all(|call| call.state.call.error.is_none()));
+    for n in 0..20 {
+        assert_eq!(post.came(&format!("o{n}")).len(), 1, "o{n} was called for again");
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_ends_the_process_each_time_is_parked_after_its_tries() {
+    let ground = Ground::new();
+    let (post, [deadly, neighbour]) = (Post::with(Door::Closed), together());
+    let orders = ground.orders().await;
+    place(&orders.app, &deadly, 1).await;
+    post.set(Door::ClosedFor(deadly.clone()));
+    for tries in 1..=3 {
+        let crashed = mail(&ground, &post).await;
+        eventually("the deadly call", || async { post.came(&deadly).len() == tries }).await;
+        drop(crashed);
+    }
+    let mail = mail(&ground, &post).await;
+    eventually("it is parked", || async { parked(&mail.app).await == (1, 1) }).await;
+    place(&orders.app, &neighbour, 2).await;
+    eventually("its neighbour goes through", || async { post.came(&neighbour).len() == 1 }).await;
+    assert_eq!(post.came(&deadly).len(), 3);
 }
 
 #[tokio::test]

@@ -105,6 +105,11 @@ impl Calls {
         self.ended.get(place)
     }
 
+    /// Takes a call that has ended.
+    pub(super) fn take(&mut self, place: &Place) -> Option<Made> {
+        self.ended.remove(place)
+    }
+
     /// Forgets a call that has ended, once what became of it is stored.
     pub(super) fn forget(&mut self, place: &Place) {
         self.ended.remove(place);

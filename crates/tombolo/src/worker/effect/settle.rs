@@ -16,12 +16,13 @@ use tombolo_db::effects::{CALLS_KEPT, RESULT_BYTES_MAX};
 use tombolo_db::{Claim, Database, EffectCall, Transaction};
 use tombolo_event::{Backoff, Cursor, Envelope, barrier};
 
-use super::calls::{Calls, Ended, Place};
+use super::calls::{Calls, Ended, Made, Place};
 use super::window::Due;
 use super::{Front, Fronts};
 use crate::handler::HandlerError;
 use crate::worker::apply::{Undone, age};
 use crate::worker::lane::Lane;
+use crate::worker::parking::{Failing, Next};
 use crate::worker::{Session, Worker};
 use crate::{Error, Kind, Result};
 
@@ -47,27 +48,63 @@ impl<D: Database> Worker<D> {
     ) -> Result<()> {
         let mut returned = Vec::new();
         for place in calls.all_ended() {
-            let Some(lane) = session.lanes.iter().position(|lane| place.is_in(&lane.claim)) else { continue };
-            let claim = &session.lanes[lane].claim;
-            let front = &mut fronts.lanes[lane];
-            match calls.made(&place).map(|made| (made.lease_epoch, &made.ended)) {
-                // Its event is still to be read again, after a session that broke off.
-                _ if place.sequence > claim.cursor.sequence && !front.window.has(place.sequence) => continue,
-                Some((_, Ended::Returned(json))) if front.window.due(place.sequence).is_some() => {
-                    returned.push(Returned { lane, place, json: json.clone() });
-                    continue;
+            if let Some(redriven) = fronts.redriven.remove(&place) {
+                if let Some(made) = calls.take(&place) {
+                    self.settle_redriven(session, redriven, made).await?;
                 }
-                Some((_, Ended::Failed(error))) => {
-                    self.call_failed(claim, front, &place, error, None).await?
-                }
-                Some((epoch, Ended::NotMade(error))) => front.not_made(claim, &place, epoch, error)?,
-                _ => {}
+                continue;
             }
-            calls.forget(&place);
+            let Some(lane) = session.lanes.iter().position(|lane| place.is_in(&lane.claim)) else { continue };
+            let cursor = session.lanes[lane].claim.cursor;
+            let window = &mut fronts.lanes[lane].window;
+            if place.sequence > cursor.sequence && !window.has(place.sequence) {
+                // Its event is still to be read again, after a session that broke off.
+                continue;
+            }
+            let is_due = window.due(place.sequence).is_some();
+            if let Some(Ended::Returned(json)) = calls.made(&place).filter(|_| is_due).map(|made| &made.ended)
+            {
+                let json = json.clone();
+                returned.push(Returned { lane, place, json });
+            } else if let Some(made) = calls.take(&place) {
+                self.not_returned(session, fronts, lane, &place, made).await?;
+            }
         }
         self.complete(session, fronts, &returned).await?;
         returned.iter().for_each(|returned| calls.forget(&returned.place));
+        for index in 0..session.lanes.len() {
+            self.park_spent(session, fronts, index).await?;
+            self.park_behind(session, fronts, index).await?;
+        }
         self.forget_below(&session.lanes, fronts).await
+    }
+
+    /// A call that failed, or that was not made.
+    async fn not_returned(
+        &self,
+        session: &mut Session,
+        fronts: &mut Fronts,
+        lane: usize,
+        place: &Place,
+        made: Made,
+    ) -> Result<()> {
+        match made.ended {
+            Ended::Failed(error) => self.call_failed(session, fronts, lane, place, error, None).await,
+            Ended::NotMade(error) if made.lease_epoch == session.lanes[lane].claim.lease_epoch => {
+                Err(error.into())
+            }
+            // It began under the lease of an earlier session.
+            Ended::NotMade(_) => {
+                let window = &mut fronts.lanes[lane].window;
+                if let Some(due) = window.due(place.sequence) {
+                    due.call.attempts = due.call.attempts.saturating_sub(1);
+                    window.put_off(place.sequence, Instant::now());
+                }
+                Ok(())
+            }
+            // Its event was passed over: somebody else completed it.
+            Ended::Returned(_) => Ok(()),
+        }
     }
 
     /// Completes calls together, or one by one if one of them fails.
@@ -82,8 +119,8 @@ impl<D: Database> Worker<D> {
             (Undone::Away(error), _) => Err(error),
             (Undone::Failed(failure), []) => Err(Error::new(Kind::Database, failure.error.to_string())),
             (Undone::Failed(failure), [one]) => {
-                let (claim, front) = (&session.lanes[one.lane].claim, &mut fronts.lanes[one.lane]);
-                self.call_failed(claim, front, &one.place, &failure.error, Some(&one.json)).await
+                let Returned { lane, place, json } = one;
+                self.call_failed(session, fronts, *lane, place, failure.error, Some(json)).await
             }
             (Undone::Failed(_), many) => {
                 for one in many.chunks(1) {
@@ -120,13 +157,15 @@ impl<D: Database> Worker<D> {
         tx.commit().await?;
         barrier::reach("effect.after-commit");
         self.count_calls(returned.len(), began.elapsed(), published.values());
+        if !returned.is_empty() {
+            session.kept.alike = 0;
+        }
         for one in returned {
-            fronts.lanes[one.lane].window.done(one.place.sequence);
+            fronts.settled(session, one.lane, &[one.place.sequence], None, Duration::ZERO);
         }
         for (lane, to) in moves {
             let behind = published.get(&lane).map_or(Duration::ZERO, |&time| age(time));
-            session.lanes[lane].moved(to, behind, fronts.lanes[lane].window.moved(to));
-            fronts.lanes[lane].read_on(lane, session);
+            fronts.settled(session, lane, &[], Some(to), behind);
         }
         Ok(())
     }
@@ -139,37 +178,53 @@ impl<D: Database> Worker<D> {
         json: &str,
         tx: &mut D::Tx,
     ) -> Result<Timestamp, Undone> {
-        let envelope = Envelope::decode(due.record.bytes.clone()).map_err(HandlerError::from)?;
-        if let Some(caller) = self.subscription.caller(due.record.type_name()) {
-            let then = |tx| caller.then(&envelope, due.record.sequence, json, tx);
-            self.handle_within(&envelope, due.record.sequence, tx, then).await?;
+        let record = &due.delivery.record;
+        let envelope = Envelope::decode(record.bytes.clone()).map_err(HandlerError::from)?;
+        if let Some(caller) = self.subscription.caller(record.type_name()) {
+            let then = |tx| caller.then(&envelope, record.sequence, json, tx);
+            self.handle_within(&envelope, record.sequence, tx, then).await?;
         }
         let call = EffectCall { result: Some(kept(json)), error: None, ..due.call.clone() };
         tx.complete(claim, &call).await?;
         Ok(envelope.time)
     }
 
-    /// Records why a try failed, and what the call returned if only its completion failed; tries again later.
+    /// Tries again later, or parks the event with its key once it had its tries. What the call returned is kept if only its
+    /// completion failed.
     async fn call_failed(
         &self,
-        claim: &Claim,
-        front: &mut Front,
+        session: &mut Session,
+        fronts: &mut Fronts,
+        index: usize,
         place: &Place,
-        error: &HandlerError,
+        error: HandlerError,
         returned: Option<&str>,
     ) -> Result<()> {
+        let (lane, front) = (&mut session.lanes[index], &mut fronts.lanes[index]);
         let Some(due) = front.window.due(place.sequence) else { return Ok(()) };
-        let call = &mut due.call;
         // What is nobody's fault does not count.
-        call.attempts -= u32::from(error.is_transient());
-        call.error = Some(error.to_string());
-        call.result = returned.map(str::to_owned);
-        self.database.record_call(claim, call).await?;
-        let attempts = call.attempts;
-        tracing::warn!(subscription = claim.subscription, topic = %claim.topic, partition = claim.partition,
-            sequence = place.sequence, event = %place.id, attempts, "could not be called for: {error}");
+        let is_counted = !error.is_transient();
+        due.call.attempts -= u32::from(!is_counted);
+        due.call.result = returned.map(str::to_owned);
+        due.call.error = Some(error.to_string());
+        let attempts = due.call.attempts;
+        let failing = Failing { attempts, error: Some(error) };
+        let next = match is_counted {
+            true => failing.next(lane.parked.room(session.kept.alike), self.clock.now()),
+            false => Next::Try(attempts + 1),
+        };
+        if let Next::Park(tries) = next {
+            return self.park_call(session, fronts, index, place.sequence, tries).await;
+        }
+        self.database.record_call(&lane.claim, &due.call).await?;
+        tracing::warn!(subscription = self.subscription.name, topic = %place.topic, partition = place.partition,
+            sequence = place.sequence, event = %place.id, attempts, "is called for again: {}", failing.text());
+        lane.attempted(place.id, attempts);
         front.window.put_off(place.sequence, Instant::now() + RETRY.jittered(attempts.saturating_sub(1)));
         self.metrics.retries.get_or_create(&self.of()).inc();
+        if let Next::Stuck(why) = next {
+            self.stick(session, index, why);
+        }
         Ok(())
     }
 
@@ -206,40 +261,30 @@ impl Fronts {
         };
         self.lanes.iter().enumerate().filter_map(move_of).collect()
     }
-}
 
-impl Front {
-    /// The call could not be recorded: fatal for the session, unless it only began under the lease of an earlier one.
-    fn not_made(
+    /// These are done, and the cursor has moved: there may be room to read on.
+    pub(super) fn settled(
         &mut self,
-        claim: &Claim,
-        place: &Place,
-        epoch: u64,
-        error: &tombolo_db::Error,
-    ) -> Result<()> {
-        if epoch == claim.lease_epoch {
-            let kind = if error.is_transient() { Kind::DatabaseAway } else { Kind::Database };
-            return Err(Error::new(kind, error.to_string()));
-        }
-        if let Some(due) = self.window.due(place.sequence) {
-            due.call.attempts = due.call.attempts.saturating_sub(1);
-            self.window.put_off(place.sequence, Instant::now());
-        }
-        Ok(())
-    }
-
-    /// Reads on if there is room again.
-    fn read_on(&mut self, lane: usize, session: &mut Session) {
-        if !self.window.is_full()
-            && let Some(stream) = self.held_back.take()
+        session: &mut Session,
+        index: usize,
+        done: &[u64],
+        to: Option<Cursor>,
+        behind: Duration,
+    ) {
+        let front = &mut self.lanes[index];
+        done.iter().for_each(|&sequence| front.window.done(sequence));
+        let Some(to) = to else { return };
+        session.lanes[index].moved(to, behind, front.window.moved(to));
+        if !front.window.is_full()
+            && let Some(stream) = front.held_back.take()
         {
-            session.streams.insert(lane, stream);
+            session.streams.insert(index, stream);
         }
     }
 }
 
 /// What is kept of what a call returned.
-fn kept(json: &str) -> String {
+pub(super) fn kept(json: &str) -> String {
     match json.len() {
         length if length > RESULT_BYTES_MAX => serde_json::json!({ "omitted_bytes": length }).to_string(),
         _ => json.to_owned(),

@@ -19,7 +19,7 @@ use crate::current::Current;
 use crate::effect::{Attempt, Caller};
 use crate::handler::{HandlerError, reject};
 use crate::life::Repeat;
-use crate::worker::apply::panic_text;
+use crate::worker::apply::{no_handler, panic_text};
 use crate::{App, Error, Kind};
 
 /// Everything that one try needs.
@@ -30,10 +30,13 @@ pub(super) struct Trying<D: Database> {
     pub(super) call: EffectCall,
     /// The stored event.
     pub(super) bytes: Bytes,
-    pub(super) caller: Arc<Caller<D>>,
+    /// None if the program no longer handles its type.
+    pub(super) caller: Option<Arc<Caller<D>>>,
     pub(super) app: App<D>,
     pub(super) states: Arc<Extensions>,
     pub(super) bound: Duration,
+    /// Whether its event is parked, whose tries are recorded with it.
+    pub(super) is_parked: bool,
     /// Whether it is made twice, as after a crash before its completion was stored.
     pub(super) repeat: Repeat,
 }
@@ -44,7 +47,9 @@ impl<D: Database> Trying<D> {
     }
 
     async fn end(&self) -> Ended {
-        if let Err(error) = self.database.record_call(&self.claim, &self.call).await {
+        if !self.is_parked
+            && let Err(error) = self.database.record_call(&self.claim, &self.call).await
+        {
             return Ended::NotMade(error);
         }
         barrier::reach("effect.after-record");
@@ -62,13 +67,14 @@ impl<D: Database> Trying<D> {
 
     async fn called(&self, number: u32) -> Result<String, HandlerError> {
         let envelope = Envelope::decode(self.bytes.clone())?;
+        let Some(caller) = &self.caller else { return Err(no_handler(&envelope.event_type)) };
         let trace = envelope.trace.map_or_else(TraceContext::begin, TraceContext::child);
         let correlation = envelope.correlation.clone().unwrap_or_else(|| envelope.id.to_string());
         let mut current = Current::within(trace, Some(correlation));
         current.deadline = Some(Instant::now() + self.bound);
         let call = current.scope(async {
             let attempt = self.attempt(&envelope, number);
-            self.caller.call(&envelope, self.call.sequence, &self.app, &self.states, attempt).await
+            caller.call(&envelope, self.call.sequence, &self.app, &self.states, attempt).await
         });
         match timeout(self.bound, AssertUnwindSafe(call).catch_unwind()).await {
             Ok(Ok(called)) => called,

@@ -12,9 +12,10 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use tokio::time::Instant;
-use tombolo_bus::Record;
 use tombolo_db::EffectCall;
-use tombolo_event::{Cursor, Envelope, KeyHash};
+use tombolo_event::{Cursor, KeyHash};
+
+use crate::worker::apply::Delivery;
 
 /// How many events a window holds before its lane is no longer read, done ones included.
 const WINDOW_EVENTS_MAX: usize = 1_000;
@@ -36,9 +37,8 @@ pub(super) struct Window {
 
 /// What there is to do for one event.
 pub(super) struct Due {
-    pub(super) record: Record,
+    pub(super) delivery: Delivery,
     pub(super) call: EffectCall,
-    key: KeyHash,
 }
 
 struct Entry {
@@ -48,12 +48,18 @@ struct Entry {
     due: Option<Due>,
 }
 
+/// How the call of an event stands when it is added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It can begin once the events of its key before it are done.
+    Waits,
+    /// It runs, or is to be parked: it does not begin.
+    Taken,
+}
+
 impl Due {
-    /// An event that cannot be read has no key; it holds up nobody but itself.
-    pub(super) fn new(record: Record, call: EffectCall) -> Self {
-        let key =
-            Envelope::decode(record.bytes.clone()).map_or_else(|_| record.id.to_string(), |event| event.key);
-        Self { key: KeyHash::of(&key), record, call }
+    fn size(&self) -> usize {
+        self.delivery.record.bytes.len()
     }
 }
 
@@ -63,15 +69,22 @@ impl Window {
         self.events.insert(to.sequence, Entry { to, due: None });
     }
 
-    /// Adds an event whose call is not done. It is ready, unless an earlier one of its key is not done or its call runs already.
-    pub(super) fn add(&mut self, to: Cursor, due: Due, is_running: bool) {
-        let queue = self.keys.entry(due.key).or_default();
+    /// Adds an event whose call is not done.
+    pub(super) fn add(&mut self, to: Cursor, due: Due, standing: Standing) {
+        let queue = self.keys.entry(due.delivery.key_hash).or_default();
         queue.push_back(to.sequence);
-        if queue.len() == 1 && !is_running {
+        if queue.len() == 1 && standing == Standing::Waits {
             self.ready.push_back(to.sequence);
         }
-        self.bytes += due.record.size();
+        self.bytes += due.size();
         self.events.insert(to.sequence, Entry { to, due: Some(due) });
+    }
+
+    /// The events of an event's key that are not done, in order.
+    pub(super) fn line(&self, sequence: u64) -> Vec<u64> {
+        let due = self.events.get(&sequence).and_then(|entry| entry.due.as_ref());
+        let queue = due.and_then(|due| self.keys.get(&due.delivery.key_hash));
+        queue.map(|queue| queue.iter().copied().collect()).unwrap_or_default()
     }
 
     /// Whether its lane should not be read further.
@@ -84,7 +97,12 @@ impl Window {
         while let Some(first) = self.put_off.first_entry().filter(|first| first.key().0 <= now) {
             self.ready.push_back(first.remove_entry().0.1);
         }
-        self.ready.pop_front()
+        while let Some(sequence) = self.ready.pop_front() {
+            if self.due(sequence).is_some() {
+                return Some(sequence);
+            }
+        }
+        None
     }
 
     /// Whether an event after the cursor was read into the window.
@@ -116,12 +134,12 @@ impl Window {
     /// The event is done: the next one of its key is ready.
     pub(super) fn done(&mut self, sequence: u64) {
         let Some(due) = self.events.get_mut(&sequence).and_then(|entry| entry.due.take()) else { return };
-        self.bytes -= due.record.size();
-        let Some(queue) = self.keys.get_mut(&due.key) else { return };
+        self.bytes -= due.size();
+        let Some(queue) = self.keys.get_mut(&due.delivery.key_hash) else { return };
         queue.pop_front();
         match queue.front() {
             Some(&next) => self.ready.push_back(next),
-            None => drop(self.keys.remove(&due.key)),
+            None => drop(self.keys.remove(&due.delivery.key_hash)),
         }
     }
 
@@ -136,7 +154,8 @@ impl Window {
 mod tests {
     use bytes::Bytes;
     use jiff::Timestamp;
-    use tombolo_event::{EventId, Incarnation};
+    use tombolo_bus::Record;
+    use tombolo_event::{Envelope, EventId, Incarnation};
 
     use super::*;
 
@@ -156,14 +175,14 @@ mod tests {
         };
         let record = Record { sequence, id, event_type: Bytes::new(), bytes: envelope.encode() };
         let call = EffectCall { sequence, id, attempts: 0, result: None, error: None };
-        (Cursor::at(Incarnation::new(), sequence, id), Due::new(record, call))
+        (Cursor::at(Incarnation::new(), sequence, id), Due { delivery: Delivery::new(record), call })
     }
 
     fn window(keys: &[&str]) -> Window {
         let mut window = Window::default();
         for (sequence, key) in (1..).zip(keys) {
             let (to, due) = due(sequence, key);
-            window.add(to, due, false);
+            window.add(to, due, Standing::Waits);
         }
         window
     }
@@ -214,6 +233,17 @@ mod tests {
         window.put_off(1, at);
         assert_eq!((taken(&mut window), window.next_at()), (vec![], Some(at)));
         assert_eq!((window.next(at), window.next_at()), (Some(1), None));
+    }
+
+    #[test]
+    fn what_is_taken_does_not_begin_and_what_is_done_is_not_handed_out() {
+        let mut window = window(&["a", "a", "b"]);
+        let (to, due) = due(4, "c");
+        window.add(to, due, Standing::Taken);
+        assert_eq!((window.line(2), window.line(4)), (vec![1, 2], vec![4]));
+        window.done(1);
+        window.done(2);
+        assert_eq!(taken(&mut window), [3]);
     }
 
     #[test]
