@@ -38,6 +38,8 @@ struct Subscription {
     kind: String,
     lag_events: u64,
     lag_seconds: f64,
+    #[serde(default)]
+    parked_events: u64,
     state: String,
     #[serde(default)]
     partitions: Vec<Partition>,
@@ -60,8 +62,18 @@ pub(crate) async fn list(arguments: OfBus) -> Result<()> {
     let answers = join_all(asked).await;
     let rows = answers.iter().flat_map(|(replica, answer)| rows(replica, answer)).collect();
     let list = answers.iter().map(|(replica, answer)| json(replica, answer)).collect();
-    let header =
-        ["SERVICE", "REPLICA", "SUBSCRIPTION", "KIND", "STATE", "BEHIND", "SECONDS", "HOLDS", "DETAIL"];
+    let header = [
+        "SERVICE",
+        "REPLICA",
+        "SUBSCRIPTION",
+        "KIND",
+        "STATE",
+        "BEHIND",
+        "SECONDS",
+        "PARKED",
+        "HOLDS",
+        "DETAIL",
+    ];
     show(arguments.format, header, rows, &Value::Array(list))
 }
 
@@ -100,12 +112,23 @@ pub(super) async fn ask_one(client: &reqwest::Client, url: &str) -> std::result:
     answer.json().await.map_err(failed)
 }
 
-fn rows(replica: &Replica, answer: &std::result::Result<Value, String>) -> Vec<[String; 9]> {
+fn rows(replica: &Replica, answer: &std::result::Result<Value, String>) -> Vec<[String; 10]> {
     let first = [replica.service.clone(), replica.number.to_string()];
     let silent = |why: &str| {
         let [service, number] = first.clone();
         let none = || "-".to_owned();
-        vec![[service, number, none(), none(), "unknown".into(), none(), none(), none(), why.to_owned()]]
+        vec![[
+            service,
+            number,
+            none(),
+            none(),
+            "unknown".into(),
+            none(),
+            none(),
+            none(),
+            none(),
+            why.to_owned(),
+        ]]
     };
     let said = match answer {
         Err(why) => return silent(why),
@@ -126,6 +149,7 @@ fn rows(replica: &Replica, answer: &std::result::Result<Value, String>) -> Vec<[
             subscription.state.clone(),
             subscription.lag_events.to_string(),
             format!("{:.1}", subscription.lag_seconds),
+            subscription.parked_events.to_string(),
             format!("{held}/{}", subscription.partitions.len()),
             subscription.detail.clone().or(failing).unwrap_or_else(|| "-".into()),
         ]
@@ -152,7 +176,7 @@ mod tests {
     #[test]
     fn a_status_becomes_a_row_for_each_subscription() {
         let status = json!({ "service": "orders", "replica": 1, "relay": null, "subscriptions": [{
-            "name": "customers", "kind": "view", "lag_events": 3, "lag_seconds": 0.25, "state": "behind", "detail": null,
+            "name": "customers", "kind": "view", "lag_events": 3, "lag_seconds": 0.25, "parked_events": 2, "state": "behind", "detail": null,
             "partitions": [
                 { "topic": "users", "partition": 0, "sequence": 4, "tail": 7, "lag_events": 3, "held": true, "attempts": 1, "error": "no such table" },
                 { "topic": "users", "partition": 1, "sequence": 0, "tail": 0, "lag_events": 0, "held": false, "attempts": 0, "error": null },
@@ -161,7 +185,7 @@ mod tests {
         let rows = rows(&orders(), &Ok(status));
         assert_eq!(
             rows,
-            [["orders", "1", "customers", "view", "behind", "3", "0.2", "1/2", "no such table"]]
+            [["orders", "1", "customers", "view", "behind", "3", "0.2", "2", "1/2", "no such table"]]
         );
     }
 
@@ -169,6 +193,6 @@ mod tests {
     fn a_replica_that_does_not_answer_is_listed_with_the_reason() {
         let rows = rows(&orders(), &Err("connection refused".into()));
         assert_eq!(rows[0][4], "unknown");
-        assert_eq!(rows[0][8], "connection refused");
+        assert_eq!(rows[0][9], "connection refused");
     }
 }

@@ -3,13 +3,17 @@
 
 use std::env;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, PgPool};
 use tombolo::postgres::{Postgres, Tx};
 use tombolo::sqlite::Sqlite;
+use tombolo::status::State as Status;
 use tombolo::testing::World;
-use tombolo::{App, Handled, Running, Service, Settings, View};
+use tombolo::{App, Clock, Handled, Running, Service, Settings, State, View};
 use tombolo_bus::{Bus, Identity};
+use tombolo_db::{ParkedEvent, ParkedFilter, Parking};
 use tombolo_event::ServiceName;
 use uuid::Uuid;
 
@@ -177,4 +181,85 @@ async fn a_world_crashes_a_service_on_postgres_too() {
     }
     world.settle().await;
     assert_eq!(crate::support::copies(&history.app()).await.len(), 2);
+}
+
+/// Fails for the order "bad" while there is trouble.
+async fn copy_unless_bad(event: Placed, State(trouble): State<Arc<AtomicBool>>, tx: &mut Tx) -> Handled {
+    let is_bad = event.order == "bad" && trouble.load(Ordering::SeqCst);
+    copy(event, tx).await?;
+    if is_bad { Err(std::io::Error::other("the order is bad").into()) } else { Ok(()) }
+}
+
+async fn parked(app: &App<Postgres>) -> Vec<ParkedEvent> {
+    app.database().parked(&ParkedFilter::default(), 1_000).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_key_is_parked_in_postgres_and_comes_back_in_order() {
+    let (Some(source), Some(target)) = (postgres().await, postgres().await) else { return };
+    let ground = Ground::new();
+    let bus = || Arc::clone(&ground.bus) as Arc<dyn Bus>;
+    let (trouble, clock) = (Arc::new(AtomicBool::new(true)), Clock::default());
+    let orders = start(Service::new("orders", source).publishes::<Placed>(), bus()).await;
+    let history = Service::new("history", target)
+        .clock(clock.clone())
+        .state(Arc::clone(&trouble))
+        .view(View::new("rows", 1).on(copy_unless_bad));
+    let history = start(history, bus()).await;
+    for n in 0..30 {
+        place(&orders.app, if n % 3 == 0 { "bad" } else { "good" }, n).await;
+    }
+    eventually("20 rows, 10 parked", || async {
+        rows(&history.app).await.len() == 20 && parked(&history.app).await.len() == 10
+    })
+    .await;
+    assert_eq!(parked(&history.app).await[0].tries.attempts, 3);
+    trouble.store(false, Ordering::SeqCst);
+    clock.advance(Duration::from_secs(7_200));
+    eventually("nothing parked", || async { parked(&history.app).await.is_empty() }).await;
+    let all = rows(&history.app).await;
+    for (key, expected) in [
+        ("bad", (0..30).filter(|n| n % 3 == 0).collect::<Vec<i64>>()),
+        ("good", (0..30).filter(|n| n % 3 != 0).collect()),
+    ] {
+        let applied: Vec<i64> = all.iter().filter(|(id, _)| id == key).map(|(_, cents)| *cents).collect();
+        assert_eq!(applied, expected, "{key}");
+    }
+    orders.shutdown().await;
+    history.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_consumer_whose_postgres_is_cut_off_parks_nothing() {
+    let Some(url) = server("postgres", "TOMBOLO_TEST_POSTGRES") else { return };
+    let Some(target) = postgres().await else { return };
+    let ground = Ground::new();
+    let orders = ground.orders().await;
+    let history = start(
+        Service::new("history", target.clone()).view(View::new("rows", 1).on(copy)),
+        Arc::clone(&ground.bus) as Arc<dyn Bus>,
+    )
+    .await;
+    crate::support::place(&orders.app, "o0", 0).await;
+    eventually("the first row", || async { rows(&history.app).await.len() == 1 }).await;
+    let admin = PgPool::connect(&url).await.unwrap();
+    let name = target.pool().connect_options().get_database().unwrap().to_owned();
+    let order = async |sql: String| sqlx::raw_sql(AssertSqlSafe(sql)).execute(&admin).await.unwrap();
+    order(format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false")).await;
+    order(format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")).await;
+    for n in 1..30 {
+        crate::support::place(&orders.app, &format!("o{n}"), n).await;
+    }
+    eventually("it says that it waits", || async {
+        history.app.status().subscriptions.iter().any(|status| status.state == Status::Waiting)
+    })
+    .await;
+    order(format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true")).await;
+    eventually("30 rows", || async {
+        let rows = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM rows").fetch_one(target.pool()).await;
+        rows.is_ok_and(|rows| rows == 30)
+    })
+    .await;
+    assert!(parked(&history.app).await.is_empty());
+    history.shutdown().await;
 }
