@@ -9,6 +9,8 @@ pub mod port;
 pub mod effects;
 pub mod tables;
 pub mod views;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod comparing;
 pub mod transient;
 mod error;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
@@ -32,7 +34,9 @@ pub use port::{
     RoundLimit, Schema, Share, Standing, StartAt, Transaction, Tries,
 };
 pub use tables::Tables;
-pub use views::{Build, BuildId, Goal, Switch, Switched, ViewState, Views, Wanted};
+pub use views::{
+    Build, BuildId, Compared, Difference, Goal, Sample, Switch, Switched, ViewState, Views, Wanted,
+};
 
 /// The result of everything in this crate.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -44,6 +44,7 @@ struct Inner {
 }
 
 impl Tables {
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
     /// The tables that `declared` makes for the build `of` in `namespace`.
     pub(crate) fn new(of: String, apart: Apart, namespace: &str, declared: &str) -> Self {
         let names = pieces(declared).filter_map(|piece| match piece {
@@ -171,6 +172,7 @@ fn name_at(text: &str) -> Option<&str> {
     (is_word && name.starts_with(|first: char| first.is_ascii_lowercase() || first == '_')).then_some(name)
 }
 
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 /// Whether two texts declare the same, apart from spaces and comments.
 pub(crate) fn declare_the_same(one: &str, other: &str) -> bool {
     let words = |text| {
@@ -180,7 +182,7 @@ pub(crate) fn declare_the_same(one: &str, other: &str) -> bool {
     words(one) == words(other)
 }
 
-#[cfg(test)]
+#[cfg(all(test, any(feature = "sqlite", feature = "postgres")))]
 mod tests {
     use super::*;
 

@@ -22,6 +22,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use tombolo_event::{Incarnation, ServiceName};
 use uuid::Uuid;
 
@@ -29,6 +30,8 @@ use uuid::Uuid;
 use crate::tables::declare_the_same;
 use crate::{Error, Kind, Result, Tables};
 
+/// The most rows that are shown of one table when builds are compared.
+pub const ROWS_SHOWN_MAX: usize = 1_000;
 /// How long a build stays after it was switched away from, because readers may not have heard of it yet.
 pub const READERS_HEAR_WITHIN: Duration = Duration::from_secs(2);
 
@@ -58,6 +61,12 @@ pub trait Views: Send + Sync + 'static {
     /// # Errors
     /// `View` if it is live, was live until just now, or never was.
     async fn drop_build(&self, view: &str, id: BuildId) -> Result<()>;
+
+    /// Compares the tables of two builds, in one snapshot of both.
+    ///
+    /// # Errors
+    /// `View` for a build that has no tables of its own.
+    async fn compare(&self, old: &Build, new: &Build, sample: Sample) -> Result<Vec<Compared>>;
 
     /// The tables of a build.
     fn tables(&self, build: &Build) -> Tables;
@@ -258,6 +267,43 @@ pub enum Switched {
     },
 }
 
+/// Which of the differences are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sample {
+    /// How many of each table, at most; no more than [`ROWS_SHOWN_MAX`].
+    pub rows: usize,
+    /// Another seed shows others, the same seed the same ones.
+    pub seed: u64,
+}
+
+/// How the tables of one name stand to each other in two builds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compared {
+    /// The table, as the view calls it.
+    pub table: String,
+    /// Its rows in the old build; none if the old build does not have the table.
+    pub old_rows: Option<u64>,
+    /// Its rows in the new build; none if the new build does not have the table.
+    pub new_rows: Option<u64>,
+    /// Columns that only the old build has, which were not compared.
+    pub only_old_columns: Vec<String>,
+    /// Columns that only the new build has, which were not compared.
+    pub only_new_columns: Vec<String>,
+    /// Whether all rows are the same in the columns that both have.
+    pub same: bool,
+    /// A sample of the rows that are not.
+    pub differences: Vec<Difference>,
+}
+
+/// A row that is not the same in both, by its columns.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Difference {
+    /// The row in the old build; none if only the new one has it.
+    pub old: Option<Map<String, Value>>,
+    /// The row in the new build; none if only the old one has it.
+    pub new: Option<Map<String, Value>>,
+}
+
 /// A build of a version, as the database remembers it.
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(crate) struct Known {
@@ -353,6 +399,13 @@ pub(crate) mod refusal {
         let error = Error::from(error);
         let kind = if error.is_transient() { error.kind() } else { Kind::View };
         Error::new(kind, format!("cannot make the tables of {}: {error}", build.of())).because(error)
+    }
+
+    pub(crate) fn no_tables(build: &Build) -> Error {
+        Error::new(
+            Kind::View,
+            format!("{} has no tables of its own, so there is nothing to compare", build.of()),
+        )
     }
 
     pub(crate) fn no_view(view: &str) -> Error {

@@ -1,5 +1,6 @@
 //! Cases about views: builds beside each other, and the pointer that only goes up and only to what has caught up.
 
+use serde_json::{Map, Value};
 use sqlx::SqlStr;
 use tombolo_event::{Cursor, EventId, Incarnation};
 use uuid::Uuid;
@@ -7,8 +8,8 @@ use uuid::Uuid;
 use super::stage::{LONG, Noted, Ready, Wait, once, service};
 use super::{Case, Fixture, Stage};
 use crate::{
-    Build, BuildId, Claim, Cursors, Goal, Kind, Leases, Origin, StartAt, Switch, Switched, Transaction,
-    ViewState, Views, Wanted,
+    Build, BuildId, Claim, Cursors, Goal, Kind, Leases, Origin, Sample, StartAt, Switch, Switched,
+    Transaction, ViewState, Views, Wanted,
 };
 
 pub(super) fn cases<F: Fixture>() -> Vec<Case<F>> {
@@ -24,6 +25,7 @@ pub(super) fn cases<F: Fixture>() -> Vec<Case<F>> {
         Case::new(held_cursors_stand_still),
         Case::new(a_dropped_build_is_gone_and_its_name_is_not_used_again),
         Case::new(the_live_build_is_not_dropped),
+        Case::new(comparing_shows_what_differs),
     ]
 }
 
@@ -47,13 +49,17 @@ async fn view<F: Fixture>(ready: &Ready<F>) -> ViewState {
     views.into_iter().find(|view| view.view == VIEW).expect("the view is there")
 }
 
-/// Writes a row into the build's own table, as a handler would.
 async fn fold<F: Fixture>(ready: &Ready<F>, build: &Build, value: i64) {
+    fold_as(ready, build, "k", value).await;
+}
+
+/// Writes a row into the build's own table, as a handler would.
+async fn fold_as<F: Fixture>(ready: &Ready<F>, build: &Build, key: &str, value: i64) {
     let mut tx = ready.begin().await;
     let tables = ready.database.tables(build);
     tx.outgoing().enter(Origin::View { view: VIEW.into(), tables: Some(tables) });
     let sql = tx.outgoing().sql("INSERT INTO {titles} (k, v)").expect("the view has such a table");
-    ready.fixture().insert(&mut tx, sql, "k", value).await.expect("the table is there");
+    ready.fixture().insert(&mut tx, sql, key, value).await.expect("the table is there");
     tx.commit().await.expect("it commits");
 }
 
@@ -272,4 +278,42 @@ async fn the_live_build_is_not_dropped<F: Fixture>(stage: Stage<F>) {
             .expect("it is answered")
             .is_some_and(|build| build.id == second.id)
     );
+}
+
+async fn comparing_shows_what_differs<F: Fixture>(stage: Stage<F>) {
+    let ready = stage.prepared(1).await;
+    let (old, new) = (make(&ready, &wanted(1, false)).await, make(&ready, &wanted(1, true)).await);
+    for (build, rows) in [(&old, [("a", 1), ("b", 2), ("c", 3)]), (&new, [("a", 1), ("b", 5), ("d", 4)])] {
+        for (key, value) in rows {
+            fold_as(&ready, build, key, value).await;
+        }
+    }
+    let sample = Sample { rows: 10, seed: 1 };
+    let compared = ready.database.compare(&old, &new, sample).await.expect("they can be compared");
+    let [titles] = &compared[..] else { panic!("an index was taken for a table: {compared:?}") };
+    assert_eq!((&*titles.table, titles.old_rows, titles.new_rows), ("titles", Some(3), Some(3)));
+    assert!(!titles.same);
+    let value = |row: &Option<Map<String, Value>>| row.as_ref().map(|row| row["v"].clone());
+    let mut values: Vec<_> =
+        titles.differences.iter().map(|row| format!("{:?} {:?}", value(&row.old), value(&row.new))).collect();
+    values.sort();
+    assert_eq!(values, ["None Some(Number(4))", "Some(Number(2)) Some(Number(5))", "Some(Number(3)) None"]);
+    let one = ready.database.compare(&old, &new, Sample { rows: 1, ..sample }).await;
+    assert_eq!(one.expect("they can be compared")[0].differences.len(), 1);
+    let same = ready.database.compare(&old, &old, sample).await.expect("it can be compared");
+    assert!(same[0].same && same[0].differences.is_empty());
+    let other = Wanted {
+        tables: Some("CREATE TABLE {titles} (k text PRIMARY KEY, w bigint)".into()),
+        ..wanted(2, false)
+    };
+    let other = make(&ready, &other).await;
+    let compared = ready.database.compare(&old, &other, sample).await.expect("they can be compared");
+    assert_eq!(
+        (&compared[0].only_old_columns, &compared[0].only_new_columns),
+        (&vec!["v".into()], &vec!["w".into()])
+    );
+    let users = Wanted { view: "others".into(), tables: None, ..wanted(1, false) };
+    let users = make(&ready, &users).await;
+    let error = ready.database.compare(&old, &users, sample).await.expect_err("it has no tables");
+    assert_eq!(error.kind(), Kind::View, "{error}");
 }

@@ -3,6 +3,8 @@
 //! Invariant: tables and row of a build appear and go in one transaction, and the pointer moves in the transaction
 //! that compared the cursors, which it has locked: they stand still meanwhile.
 
+mod compare;
+
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,10 +15,13 @@ use tombolo_event::{Incarnation, ServiceName};
 use uuid::Uuid;
 
 use super::{Postgres, SCHEMA, SCHEMA_BYTES_MAX, millis, signed, unsigned};
+use crate::comparing;
 use crate::mutant::Mutant;
 use crate::tables::{Apart, Tables};
 use crate::views::{At, Known, Making, READERS_HEAR_WITHIN, behind, find, one, refusal};
-use crate::{Build, BuildId, Error, Goal, Kind, Result, Switch, Switched, ViewState, Views, Wanted};
+use crate::{
+    Build, BuildId, Compared, Error, Goal, Kind, Result, Sample, Switch, Switched, ViewState, Views, Wanted,
+};
 
 #[async_trait]
 impl Views for Postgres {
@@ -100,6 +105,15 @@ impl Views for Postgres {
         }
         self.remove_build(&mut transaction, &build).await?;
         Ok(transaction.commit().await?)
+    }
+
+    async fn compare(&self, old: &Build, new: &Build, sample: Sample) -> Result<Vec<Compared>> {
+        let (tables, others) = (self.tables(old), self.tables(new));
+        let names = tables.names().chain(others.names()).map(str::to_owned).collect();
+        let mut snapshot = compare::snapshot(self).await?;
+        let compared = comparing::compare(&mut snapshot, names, [old, new], sample).await?;
+        snapshot.rollback().await?;
+        Ok(compared)
     }
 
     fn tables(&self, build: &Build) -> Tables {

@@ -3,6 +3,8 @@
 //! Invariant: tables and row of a build appear and go in one transaction, and the pointer moves in the transaction
 //! that compared the cursors: it is the only writer, so they stand still meanwhile.
 
+mod compare;
+
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -14,10 +16,11 @@ use uuid::Uuid;
 
 use super::Sqlite;
 use super::outbox::{millis, unsigned};
+use crate::comparing;
 use crate::mutant::Mutant;
 use crate::tables::{Apart, Tables};
 use crate::views::{At, Known, Making, READERS_HEAR_WITHIN, behind, find, one, refusal};
-use crate::{Build, BuildId, Goal, Result, Switch, Switched, ViewState, Views, Wanted};
+use crate::{Build, BuildId, Compared, Goal, Result, Sample, Switch, Switched, ViewState, Views, Wanted};
 
 const BUILDS: &str =
     "SELECT view, version, build, subscription, namespace, tables, switches, live_epoch, made_ms, request, dropped_ms
@@ -102,6 +105,15 @@ impl Views for Sqlite {
             self.remove_build(connection, &build).await
         })
         .await
+    }
+
+    async fn compare(&self, old: &Build, new: &Build, sample: Sample) -> Result<Vec<Compared>> {
+        let (tables, others) = (self.tables(old), self.tables(new));
+        let names = tables.names().chain(others.names()).map(str::to_owned).collect();
+        let mut snapshot = compare::snapshot(self).await?;
+        let compared = comparing::compare(&mut snapshot, names, [old, new], sample).await?;
+        snapshot.rollback().await?;
+        Ok(compared)
     }
 
     fn tables(&self, build: &Build) -> Tables {
