@@ -7,6 +7,7 @@ pub(crate) mod bus;
 pub(crate) mod topics;
 pub(crate) mod verify;
 pub(crate) mod subscriptions;
+pub(crate) mod views;
 mod asking;
 pub(crate) mod parked;
 pub(crate) mod moving;

@@ -23,6 +23,7 @@ use clap::Parser;
 use crate::arguments::{Arguments, Command, New, ParkedEvents, Schema, Services, Subscriptions, Topics};
 use crate::commands::{
     bus, dev, logs, moving, new, orders, parked, recover, schema, services, subscriptions, topics, verify,
+    views,
 };
 use crate::error::{Context, Result};
 use crate::runner::control::Request;
@@ -65,6 +66,7 @@ fn act(command: Command) -> Result<()> {
             Command::Topics(Topics::Verify(arguments)) => verify::verify(arguments).await,
             Command::Subscriptions(command) => on_subscriptions(command).await,
             Command::Parked(command) => on_parked(command).await,
+            Command::Views(command) => views::views(command).await,
             Command::Services(Services::List(arguments)) => services::list(arguments).await,
             Command::Recover(arguments) => recover::recover(arguments).await,
             Command::Schema(Schema::Print(arguments)) => schema::print(&arguments),

@@ -28,6 +28,7 @@ use tombolo_event::operator::{Action, Ask, OPERATOR_TOKEN, PartitionOf, Request,
 use uuid::Uuid;
 
 use crate::problem::Problem;
+use crate::view;
 use crate::{App, recovery};
 pub(crate) use desk::Desk;
 
@@ -44,6 +45,7 @@ pub(crate) fn router<D: Database>(app: &App<D>) -> Router<App<D>> {
         .route("/tombolo/requests/preview", post(preview::preview::<D>))
         .route("/tombolo/requests/{id}", get(one::<D>))
         .route("/tombolo/parked", get(parked::list::<D>))
+        .route("/tombolo/views/{view}/compare", get(view::compare::<D>))
         .merge(recovery::routes())
         .layer(middleware::from_fn_with_state(app.clone(), admit::<D>))
 }

@@ -8,6 +8,7 @@ mod keeper;
 mod live;
 mod progress;
 mod switching;
+mod compare;
 
 use tombolo_db::{Database, Tables, Wanted};
 use tombolo_event::descriptor::Subscribed;
@@ -17,6 +18,8 @@ use crate::subscription::{Role, Start, Subscription};
 use crate::{Error, Kind, Result};
 
 pub(crate) use builds::Builds;
+pub use compare::Comparison;
+pub(crate) use compare::compare;
 pub(crate) use keeper::Keeper;
 pub use live::Live;
 pub use progress::{BuildStatus, Stage, ViewStatus, ViewsStatus};

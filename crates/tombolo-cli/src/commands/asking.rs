@@ -11,7 +11,7 @@ use tokio::time::{Instant, interval, timeout_at};
 use tombolo_event::operator::{Action, Ask, OPERATOR_TOKEN, Request};
 
 use super::subscriptions::{ask_one, replicas};
-use crate::arguments::Asked;
+use crate::arguments::{Asked, How};
 use crate::commands::{operator, say};
 use crate::error::{Context, Error, Kind, Result, with_causes};
 use crate::output::Format;
@@ -30,6 +30,11 @@ pub(super) struct Target {
 }
 
 impl Target {
+    /// What is asked about as `subscription`, of a replica that has it.
+    pub(super) fn of(client: Client, url: &str, subscription: String) -> Self {
+        Self { client, url: url.to_owned(), subscription }
+    }
+
     /// Finds the service that has the subscription, which may be named as `SERVICE/SUBSCRIPTION`.
     pub(super) async fn find(asked: &Asked) -> Result<Self> {
         let (service, name) = match asked.subscription.split_once('/') {
@@ -38,7 +43,7 @@ impl Target {
         };
         let client = client()?;
         let (mut found, mut names, mut silent) = (Vec::new(), Vec::new(), Vec::new());
-        for replica in replicas(&asked.reached).await? {
+        for replica in replicas(&asked.how.reached).await? {
             if service.is_some_and(|service| service != replica.service) {
                 continue;
             }
@@ -68,16 +73,25 @@ impl Target {
     }
 
     pub(super) async fn get(&self, path: &str, query: &[(&str, String)]) -> Result<Value> {
+        self.get_within(path, query, ANSWER_BOUND).await
+    }
+
+    pub(super) async fn get_within(
+        &self,
+        path: &str,
+        query: &[(&str, String)],
+        bound: Duration,
+    ) -> Result<Value> {
         let url = reqwest::Url::parse_with_params(&format!("{}{path}", self.url), query)
             .context(|| format!("the service's address {} cannot be read", self.url))?;
-        self.answer(self.client.get(url)).await
+        self.answer(self.client.get(url), bound).await
     }
 
     pub(super) async fn post(&self, path: &str, body: &impl serde::Serialize) -> Result<Value> {
-        self.answer(self.client.post(format!("{}{path}", self.url)).json(body)).await
+        self.answer(self.client.post(format!("{}{path}", self.url)).json(body), ANSWER_BOUND).await
     }
 
-    async fn answer(&self, request: RequestBuilder) -> Result<Value> {
+    async fn answer(&self, request: RequestBuilder, bound: Duration) -> Result<Value> {
         let silent = |error: reqwest::Error| {
             Error::not_running(format!(
                 "the service at {} does not answer: {}",
@@ -89,7 +103,7 @@ impl Target {
             Ok(token) => request.bearer_auth(token),
             Err(_) => request,
         };
-        let answer = request.timeout(ANSWER_BOUND).send().await.map_err(silent)?;
+        let answer = request.timeout(bound).send().await.map_err(silent)?;
         let status = answer.status();
         let body: Value = answer.json().await.context(|| "the service's answer cannot be read".into())?;
         if status.is_success() {
@@ -100,29 +114,29 @@ impl Target {
     }
 
     /// Asks for `action`, and prints what became of it.
-    pub(super) async fn carry_out(&self, asked: &Asked, action: Action) -> Result<()> {
+    pub(super) async fn carry_out(&self, how: &How, action: Action) -> Result<()> {
         let ask = Ask { subscription: self.subscription.clone(), asked_by: operator(), action };
         let taken = self.post("/tombolo/requests", &ask).await?;
         let ids = taken["requests"].as_array().cloned().unwrap_or_default();
-        let ends = Instant::now() + Duration::from_secs(asked.wait);
+        let ends = Instant::now() + Duration::from_secs(how.wait);
         let mut requests = Vec::new();
         for id in ids.iter().filter_map(Value::as_str) {
             requests.push(self.outcome(id, ends).await?);
         }
-        if asked.format == Format::Json {
+        if how.format == Format::Json {
             say(&serde_json::to_string(&requests).context(|| "cannot write the outcome".into())?)?;
         }
         let waiting = requests.iter().filter(|request| request.outcome.is_none()).count();
         let mut refused = 0;
         for outcome in requests.iter().filter_map(|request| request.outcome.as_ref()) {
             refused += usize::from(!outcome.done);
-            match (asked.format, outcome.done) {
+            match (how.format, outcome.done) {
                 (Format::Json, _) => {}
                 (Format::Table, true) => say(&outcome.text)?,
                 (Format::Table, false) => say(&format!("not done: {}", outcome.text))?,
             }
         }
-        verdict(requests.len(), waiting, refused, asked.wait)
+        verdict(requests.len(), waiting, refused, how.wait)
     }
 
     /// The request with its outcome; without, if none came in time.
@@ -142,14 +156,12 @@ impl Target {
 fn verdict(asked: usize, waiting: usize, refused: usize, seconds: u64) -> Result<()> {
     if waiting > 0 {
         return Err(Error::not_running(format!(
-            "{waiting} of {asked} partitions did not answer within {seconds} s; the request stays, and is carried out as soon as a replica holds them (`tombolo subscriptions list` shows who does)"
+            "{waiting} of {asked} requests were not carried out within {seconds} s; they stay, and are as soon as a replica holds the partitions that they are about (`tombolo subscriptions list` shows who does)"
         )));
     }
     match refused {
         0 => Ok(()),
-        refused => {
-            Err(Error::failed(format!("{refused} of {asked} partitions did not do it, as said above")))
-        }
+        refused => Err(Error::failed(format!("{refused} of {asked} requests were refused, as said above"))),
     }
 }
 

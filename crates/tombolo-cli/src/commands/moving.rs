@@ -13,7 +13,7 @@ use crate::output::Format;
 
 /// `tombolo subscriptions pause` and `resume`.
 pub(crate) async fn order(asked: Asked, action: Action) -> Result<()> {
-    Target::find(&asked).await?.carry_out(&asked, action).await
+    Target::find(&asked).await?.carry_out(&asked.how, action).await
 }
 
 /// `tombolo subscriptions reset`.
@@ -44,7 +44,7 @@ pub(crate) async fn reset(arguments: Reset) -> Result<()> {
         ));
     }
     let to = preview.moves.into_iter().map(|to| to.to).collect();
-    target.carry_out(&arguments.asked, Action::Reset { to, force: arguments.force }).await
+    target.carry_out(&arguments.asked.how, Action::Reset { to, force: arguments.force }).await
 }
 
 /// `tombolo subscriptions skip`.
@@ -57,7 +57,7 @@ pub(crate) async fn skip(arguments: Skip) -> Result<()> {
         return Err(not_yet(false));
     }
     for to in preview.moves {
-        target.carry_out(&arguments.asked, Action::Skip { to: to.to }).await?;
+        target.carry_out(&arguments.asked.how, Action::Skip { to: to.to }).await?;
     }
     Ok(())
 }
@@ -69,7 +69,7 @@ async fn plan(target: &Target, to: Goal) -> Result<Preview> {
 }
 
 fn tell(asked: &Asked, preview: &Preview, how: &str) -> Result<()> {
-    if asked.format == Format::Json {
+    if asked.how.format == Format::Json {
         return say(&json!({ "preview": preview }).to_string());
     }
     for to in &preview.moves {

@@ -22,7 +22,7 @@ pub(crate) async fn list(arguments: ParkedOf) -> Result<()> {
     let parked = parked(&target, query).await?;
     let header =
         ["SUBSCRIPTION", "PARTITION", "SEQUENCE", "KEY", "TYPE", "EVENT", "TRIES", "NEXT TRY", "ERROR"];
-    show(arguments.asked.format, header, parked.iter().map(row).collect(), &json!(parked))
+    show(arguments.asked.how.format, header, parked.iter().map(row).collect(), &json!(parked))
 }
 
 /// `tombolo parked show`.
@@ -36,7 +36,7 @@ pub(crate) async fn show_one(arguments: ShowParked) -> Result<()> {
             "event {event} is not parked in {name}; `tombolo parked list` shows what is"
         )));
     };
-    match arguments.asked.format {
+    match arguments.asked.how.format {
         Format::Json => say(&json!(event).to_string()),
         Format::Table => say(&text(event)),
     }
@@ -46,7 +46,7 @@ pub(crate) async fn show_one(arguments: ShowParked) -> Result<()> {
 pub(crate) async fn redrive(arguments: Redrive) -> Result<()> {
     let target = Target::find(&arguments.asked).await?;
     let which = Which { key: arguments.which.key, event: arguments.which.event };
-    target.carry_out(&arguments.asked, Action::Redrive(which)).await
+    target.carry_out(&arguments.asked.how, Action::Redrive(which)).await
 }
 
 /// `tombolo parked discard`: without `--yes` only what would be discarded.
@@ -54,13 +54,13 @@ pub(crate) async fn discard(arguments: Discard) -> Result<()> {
     let target = Target::find(&arguments.asked).await?;
     let which = Which { key: arguments.which.key, event: arguments.which.event };
     if arguments.yes {
-        return target.carry_out(&arguments.asked, Action::Discard(which)).await;
+        return target.carry_out(&arguments.asked.how, Action::Discard(which)).await;
     }
     let mut query = Vec::new();
     query.extend(which.key.map(|key| ("key", key)));
     query.extend(which.event.map(|event| ("event", event.to_string())));
     let parked = parked(&target, query).await?;
-    if arguments.asked.format == Format::Json {
+    if arguments.asked.how.format == Format::Json {
         say(&json!({ "would_discard": parked }).to_string())?;
     } else {
         for event in &parked {

@@ -13,7 +13,7 @@ use tombolo_db::{Build, CursorState, Database, ViewState};
 use tombolo_event::ServiceName;
 
 use super::Builds;
-use super::switching::{LEVEL_EVENTS_MAX, behind_live};
+use super::switching::{LEVEL_EVENTS_MAX, lacks};
 use crate::Result;
 
 /// The rate is that of the last seconds.
@@ -172,7 +172,7 @@ impl<D: Database> Builds<D> {
             left => rate.filter(|rate| *rate > 0.0).map(|rate| left as f64 / rate),
         };
         let live = view.build(view.live);
-        let behind_live = live.and_then(|live| behind_live(cursors, build, live));
+        let behind_live = live.and_then(|live| lacks(cursors, build, live));
         BuildStatus {
             build: build.id.to_string(),
             stage: stage(view, build, behind_live),

@@ -116,15 +116,15 @@ fn outcome(switched: Switched) -> Outcome {
     }
 }
 
-/// How many events of the live build another one lacks, in the topics that both read; none while it has no cursors.
-pub(super) fn behind_live(cursors: &[CursorState], build: &Build, live: &Build) -> Option<u64> {
+/// How many events that `other` has `build` lacks, in the topics that both read; none while it has no cursors.
+pub(super) fn lacks(cursors: &[CursorState], build: &Build, other: &Build) -> Option<u64> {
     let of = |subscription: &str| {
         let own = cursors.iter().filter(move |cursor| cursor.subscription == *subscription);
         own.map(|at| ((at.topic.as_str(), at.partition), at.cursor.sequence)).collect::<BTreeMap<_, _>>()
     };
-    let (own, live) = (of(&build.subscription), of(&live.subscription));
+    let (own, other) = (of(&build.subscription), of(&other.subscription));
     let lacks = |(place, sequence): (_, u64)| Some(sequence.saturating_sub(*own.get(&place)?));
-    (!own.is_empty()).then(|| live.into_iter().filter_map(lacks).sum())
+    (!own.is_empty()).then(|| other.into_iter().filter_map(lacks).sum())
 }
 
 /// The build that an operator names.
