@@ -139,9 +139,19 @@ fn text(service: &str, report: &Report) -> String {
 
 fn choices(service: &str, halt: &Halt, report: &Report) -> String {
     let id = &halt.id;
-    if report.now.is_none() {
+    let Some(now) = &report.now else {
         return format!(
             "\nBy now both sides agree again. To go on without a change:\n\n  tombolo recover {service} --resume {id}\n"
+        );
+    };
+    if now["what"] == "led-elsewhere" {
+        return format!(
+            "
+If this database is the copy: leave it halted, or end it.
+If it is the one that counts: end the service with the other database, and then
+
+  tombolo recover {service} --resume {id}
+"
         );
     }
     let nothing = "\nTaking the bus's word would change no number.\n".to_owned();
