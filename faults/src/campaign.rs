@@ -13,10 +13,11 @@ use tombolo_event::barrier;
 use crate::databases::{Databases, Ground};
 use crate::mount::Mount;
 use crate::mutant::{self, Mutant};
+use crate::office::Office;
 use crate::process::{Outcome, Scene, Which, World};
 use crate::roles::LEASE_MS;
 use crate::verify::Broken;
-use crate::{away, copies, cut_off, full, kills, pauses, power};
+use crate::{away, copies, cut_off, full, kills, pauses, poison, power, rebuild};
 
 /// What to do.
 pub(crate) struct Plan {
@@ -59,10 +60,16 @@ pub(crate) enum Fault {
     OldBus,
     /// A second producer runs on a copy of the database.
     SecondCopy,
+    /// An order kills the consumer each time.
+    DeadlyOrder,
+    /// Sour orders are parked and brought back, under load and kills.
+    Redrive,
+    /// The view is built anew, under load and kills.
+    Rebuild,
 }
 
 impl Fault {
-    const REST: [Self; 8] = [
+    const REST: [Self; 11] = [
         Self::PowerCut,
         Self::BusFull,
         Self::DatabaseFull,
@@ -71,6 +78,9 @@ impl Fault {
         Self::OldDatabase,
         Self::OldBus,
         Self::SecondCopy,
+        Self::DeadlyOrder,
+        Self::Redrive,
+        Self::Rebuild,
     ];
 
     fn all() -> Vec<Self> {
@@ -88,14 +98,23 @@ impl Fault {
             Self::Pause => 10,
             Self::PowerCut => 20,
             Self::BusFull | Self::DatabaseFull | Self::DatabaseAway => 3,
-            Self::OldDatabase | Self::OldBus | Self::SecondCopy => 3,
+            Self::OldDatabase | Self::OldBus | Self::SecondCopy | Self::DeadlyOrder | Self::Rebuild => 3,
+            Self::Redrive => 20,
             Self::BusAway => 1,
         }
     }
 
     /// Whether each time needs ground of its own.
     fn is_final(self) -> bool {
-        matches!(self, Self::BusFull | Self::BusAway | Self::OldDatabase | Self::OldBus | Self::SecondCopy)
+        matches!(
+            self,
+            Self::BusFull
+                | Self::BusAway
+                | Self::OldDatabase
+                | Self::OldBus
+                | Self::SecondCopy
+                | Self::DeadlyOrder
+        )
     }
 
     /// Why it cannot happen here, if so.
@@ -123,6 +142,9 @@ impl fmt::Display for Fault {
             Self::OldDatabase => write!(f, "old copy of a database"),
             Self::OldBus => write!(f, "old copy of the bus"),
             Self::SecondCopy => write!(f, "second copy of a service"),
+            Self::DeadlyOrder => write!(f, "an event that kills the process"),
+            Self::Redrive => write!(f, "redrive under load and kills"),
+            Self::Rebuild => write!(f, "rebuild under load and kills"),
         }
     }
 }
@@ -145,6 +167,24 @@ pub(crate) struct Stage<'a> {
 impl<'a> Stage<'a> {
     /// Starts the processes, with leases of this length if one is given.
     pub(crate) async fn world(&self, cast: &'static [Which], lease: Option<Duration>) -> Outcome<World<'a>> {
+        self.start(cast, lease, None).await
+    }
+
+    /// The same, and the consumer sends a letter for each order.
+    pub(crate) async fn world_with_letters(
+        &self,
+        cast: &'static [Which],
+        lease: Option<Duration>,
+    ) -> Outcome<World<'a>> {
+        self.start(cast, lease, Some(Office::open().await?)).await
+    }
+
+    async fn start(
+        &self,
+        cast: &'static [Which],
+        lease: Option<Duration>,
+        office: Option<Office>,
+    ) -> Outcome<World<'a>> {
         let lease = lease.map(|lease| (LEASE_MS, lease.as_millis().to_string()));
         let mutant = self.mutant.map(|mutant| (mutant::VARIABLE, mutant.name()));
         World::start(Scene {
@@ -152,6 +192,7 @@ impl<'a> Stage<'a> {
             databases: self.databases,
             cast,
             variables: lease.into_iter().chain(mutant).collect(),
+            office,
         })
         .await
     }
@@ -271,5 +312,8 @@ async fn happen(fault: Fault, stage: Stage<'_>, count: u32) -> Outcome<Tally> {
         Fault::OldDatabase => copies::old_database(stage).await,
         Fault::OldBus => copies::old_bus(stage).await,
         Fault::SecondCopy => copies::second_copy(stage).await,
+        Fault::DeadlyOrder => poison::deadly(stage).await,
+        Fault::Redrive => poison::redrive(stage, count).await,
+        Fault::Rebuild => rebuild::run(stage, count).await,
     }
 }

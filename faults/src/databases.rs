@@ -22,6 +22,9 @@ const ALL: [Which; 3] = [Which::Producer, Which::Consumer, Which::CopiedProducer
 /// What SQLite's files are called besides the database's name.
 const FILE_ENDINGS: [&str; 3] = ["", "-wal", "-shm"];
 
+/// What the tables of the build that is read have in front of their names.
+const LIVE: &str = "SELECT namespace FROM tombolo.build JOIN tombolo.view USING (view, version, build)";
+
 /// Where databases are made.
 pub(crate) enum Ground {
     /// SQLite: files in the part's own folder.
@@ -198,11 +201,33 @@ pub(crate) enum Reader {
 }
 
 impl Reader {
-    pub(crate) async fn count(&mut self, query: &'static str) -> Outcome<i64> {
+    pub(crate) async fn count(&mut self, query: &str) -> Outcome<i64> {
+        let query = self.dialect(query);
         Ok(match self {
-            Self::Sqlite(connection) => sqlx::query_scalar(prefixed(query)).fetch_one(connection).await?,
+            Self::Sqlite(connection) => sqlx::query_scalar(query).fetch_one(connection).await?,
             Self::Postgres(connection) => sqlx::query_scalar(query).fetch_one(connection).await?,
         })
+    }
+
+    /// The table of the copies, of the build that is read.
+    pub(crate) async fn copies(&mut self) -> Outcome<String> {
+        let query = self.dialect(LIVE);
+        Ok(match self {
+            Self::Sqlite(connection) => {
+                let namespace: String = sqlx::query_scalar(query).fetch_one(connection).await?;
+                format!("\"{namespace}_copies\"")
+            }
+            Self::Postgres(connection) => {
+                let namespace: String = sqlx::query_scalar(query).fetch_one(connection).await?;
+                format!("\"{namespace}\".copies")
+            }
+        })
+    }
+
+    /// How many copies there are.
+    pub(crate) async fn count_copies(&mut self) -> Outcome<i64> {
+        let copies = self.copies().await?;
+        self.count(&format!("SELECT count(*) FROM {copies}")).await
     }
 
     /// Ends it before anybody does something to the files.
@@ -214,15 +239,20 @@ impl Reader {
         Ok(())
     }
 
-    pub(crate) async fn rows(&mut self, query: &'static str) -> Outcome<Rows> {
+    pub(crate) async fn rows(&mut self, query: &str) -> Outcome<Rows> {
+        let query = self.dialect(query);
         Ok(match self {
-            Self::Sqlite(connection) => sqlx::query_as(prefixed(query)).fetch_all(connection).await?,
+            Self::Sqlite(connection) => sqlx::query_as(query).fetch_all(connection).await?,
             Self::Postgres(connection) => sqlx::query_as(query).fetch_all(connection).await?,
         })
+    }
+
+    fn dialect(&self, query: &str) -> AssertSqlSafe<String> {
+        AssertSqlSafe(if let Self::Sqlite(_) = self { prefixed(query) } else { query.to_owned() })
     }
 }
 
 /// In SQLite a prefix stands for the schema.
-fn prefixed(query: &'static str) -> AssertSqlSafe<String> {
-    AssertSqlSafe(query.replace("tombolo.", "tombolo_"))
+fn prefixed(query: &str) -> String {
+    query.replace("tombolo.", "tombolo_")
 }

@@ -7,6 +7,7 @@ use tokio::time::sleep;
 
 use crate::campaign::{Stage, Tally};
 use crate::load::Load;
+use crate::poison::operators;
 use crate::process::{At, Outcome, Which, World};
 use crate::verify;
 
@@ -19,8 +20,15 @@ const RANDOM_PAUSE_MAX: Duration = Duration::from_millis(400);
 
 /// Kills so often at one place, then lets everything settle and checks it.
 pub(crate) async fn run(stage: Stage<'_>, barrier: Option<&str>, kills: u32) -> Outcome<Tally> {
-    let mut world = stage.world(CAST, None).await?;
-    let load = Load::start(&world.producers(), "key");
+    let mut world = match barrier {
+        // The letters would take longer than what is to be seen there.
+        Some(barrier) if Which::of(barrier) == Which::Bus => stage.world(CAST, None).await?,
+        _ => stage.world_with_letters(CAST, None).await?,
+    };
+    let is_about_parked = barrier.is_some_and(is_about_parked);
+    let load = if is_about_parked { Load::start_with_sour } else { Load::start };
+    let load = load(&world.producers(), "key");
+    let _operators = is_about_parked.then(|| operators(&world));
     let mut tally = Tally::default();
     while tally.landed < kills {
         let which = match barrier {
@@ -40,11 +48,16 @@ pub(crate) async fn run(stage: Stage<'_>, barrier: Option<&str>, kills: u32) -> 
     Ok(Tally { acknowledged: acknowledged.len(), events: checked.events, ..tally })
 }
 
+/// Whether only orders that could not be handled come there.
+pub(crate) fn is_about_parked(barrier: &str) -> bool {
+    barrier.starts_with("parking.") || barrier.starts_with("redrive.")
+}
+
 /// Lets the process in which the barrier lies run until it dies there.
 async fn kill_at(barrier: &str, world: &mut World<'_>, random: &mut impl Rng) -> Outcome<Which> {
     let which = Which::of(barrier);
     world.kill(which).await?;
-    let passes = random.random_range(1..=PASSES_MAX);
+    let passes = random.random_range(1..=if is_about_parked(barrier) { 2 } else { PASSES_MAX });
     world.spawn(which, Some(At::Kill(&format!("{barrier}:{passes}"))))?;
     world.killed_itself(which).await?;
     Ok(which)

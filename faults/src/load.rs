@@ -12,9 +12,12 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use crate::process::{Outcome, Placed};
+use crate::roles::SOUR;
 
 /// Writers at the same time.
 pub(crate) const WRITERS: usize = 8;
+/// How many of them place sour orders, if any do.
+const SOUR_WRITERS: usize = 2;
 /// Between two orders of a writer, so that the machine is not only busy with load.
 const PACE: Duration = Duration::from_millis(3);
 /// How long an order may take.
@@ -48,10 +51,20 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Load {
     /// Writers, spread over the addresses; their keys begin with `keys`, which no other load of the run has.
     pub(crate) fn start(urls: &[&str], keys: &str) -> Self {
+        Self::start_with(urls, |writer| format!("{keys}-{writer}"))
+    }
+
+    /// The same with a few writers whose orders are sour.
+    pub(crate) fn start_with_sour(urls: &[&str], keys: &str) -> Self {
+        let kind = |writer| if writer < SOUR_WRITERS { SOUR } else { keys };
+        Self::start_with(urls, |writer| format!("{}-{writer}", kind(writer)))
+    }
+
+    fn start_with(urls: &[&str], key: impl Fn(usize) -> String) -> Self {
         let state = Arc::new(State::default());
         let mut writers = JoinSet::new();
         for (writer, url) in (0..WRITERS).zip(urls.iter().cycle()) {
-            writers.spawn(write(format!("{url}/orders"), format!("{keys}-{writer}"), Arc::clone(&state)));
+            writers.spawn(write(format!("{url}/orders"), key(writer), Arc::clone(&state)));
         }
         Self { state, writers }
     }

@@ -9,6 +9,7 @@ mod mutant;
 mod process;
 mod door;
 mod databases;
+mod office;
 mod mount;
 mod load;
 mod verify;
@@ -20,6 +21,8 @@ mod full;
 mod away;
 mod cut_off;
 mod copies;
+mod poison;
+mod rebuild;
 mod shop;
 
 use std::path::PathBuf;

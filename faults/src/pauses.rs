@@ -27,7 +27,7 @@ const BETWEEN_MAX: Duration = Duration::from_millis(500);
 
 /// Pauses so often at one place, then lets everything settle and checks it.
 pub(crate) async fn run(stage: Stage<'_>, barrier: Option<&str>, pauses: u32) -> Outcome<Tally> {
-    let mut world = stage.world(&Which::ALL, Some(LEASE)).await?;
+    let mut world = stage.world_with_letters(&Which::ALL, Some(LEASE)).await?;
     let load = Load::start(&world.producers(), "key");
     let mut tally = Tally::default();
     let mut replaced = 0;

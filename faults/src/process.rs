@@ -18,6 +18,7 @@ use tombolo::status::{State, SubscriptionStatus};
 use tombolo_event::key::PARTITIONS_DEFAULT;
 
 use crate::databases::Databases;
+use crate::office::Office;
 use crate::roles;
 
 pub(crate) type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
@@ -54,7 +55,7 @@ impl Which {
     pub(crate) fn of(barrier: &str) -> Self {
         match barrier.split('.').next() {
             Some("log") => Self::Bus,
-            Some("subscription" | "parking" | "redrive") => Self::Consumer,
+            Some("subscription" | "parking" | "redrive" | "effect") => Self::Consumer,
             _ => Self::Producer,
         }
     }
@@ -94,6 +95,8 @@ pub(crate) struct Scene<'a> {
     pub(crate) cast: &'static [Which],
     /// What the processes are told by the environment.
     pub(crate) variables: Vec<(&'static str, String)>,
+    /// Where the consumer's letters arrive, if it sends any.
+    pub(crate) office: Option<Office>,
 }
 
 /// The processes and where their files are.
@@ -197,6 +200,22 @@ impl<'a> World<'a> {
         answer.json().await.ok()
     }
 
+    /// Asks something of a subscription, as an operator does, and waits until it is written down.
+    pub(crate) async fn ask(
+        &self,
+        which: Which,
+        subscription: &str,
+        action: &serde_json::Value,
+    ) -> Outcome<()> {
+        let mut ask = action.clone();
+        ask["subscription"] = subscription.into();
+        ask["asked_by"] = "faults".into();
+        let answer =
+            self.http.post(format!("{}/tombolo/requests", self.url(which))).json(&ask).send().await?;
+        let (status, said) = (answer.status(), answer.text().await?);
+        if status.is_success() { Ok(()) } else { Err(format!("was refused: {said}").into()) }
+    }
+
     /// Decides, as an operator does, about the halt that a service is in.
     pub(crate) async fn decide(&self, which: Which, choice: &str) -> Outcome<()> {
         let door = format!("{}/tombolo/recovery", self.url(which));
@@ -253,6 +272,7 @@ impl<'a> World<'a> {
         command.env("TOMBOLO_BUS", self.bus_url()).env("TOMBOLO_REPLICA", replica);
         command.env("TOMBOLO_LISTEN", self.url(which).trim_start_matches("http://"));
         command.env("TOMBOLO_DATABASE", self.scene.databases.url(which));
+        command.envs(self.scene.office.iter().map(|office| (roles::LETTERS, &office.url)));
         command.envs(self.scene.variables.iter().map(|(name, value)| (name, value)));
         match at {
             Some(At::Kill(place)) => command.env("TOMBOLO_KILL_AT", place),

@@ -16,37 +16,59 @@ use axum::{Json, Router};
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use sqlx::{SqlSafeStr, SqlStr};
 use tokio_util::sync::CancellationToken;
 use tombolo::postgres::Postgres;
 use tombolo::settings::Lease;
 use tombolo::sqlite::Sqlite;
-use tombolo::{App, Database, Event, Handled, Problem, Reactor, Service, Settings, Transaction, View};
+use tombolo::{
+    App, Attempt, Database, Effect, Event, Handled, HandlerError, Problem, Reactor, Service, Settings,
+};
+use tombolo::{State as Given, Transaction, View};
 use tombolo_bus::embedded::{Log, Options};
 use tombolo_bus::server::Server;
 use uuid::Uuid;
 
 use crate::mutant;
+use crate::office::Letter;
 
 /// How a process is told how long its leases are.
 pub(crate) const LEASE_MS: &str = "TOMBOLO_FAULTS_LEASE_MS";
+
+/// How a process is told where letters go; without it there are none.
+pub(crate) const LETTERS: &str = "TOMBOLO_FAULTS_LETTERS";
+/// The view.
+pub(crate) const VIEW: &str = "copies";
+/// What the keys of orders begin with whose handler fails now and then, and of those that kill the process each time.
+pub(crate) const SOUR: &str = "sour";
+pub(crate) const DEADLY: &str = "deadly";
 
 /// The body of a heap of orders, at most.
 const HEAP_BYTES_MAX: usize = 64 << 20;
 
 const INSERT_ORDER: &str = "INSERT INTO orders (id, key, n) VALUES ($1, $2, $3)";
-const INSERT_COPY: &str = "INSERT INTO copies (id, key, n) VALUES ($1, $2, $3)";
+const INSERT_COPY: &str = "INSERT INTO {copies} (id, key, n) VALUES ($1, $2, $3)";
+/// One of so many orders of a sour key is hard to handle, and its handler fails so often.
+const SOUR_EVERY: i64 = 3;
+const SOUR_FAILS: f64 = 0.6;
 
 /// What a role needs of its database beyond what Tombolo does.
 pub(crate) trait Store: Database {
-    /// Makes the table in which orders or copies are kept, in the order in which they came.
-    fn table(self, name: &'static str) -> impl Future<Output = tombolo::Result<()>> + Send;
+    /// What makes the table of the copies.
+    const COPIES: &'static str;
+
+    /// Makes the table in which orders are kept, in the order in which they came.
+    fn make_orders(self) -> impl Future<Output = tombolo::Result<()>> + Send;
 
     /// Keeps an order, or a copy of one.
     fn insert(
         tx: &mut Self::Tx,
-        insert: &'static str,
+        insert: SqlStr,
         row: &Placed,
     ) -> impl Future<Output = sqlx::Result<()>> + Send;
+
+    /// A statement of a view, with the tables of its build.
+    fn sql(tx: &Self::Tx, text: &'static str) -> tombolo_db::Result<SqlStr>;
 }
 
 /// What the producer says. `n` counts up for each key, so that a reordering shows.
@@ -98,7 +120,7 @@ async fn place_many<D: Store>(
 ) -> Result<StatusCode, Problem> {
     let mut tx = app.begin().await?;
     for placed in &many {
-        D::insert(&mut tx, INSERT_ORDER, placed).await?;
+        D::insert(&mut tx, INSERT_ORDER.into_sql_str(), placed).await?;
         if goes_by_later(&placed.key) {
             tx.outgoing().publish_at(placed, Timestamp::now())?;
         } else {
@@ -116,7 +138,28 @@ fn goes_by_later(key: &str) -> bool {
 }
 
 async fn copy<D: Store>(event: Placed, tx: &mut D::Tx) -> Handled {
-    D::insert(tx, INSERT_COPY, &event).await?;
+    if event.key.starts_with(DEADLY) {
+        std::process::abort();
+    }
+    if event.key.starts_with(SOUR) && event.n % SOUR_EVERY == 0 && rand::random_bool(SOUR_FAILS) {
+        return Err(std::io::Error::other("a sour order").into());
+    }
+    let insert = D::sql(tx, INSERT_COPY)?;
+    D::insert(tx, insert, &event).await?;
+    Ok(())
+}
+
+/// Where letters go.
+#[derive(Clone)]
+struct Office {
+    url: String,
+    http: reqwest::Client,
+}
+
+/// Sends a letter about each order, with a key by which a repeat is known.
+async fn letter(event: Placed, office: Given<Office>, attempt: Attempt) -> Result<(), HandlerError> {
+    let letter = Letter { key: attempt.key.to_string(), order: event.id };
+    office.0.http.post(&office.0.url).json(&letter).send().await?.error_for_status()?;
     Ok(())
 }
 
@@ -133,18 +176,20 @@ fn routes<D: Store>() -> Router<App<D>> {
 }
 
 fn orders<D: Store>(database: D) -> Service<D> {
-    Service::new("orders", database)
-        .setup(|database| database.table("orders"))
-        .routes(routes())
-        .publishes::<Placed>()
+    Service::new("orders", database).setup(Store::make_orders).routes(routes()).publishes::<Placed>()
 }
 
 fn history<D: Store>(database: D) -> Service<D> {
-    Service::new("history", database)
-        .setup(|database| database.table("copies"))
+    let history = Service::new("history", database)
         .publishes::<Seen>()
-        .view(View::new("copies", 1).on(copy::<D>))
-        .react(Reactor::from_start("seen").on(react::<D>))
+        .view(View::new(VIEW, 1).tables(D::COPIES).on(copy::<D>))
+        .react(Reactor::from_start("seen").on(react::<D>));
+    match std::env::var(LETTERS) {
+        Ok(url) => history
+            .state(Office { url, http: reqwest::Client::new() })
+            .effect(Effect::from_start("letters").on(letter)),
+        Err(_) => history,
+    }
 }
 
 /// Runs until it is killed, at the barrier that the environment names or from outside.

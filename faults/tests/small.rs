@@ -18,6 +18,7 @@ fn run(arguments: &[&str]) {
 }
 
 #[test]
+#[ignore = "slow: a world for each barrier of the path"]
 fn a_process_killed_at_any_barrier_loses_and_doubles_nothing() {
     run(&["--only", "kill at", "--each", "1"]);
 }
@@ -82,6 +83,22 @@ fn an_older_copy_of_the_bus_is_named_and_nothing_is_passed_over() {
 #[test]
 fn a_second_copy_of_a_service_is_named_and_publishes_nothing() {
     run(&["--only", "second copy of a service", "--each", "1"]);
+}
+
+#[test]
+fn an_event_that_kills_the_process_each_time_is_parked_and_the_others_flow_on() {
+    run(&["--only", "an event that kills", "--each", "1"]);
+}
+
+#[test]
+fn what_is_brought_back_under_load_and_kills_keeps_its_order() {
+    run(&["--only", "redrive under load", "--each", "5"]);
+}
+
+#[test]
+#[ignore = "slow: a view of 20,000 events is built beside the one that is read"]
+fn a_view_that_is_built_anew_under_load_and_kills_is_the_fold_of_its_topics() {
+    run(&["--only", "rebuild under load", "--each", "1"]);
 }
 
 #[cfg(feature = "mutants")]

@@ -37,6 +37,10 @@ pub const ALL: &[&str] = &[
     "parking.before-commit",
     "redrive.after-attempt",
     "redrive.before-commit",
+    "effect.after-record",
+    "effect.after-call",
+    "effect.after-completion",
+    "effect.after-commit",
 ];
 
 /// Says that the program is at `name`.

@@ -1,19 +1,26 @@
 //! PostgreSQL under a role. Invariant: nothing guards against doubles.
 
-use sqlx::AssertSqlSafe;
+use sqlx::SqlStr;
 use tombolo::postgres::{Postgres, Tx};
 
 use super::{Placed, Store};
 
 impl Store for Postgres {
-    async fn table(self, name: &'static str) -> tombolo::Result<()> {
-        let columns = "place BIGSERIAL PRIMARY KEY, id TEXT NOT NULL, key TEXT NOT NULL, n BIGINT NOT NULL";
-        let create = format!("CREATE TABLE IF NOT EXISTS {name} ({columns})");
-        sqlx::raw_sql(AssertSqlSafe(create)).execute(self.pool()).await?;
+    const COPIES: &'static str = "CREATE TABLE {copies}
+        (place BIGSERIAL PRIMARY KEY, id TEXT NOT NULL, key TEXT NOT NULL, n BIGINT NOT NULL)";
+
+    async fn make_orders(self) -> tombolo::Result<()> {
+        let create = "CREATE TABLE IF NOT EXISTS orders
+            (place BIGSERIAL PRIMARY KEY, id TEXT NOT NULL, key TEXT NOT NULL, n BIGINT NOT NULL)";
+        sqlx::raw_sql(create).execute(self.pool()).await?;
         Ok(())
     }
 
-    async fn insert(tx: &mut Tx, insert: &'static str, row: &Placed) -> sqlx::Result<()> {
+    fn sql(tx: &Tx, text: &'static str) -> tombolo_db::Result<SqlStr> {
+        tx.sql(text)
+    }
+
+    async fn insert(tx: &mut Tx, insert: SqlStr, row: &Placed) -> sqlx::Result<()> {
         sqlx::query(insert).bind(&row.id).bind(&row.key).bind(row.n).execute(&mut **tx).await?;
         Ok(())
     }
