@@ -110,14 +110,16 @@ impl<D: Database> App<D> {
     }
 
     async fn reached(&self, reader: &Reader, position: &Position, until: Instant) -> Result<Freshness> {
-        match timeout_at(until, self.applied(reader, position)).await {
-            Ok(applied) => applied.map(|()| Freshness::Current),
-            Err(_) => Ok(Freshness::Stale(Some(position.clone()))),
+        match timeout_at(until, self.passed(reader, position)).await {
+            Ok(passed) => passed?,
+            Err(_) => return Ok(Freshness::Stale(Some(position.clone()))),
         }
+        let is_parked = self.database().is_parked(&reader.subscription, &position.topic, position.key_hash);
+        Ok(if is_parked.await? { Freshness::Parked(position.clone()) } else { Freshness::Current })
     }
 
-    /// Returns once the event at `position` is applied: told by the worker here, or found in the database.
-    async fn applied(&self, reader: &Reader, position: &Position) -> Result<()> {
+    /// Returns once the event at `position` is applied or parked: told by the worker here, or found in the database.
+    async fn passed(&self, reader: &Reader, position: &Position) -> Result<()> {
         for look in 0.. {
             let (topic, partition) = (&position.topic, position.partition);
             if let Some(mut told) = self.progress().of(&reader.subscription, topic, partition)

@@ -11,7 +11,7 @@ use reqwest::{Client, Response, StatusCode};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tombolo::sqlite::{Sqlite, Tx};
-use tombolo::{Event, Freshness, Handled, Positions, Problem, Running, Service, State, View};
+use tombolo::{Event, Freshness, Handled, Positions, Problem, Running, Service, State, View, reject};
 
 use crate::support::{Ground, Placed, copy, eventually, place, until_copied, with_copies};
 
@@ -130,6 +130,31 @@ async fn copy_when_open(event: Placed, State(open): State<Arc<AtomicBool>>, tx: 
         return Err(sqlx::Error::PoolTimedOut.into());
     }
     copy(event, tx).await
+}
+
+async fn copy_unless_bad(event: Placed, tx: &mut Tx) -> Handled {
+    if event.order == "bad" { Err(reject("the order is bad")) } else { copy(event, tx).await }
+}
+
+#[tokio::test]
+async fn a_read_says_that_a_write_is_parked_and_the_other_keys_are_current() {
+    let ground = Ground::new();
+    let orders = ground.start(ground.orders_service().routes(routes())).await;
+    let history = with_copies(Service::new("history", ground.database("history")))
+        .routes(routes())
+        .view(View::new("copies", 1).on(copy_unless_bad));
+    let history = ground.start(history).await;
+    let client = Client::new();
+    let bad = write(&client, &orders.url, "bad").await;
+    let behind = write(&client, &orders.url, "bad").await;
+    let good = write(&client, &orders.url, "good").await;
+    let said = format!("parked; topic=orders; partition={}", tombolo_event::partition_of("bad", 8));
+    for positions in [bad, behind.clone(), format!("{good}, {behind}")] {
+        let response = read(&client, &history.url, "bad", &positions).await;
+        assert_eq!(header(&response, "tombolo-freshness"), Some(&*said));
+    }
+    let response = read(&client, &history.url, "good", &good).await;
+    assert_eq!(header(&response, "tombolo-freshness"), Some("current"));
 }
 
 #[tokio::test]

@@ -161,7 +161,9 @@ async fn set_state(tx: &mut Tx, order_id: String, state: &str) -> Handled {
 }
 
 /// Topics have no order between them, so an order may be here before its product: its title is empty for that moment.
+/// Whoever has just written waits for it here, and is told if it is still on its way.
 pub(crate) async fn history(app: &App, user_id: &str) -> Result<History, Problem> {
+    app.fresh(ORDER_HISTORY).await?;
     let (pool, view) = (app.database().pool(), app.view(ORDER_HISTORY).await?);
     let user = view.sql("SELECT user_id AS id, name FROM {users} WHERE user_id = ?")?;
     let user = sqlx::query_as::<_, User>(user).bind(user_id).fetch_optional(pool).await?;
