@@ -37,6 +37,8 @@ pub(crate) enum Command {
     Start(Named),
     /// Kill a service (or `bus`) with SIGKILL; the runner starts it again, as after a crash
     Kill(Named),
+    /// Run so many processes of a service; those that end finish what they have begun, and the others take over
+    Scale(Scaled),
     /// End everything that `dev` started
     Down(Found),
     /// Show what a service (or `bus`) wrote
@@ -549,6 +551,22 @@ pub(crate) struct Named {
     pub(crate) name: String,
     #[command(flatten)]
     pub(crate) found: Found,
+}
+
+/// A service of a system and how many processes of it there shall be.
+#[derive(Debug, Args)]
+pub(crate) struct Scaled {
+    /// The service and how many, such as orders=3
+    #[arg(value_name = "NAME=COUNT", value_parser = name_and_count)]
+    pub(crate) to: (String, u32),
+    #[command(flatten)]
+    pub(crate) found: Found,
+}
+
+fn name_and_count(text: &str) -> Result<(String, u32), String> {
+    let (name, count) = text.split_once('=').ok_or("expected NAME=COUNT, such as orders=3")?;
+    let count = count.parse().map_err(|_| format!("{count:?} is no number of processes"))?;
+    Ok((name.to_owned(), count))
 }
 
 /// Options of `logs`.

@@ -57,6 +57,7 @@ fn act(command: Command) -> Result<()> {
             Command::Kill(arguments) => {
                 orders::order(arguments, Request::Kill, "was killed; the runner starts it again").await
             }
+            Command::Scale(arguments) => orders::scale(arguments).await,
             Command::Down(arguments) => orders::down(arguments).await,
             Command::Logs(arguments) => logs::logs(arguments).await,
             Command::Bus(arguments) => bus::bus(arguments).await,

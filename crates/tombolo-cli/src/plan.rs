@@ -37,6 +37,8 @@ pub(crate) struct Plan {
     pub(crate) own_bus: Option<Unit>,
     /// The services.
     pub(crate) services: Vec<Unit>,
+    /// Plans what is added while it runs.
+    pub(crate) planner: Planner,
 }
 
 /// What has one name for the operator: the bus, or a service with all its replicas.
@@ -87,35 +89,48 @@ impl Process {
 
 /// Settles everything that `manifest` leaves open.
 pub(crate) fn plan(manifest: &Manifest, folder: &DataFolder, bus: Option<String>) -> Result<Plan> {
-    let mut planner = Planner::new(manifest, folder)?;
+    let mut planner = Planner::new(manifest.clone(), folder.clone())?;
     let (bus, own_bus) = match bus {
         Some(url) => (url, None),
         None => planner.bus().map(|(url, unit)| (url, Some(unit)))?,
     };
     planner.bus_url.clone_from(&bus);
     let services = manifest.services.iter().map(|service| planner.service(service)).collect::<Result<_>>()?;
-    Ok(Plan { run: planner.run, manifest: manifest.path.clone(), bus, own_bus, services })
+    Ok(Plan { run: planner.run.clone(), manifest: manifest.path.clone(), bus, own_bus, services, planner })
 }
 
-struct Planner<'m> {
-    manifest: &'m Manifest,
-    folder: &'m DataFolder,
+/// Settles one process after the other.
+#[derive(Debug)]
+pub(crate) struct Planner {
+    manifest: Manifest,
+    folder: DataFolder,
     bin_dir: PathBuf,
     run: String,
     bus_url: String,
     ports: BTreeSet<u16>,
 }
 
-impl<'m> Planner<'m> {
-    fn new(manifest: &'m Manifest, folder: &'m DataFolder) -> Result<Self> {
+impl Planner {
+    fn new(manifest: Manifest, folder: DataFolder) -> Result<Self> {
         let fixed = manifest.services.iter().flat_map(|service| fixed_ports(service).into_iter().flatten());
-        Ok(Self {
-            manifest,
-            folder,
-            bin_dir: bin_dir()?,
-            run: Uuid::now_v7().to_string(),
-            bus_url: String::new(),
-            ports: fixed.chain(manifest.listen.map(|listen| listen.port())).collect(),
+        let ports = fixed.chain(manifest.listen.map(|listen| listen.port())).collect();
+        let (bin_dir, run) = (bin_dir()?, Uuid::now_v7().to_string());
+        Ok(Self { manifest, folder, bin_dir, run, bus_url: String::new(), ports })
+    }
+
+    /// One more process of a service that runs, on the manifest's port if that has one for it, else on a free one.
+    pub(crate) fn another(&mut self, service: &str, replica: u32) -> Result<Process> {
+        let found = self.manifest.services.iter().find(|known| known.name.as_str() == service).cloned();
+        let found = found.ok_or_else(|| Error::not_found(format!("there is no service {service:?}")))?;
+        let (program, database) = (self.program(&found)?, self.database(&found));
+        let process = self.replica(&found, replica, &program, database.as_deref())?;
+        Ok(Process { name: numbered(service, replica), ..process })
+    }
+
+    fn database(&self, service: &Service) -> Option<String> {
+        service.database.as_ref().map(|database| match database {
+            Database::Sqlite => sqlite_url(&self.folder.database(service.name.as_str())),
+            Database::Url(url) => url.clone(),
         })
     }
 
@@ -150,11 +165,7 @@ impl<'m> Planner<'m> {
     }
 
     fn service(&mut self, service: &Service) -> Result<Unit> {
-        let program = self.program(service)?;
-        let database = service.database.as_ref().map(|database| match database {
-            Database::Sqlite => sqlite_url(&self.folder.database(service.name.as_str())),
-            Database::Url(url) => url.clone(),
-        });
+        let (program, database) = (self.program(service)?, self.database(service));
         let replicas = (1..=service.replicas)
             .map(|replica| self.replica(service, replica, &program, database.as_deref()))
             .collect::<Result<_>>()?;
@@ -170,7 +181,7 @@ impl<'m> Planner<'m> {
     ) -> Result<Process> {
         let name = match service.replicas {
             1 => service.name.to_string(),
-            _ => format!("{}.{replica}", service.name),
+            _ => numbered(service.name.as_str(), replica),
         };
         let host = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let port = match fixed_ports(service).and_then(|mut ports| ports.nth(replica as usize - 1)) {
@@ -259,6 +270,11 @@ impl<'m> Planner<'m> {
         self.ports.insert(port);
         Ok(port)
     }
+}
+
+/// How people know one of several processes of a service.
+fn numbered(service: &str, replica: u32) -> String {
+    format!("{service}.{replica}")
 }
 
 fn fixed_ports(service: &Service) -> Option<impl Iterator<Item = u16> + use<>> {

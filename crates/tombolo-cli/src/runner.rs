@@ -10,17 +10,17 @@ pub(crate) mod system;
 pub(crate) mod control;
 
 use std::fs::File;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex as Quick, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Context, Error, Result};
 use crate::folder::{DataFolder, Run};
-use crate::plan::{Plan, Unit};
+use crate::plan::{Plan, Planner, Process, Unit};
 use crate::process::{self, Identity};
 use crate::runner::control::ControlSocket;
 use crate::runner::log::{Log, Terminal};
@@ -43,7 +43,7 @@ pub(crate) struct Shared {
     /// Cancelled when waiting for a process to end by itself is over.
     pub(crate) hurry: CancellationToken,
     folder: DataFolder,
-    record: Mutex<Run>,
+    record: Quick<Run>,
 }
 
 impl Shared {
@@ -106,10 +106,10 @@ pub(crate) async fn run(
         client: client()?,
         hurry: CancellationToken::new(),
         folder: folder.clone(),
-        record: Mutex::new(record),
+        record: Quick::new(record),
     });
-    let mut crew = Crew::new(shared.clone());
-    let system = Arc::new(crew.start(plan)?);
+    let (mut crew, system) = Crew::start(plan, &shared)?;
+    let system = Arc::new(system);
     let orders = control.serve(system.clone());
     let outcome = attend(&system, &setting, &mut signals, report).await;
     crew.end(&mut signals).await;
@@ -179,37 +179,51 @@ pub(crate) fn client() -> Result<reqwest::Client> {
         .context(|| "cannot make an HTTP client".into())
 }
 
+/// The processes of services: what owns them, and what is needed for more of them.
+pub(crate) struct Services {
+    tasks: JoinSet<()>,
+    planner: Planner,
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+}
+
+impl Services {
+    /// Starts one more process of a service.
+    pub(crate) fn another(&mut self, service: &str, number: u32, log: &Arc<Log>) -> Result<ReplicaHandle> {
+        if self.stop.is_cancelled() {
+            return Err(Error::not_running("the runner is ending"));
+        }
+        let process = self.planner.another(service, number)?;
+        Ok(start_process(process, service, log, &self.shared, &mut self.tasks, &self.stop))
+    }
+}
+
 /// The tasks that own processes.
 struct Crew {
     shared: Arc<Shared>,
-    services: JoinSet<()>,
+    services: Arc<Mutex<Services>>,
     bus: JoinSet<()>,
     stop_services: CancellationToken,
     stop_bus: CancellationToken,
 }
 
 impl Crew {
-    fn new(shared: Arc<Shared>) -> Self {
-        Self {
-            shared,
-            services: JoinSet::new(),
-            bus: JoinSet::new(),
-            stop_services: CancellationToken::new(),
-            stop_bus: CancellationToken::new(),
-        }
-    }
-
     /// Starts everything at once; nothing waits for anything.
-    fn start(&mut self, plan: Plan) -> Result<System> {
+    fn start(plan: Plan, shared: &Arc<Shared>) -> Result<(Self, System)> {
+        let (stop_services, stop_bus) = (CancellationToken::new(), CancellationToken::new());
+        let (mut tasks, mut bus) = (JoinSet::new(), JoinSet::new());
         let mut units = Vec::new();
         let has_own_bus = plan.own_bus.is_some();
-        if let Some(bus) = plan.own_bus {
-            units.push(start_unit(bus, &self.shared, &mut self.bus, &self.stop_bus)?);
+        if let Some(unit) = plan.own_bus {
+            units.push(start_unit(unit, shared, &mut bus, &stop_bus)?);
         }
-        for service in plan.services {
-            units.push(start_unit(service, &self.shared, &mut self.services, &self.stop_services)?);
+        for unit in plan.services {
+            units.push(start_unit(unit, shared, &mut tasks, &stop_services)?);
         }
-        Ok(System::new(plan.bus, has_own_bus, units, self.shared.client.clone()))
+        let (planner, stop) = (plan.planner, stop_services.clone());
+        let services = Arc::new(Mutex::new(Services { tasks, planner, shared: shared.clone(), stop }));
+        let system = System::new(plan.bus, has_own_bus, units, services.clone(), shared.client.clone());
+        Ok((Self { shared: shared.clone(), services, bus, stop_services, stop_bus }, system))
     }
 
     /// Ends everything; a second signal meanwhile spares the waiting.
@@ -217,7 +231,7 @@ impl Crew {
         let hurry = self.shared.hurry.clone();
         let end = async {
             self.stop_services.cancel();
-            while self.services.join_next().await.is_some() {}
+            while self.services.lock().await.tasks.join_next().await.is_some() {}
             self.stop_bus.cancel();
             while self.bus.join_next().await.is_some() {}
         };
@@ -237,31 +251,41 @@ fn start_unit(
     stop: &CancellationToken,
 ) -> Result<UnitHandle> {
     let log = Arc::new(Log::open(shared.folder.log(&unit.name), shared.terminal.clone())?);
-    let mut replicas = Vec::new();
-    for process in unit.replicas {
-        let (orders, incoming) = mpsc::channel(ORDERS_WAITING_MAX);
-        let (standing, watched) = watch::channel(Standing::new());
-        replicas.push(ReplicaHandle {
-            name: process.name.clone(),
-            url: process.url(),
-            listen: process.listen,
-            probe: process.probe,
-            orders,
-            standing: watched,
-        });
-        let replica = Replica {
-            unit: unit.name.clone(),
-            process,
-            shared: shared.clone(),
-            log: log.clone(),
-            orders: incoming,
-            standing,
-            stop: stop.clone(),
-            deaths: 0,
-        };
-        tasks.spawn(replica.live());
-    }
-    Ok(UnitHandle { name: unit.name, database: unit.database, replicas, log })
+    let start = |process| start_process(process, &unit.name, &log, shared, tasks, stop);
+    let replicas = unit.replicas.into_iter().map(start).collect();
+    Ok(UnitHandle::new(unit.name, unit.database, replicas, log))
+}
+
+fn start_process(
+    process: Process,
+    unit: &str,
+    log: &Arc<Log>,
+    shared: &Arc<Shared>,
+    tasks: &mut JoinSet<()>,
+    stop: &CancellationToken,
+) -> ReplicaHandle {
+    let (orders, incoming) = mpsc::channel(ORDERS_WAITING_MAX);
+    let (standing, watched) = watch::channel(Standing::new());
+    let handle = ReplicaHandle {
+        name: process.name.clone(),
+        url: process.url(),
+        listen: process.listen,
+        probe: process.probe,
+        orders,
+        standing: watched,
+    };
+    let replica = Replica {
+        unit: unit.to_owned(),
+        process,
+        shared: shared.clone(),
+        log: log.clone(),
+        orders: incoming,
+        standing,
+        stop: stop.clone(),
+        deaths: 0,
+    };
+    tasks.spawn(replica.live());
+    handle
 }
 
 /// What asks the runner to end: Ctrl-C, `kill`, a terminal that is closed.

@@ -1,8 +1,8 @@
-//! The commands that a running runner carries out: status, stop, start, kill, down.
+//! The commands that a running runner carries out: status, stop, start, kill, scale, down.
 //!
 //! Invariant: success is printed only after the runner said that it was done.
 
-use crate::arguments::{Found, Named, Shown};
+use crate::arguments::{Found, Named, Scaled, Shown};
 use crate::commands::say;
 use crate::error::Result;
 use crate::folder::find;
@@ -23,6 +23,14 @@ pub(crate) async fn order(arguments: Named, request: fn(String) -> Request, done
     let run = find(arguments.found.data.as_deref())?;
     let status = ask(&run, &request(arguments.name.clone())).await?;
     say(&format!("{} {done}{}", arguments.name, where_it_is(&status, &arguments.name)))
+}
+
+/// `tombolo scale`.
+pub(crate) async fn scale(arguments: Scaled) -> Result<()> {
+    let run = find(arguments.found.data.as_deref())?;
+    let (name, count) = arguments.to;
+    let status = ask(&run, &Request::Scale(name.clone(), count)).await?;
+    say(&format!("{name} runs {count} times{}", where_it_is(&status, &name)))
 }
 
 /// `tombolo down`.

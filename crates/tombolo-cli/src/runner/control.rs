@@ -45,6 +45,8 @@ pub(crate) enum Request {
     Start(String),
     /// Kill this unit's processes.
     Kill(String),
+    /// Run so many processes of this service.
+    Scale(String, u32),
     /// End everything, the runner included.
     Down,
 }
@@ -220,6 +222,7 @@ async fn carry_out(request: Request, system: &System) -> Answer {
         Request::Stop(name) => system.stop(&name).await?,
         Request::Start(name) => system.start(&name).await?,
         Request::Kill(name) => system.kill(&name).await?,
+        Request::Scale(name, count) => system.scale(&name, count).await?,
         Request::Down => {
             system.down.cancel();
             system.ended.cancelled().await;

@@ -4,15 +4,17 @@
 //! last lines of what failed.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as Quick, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::{join_all, try_join_all};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Result};
+use crate::manifest::{BUS, REPLICAS_MAX};
 use crate::plan::Probe;
+use crate::runner::Services;
 use crate::runner::control::{BusStatus, ReplicaStatus, ServiceStatus, Status};
 use crate::runner::log::Log;
 use crate::runner::ready::is_ready;
@@ -28,6 +30,7 @@ pub(crate) struct System {
     bus: String,
     has_own_bus: bool,
     units: Vec<UnitHandle>,
+    services: Arc<Mutex<Services>>,
     client: reqwest::Client,
     /// Cancelled when the run is to end.
     pub(crate) down: CancellationToken,
@@ -39,11 +42,13 @@ pub(crate) struct System {
 pub(crate) struct UnitHandle {
     pub(crate) name: String,
     pub(crate) database: Option<String>,
-    pub(crate) replicas: Vec<ReplicaHandle>,
+    /// Numbered from 1, without holes.
+    replicas: Quick<Vec<ReplicaHandle>>,
     pub(crate) log: Arc<Log>,
 }
 
 /// One process.
+#[derive(Clone)]
 pub(crate) struct ReplicaHandle {
     pub(crate) name: String,
     pub(crate) url: String,
@@ -58,10 +63,11 @@ impl System {
         bus: String,
         has_own_bus: bool,
         units: Vec<UnitHandle>,
+        services: Arc<Mutex<Services>>,
         client: reqwest::Client,
     ) -> Self {
         let (down, ended) = (CancellationToken::new(), CancellationToken::new());
-        Self { bus, has_own_bus, units, client, down, ended }
+        Self { bus, has_own_bus, units, services, client, down, ended }
     }
 
     /// Waits until everything is ready. With a bound, a failure to start is an error; without, it is tried for ever.
@@ -74,7 +80,7 @@ impl System {
     /// Where everything stands now; each process is asked whether it is ready.
     pub(crate) async fn status(&self) -> Status {
         let (bus, services) = self.units.split_at(usize::from(self.has_own_bus));
-        let standing = bus.first().map(|bus| bus.replicas[0].standing.borrow().clone());
+        let standing = bus.first().map(|bus| bus.replicas()[0].standing.borrow().clone());
         let services = join_all(services.iter().map(|service| service.status(&self.client))).await;
         Status {
             bus: BusStatus {
@@ -101,10 +107,33 @@ impl System {
     /// Kills a unit's processes as if they died by themselves.
     pub(crate) async fn kill(&self, name: &str) -> Result<()> {
         let unit = self.unit(name)?;
-        if unit.replicas.iter().all(|replica| replica.standing.borrow().pid.is_none()) {
+        if unit.replicas().iter().all(|replica| replica.standing.borrow().pid.is_none()) {
             return Err(Error::failed(format!("{name} does not run, so there is nothing to kill")));
         }
         unit.order(Order::Kill).await
+    }
+
+    /// Has so many processes of a service run: the last ones end as they would with the run, or further ones start and
+    /// become ready.
+    pub(crate) async fn scale(&self, name: &str, count: u32) -> Result<()> {
+        let unit = self.unit(name)?;
+        if name == BUS {
+            return Err(Error::usage("the bus is one process: it cannot be scaled; scale services"));
+        }
+        if !(1..=REPLICAS_MAX).contains(&count) {
+            return Err(Error::usage(format!(
+                "found {count} replicas for {name}; expected 1 to {REPLICAS_MAX}: `tombolo stop {name}` ends all"
+            )));
+        }
+        // Held until it is done, so that orders to scale are carried out one after the other.
+        let mut services = self.services.lock().await;
+        unit.shrink(count as usize).await?;
+        while unit.replicas().len() < count as usize {
+            let number = unit.replicas().len() as u32 + 1;
+            unit.add(services.another(&unit.name, number, &unit.log)?);
+        }
+        drop(services);
+        unit.ready(Some(START_TRIES_MAX), START_BOUND).await
     }
 
     fn unit(&self, name: &str) -> Result<&UnitHandle> {
@@ -115,19 +144,45 @@ impl System {
 }
 
 fn unknown(name: &str, names: &[&str], has_own_bus: bool) -> Error {
-    if name == crate::manifest::BUS && !has_own_bus {
+    if name == BUS && !has_own_bus {
         return Error::not_found("the bus is not run by this runner: it was given with --bus");
     }
     Error::not_found(format!("there is no service {name:?}; there are: {}", names.join(", ")))
 }
 
 impl UnitHandle {
+    pub(crate) fn new(
+        name: String,
+        database: Option<String>,
+        replicas: Vec<ReplicaHandle>,
+        log: Arc<Log>,
+    ) -> Self {
+        Self { name, database, replicas: Quick::new(replicas), log }
+    }
+
+    fn replicas(&self) -> Vec<ReplicaHandle> {
+        self.replicas.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn add(&self, replica: ReplicaHandle) {
+        self.replicas.lock().unwrap_or_else(PoisonError::into_inner).push(replica);
+    }
+
+    /// Ends the processes numbered above `count`. Their tasks end with their handles.
+    async fn shrink(&self, count: usize) -> Result<()> {
+        let surplus: Vec<ReplicaHandle> = self.replicas().into_iter().skip(count).collect();
+        try_join_all(surplus.iter().map(|replica| replica.order(Order::Stop))).await?;
+        self.replicas.lock().unwrap_or_else(PoisonError::into_inner).truncate(count);
+        Ok(())
+    }
+
     async fn order(&self, order: Order) -> Result<()> {
-        try_join_all(self.replicas.iter().map(|replica| replica.order(order))).await.map(drop)
+        try_join_all(self.replicas().iter().map(|replica| replica.order(order))).await.map(drop)
     }
 
     async fn ready(&self, tries: Option<u32>, bound: Duration) -> Result<()> {
-        let all = try_join_all(self.replicas.iter().map(|replica| replica.ready(tries)));
+        let replicas = self.replicas();
+        let all = try_join_all(replicas.iter().map(|replica| replica.ready(tries)));
         match tokio::time::timeout(bound, all).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(why)) => Err(Error::failed(format!("{why}; its last lines:\n{}", self.log.tail()))),
@@ -144,7 +199,7 @@ impl UnitHandle {
         ServiceStatus {
             name: self.name.clone(),
             database: self.database.clone(),
-            replicas: join_all(self.replicas.iter().map(|replica| replica.status(client))).await,
+            replicas: join_all(self.replicas().iter().map(|replica| replica.status(client))).await,
         }
     }
 }

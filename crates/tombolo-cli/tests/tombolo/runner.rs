@@ -60,6 +60,49 @@ fn a_detached_system_says_where_everything_is() {
 }
 
 #[test]
+fn a_service_is_scaled_while_it_runs() {
+    let stage = Stage::with_users();
+    stage.must(&["dev", ".", "--detach"]);
+    let replicas = || stage.status()["services"][0]["replicas"].as_array().unwrap().clone();
+    let first = replicas()[0].clone();
+    let said = stage.must(&["scale", "users=3"]);
+    assert!(said.contains("users runs 3 times"), "{said}");
+    let three = replicas();
+    assert_eq!((three.len(), &three[0]), (3, &first), "the first goes on as it was");
+    for (number, replica) in (1..).zip(&three) {
+        let url = replica["url"].as_str().unwrap();
+        assert!(said.contains(url), "{said}");
+        let told = get(url, "/");
+        assert!(told.contains(&format!("TOMBOLO_REPLICA={number}\n")), "{told}");
+    }
+    stage.must(&["scale", "users=1"]);
+    assert_eq!(replicas(), [first]);
+    for gone in &three[1..] {
+        assert!(!is_alive(gone["pid"].as_u64().unwrap() as u32), "it has not ended");
+    }
+    stage.must(&["scale", "users=2"]);
+    assert_eq!(replicas().len(), 2);
+    let last = replicas()[1]["pid"].as_u64().unwrap() as u32;
+    stage.must(&["down"]);
+    assert!(!is_alive(last), "it has not ended");
+}
+
+#[test]
+fn what_cannot_be_scaled_is_refused_by_name() {
+    let stage = Stage::with_users();
+    stage.must(&["dev", ".", "--detach"]);
+    for (asked, code, says) in [
+        ("users", 2, "expected NAME=COUNT"),
+        ("users=0", 2, "expected 1 to 64"),
+        ("bus=2", 2, "the bus is one process"),
+        ("orders=2", 3, "there is no service \"orders\"; there are: bus, users"),
+    ] {
+        let said = stage.refused(&["scale", asked], code);
+        assert!(said.contains(says), "{said}");
+    }
+}
+
+#[test]
 fn a_service_is_told_who_it_is_and_where_everything_is() {
     let stage =
         Stage::with("[services.users]\ncommand = [\"{service}\"]\nenv = { TOMBOLO_TASTE = \"salt\" }\n");
