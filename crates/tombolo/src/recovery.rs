@@ -119,9 +119,13 @@ impl Recovery {
         if has_moved(&standing, &again) {
             return Err(moving());
         }
-        match self.compare(&again, &topic, &tails).await? {
-            None => Ok(Examined::Agree(topic)),
-            Some(finding) => Err(self.halt(&finding, again.epoch).await),
+        let Some(finding) = self.compare(&again, &topic, &tails).await? else {
+            return Ok(Examined::Agree(topic));
+        };
+        // A row that was looked for may have been removed after the look: by a relay of our own whose lease has ended.
+        match has_moved(&again, &self.outbox.standing(self.holder).await?) {
+            true => Err(moving()),
+            false => Err(self.halt(&finding, again.epoch).await),
         }
     }
 
