@@ -86,9 +86,7 @@ async fn requests<D: Database>(app: &App<D>, ask: &Ask) -> Result<Vec<Request>, 
     let cursors = cursors_of(app, &ask.subscription).await?;
     let request =
         |of: PartitionOf, action: &Action| Request::new(&ask.subscription, Some(of), action, &ask.asked_by);
-    if let Action::Redrive(which) | Action::Discard(which) = &ask.action
-        && *which != Which::default()
-    {
+    if let Action::Redrive(which) | Action::Discard(which) = &ask.action {
         let places = places_of(app, &ask.subscription, which).await?;
         return Ok(places.into_iter().map(|of| request(of, &ask.action)).collect());
     }

@@ -86,10 +86,11 @@ fn tell(asked: &Asked, preview: &Preview, how: &str) -> Result<()> {
 
 fn line(to: &Move, how: &str) -> String {
     let of = &to.to.of;
+    let events = if to.events == 1 { "1 event".to_owned() } else { format!("{} events", to.events) };
     let since = to.since.map_or_else(String::new, |since| format!(", the first of {since}"));
     format!(
-        "{}/{} from {} to {}: {} events would be handled {how}{since}",
-        of.topic, of.partition, to.from, to.to.sequence, to.events
+        "{}/{} from {} to {}: {events} would be handled {how}{since}",
+        of.topic, of.partition, to.from, to.to.sequence
     )
 }
 

@@ -74,11 +74,9 @@ pub(crate) async fn discard(arguments: Discard) -> Result<()> {
             ))?;
         }
     }
-    Err(Error::usage(format!(
-        "nothing was discarded: with --yes these {} events would never be handled by {}",
-        parked.len(),
-        target.subscription
-    )))
+    let (count, name) = (parked.len(), &target.subscription);
+    let events = if count == 1 { "the event above".to_owned() } else { format!("the {count} events above") };
+    Err(Error::usage(format!("nothing was discarded: with --yes {name} would never handle {events}")))
 }
 
 async fn parked(target: &Target, mut query: Vec<(&str, String)>) -> Result<Vec<Parked>> {

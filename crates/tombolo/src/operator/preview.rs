@@ -149,6 +149,12 @@ async fn over(bus: &dyn Bus, topic: &Topic, cursor: &CursorState, last: u64) -> 
     let of = of(cursor);
     let same_log = cursor.cursor.incarnation == topic.incarnation;
     let from = if same_log { cursor.cursor.sequence } else { 0 };
+    if same_log && last <= from && last != 0 {
+        return Err(wrong(format!(
+            "{}/{} is after {from} already, so nothing would be stepped over up to {last}",
+            of.topic, of.partition
+        )));
+    }
     let mut at: (u64, Option<EventId>) = (0, None);
     let (mut named, mut since) = (Vec::new(), None);
     let read = Read::to_tail(&topic.name, of.partition, Cursor::start(topic.incarnation));
