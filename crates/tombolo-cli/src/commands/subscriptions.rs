@@ -137,24 +137,25 @@ fn rows(replica: &Replica, answer: &std::result::Result<Value, String>) -> Vec<[
             Err(error) => return silent(&format!("its answer cannot be read: {error}")),
         },
     };
-    let row = |subscription: &Subscription| {
-        let [service, number] = first.clone();
-        let held = subscription.partitions.iter().filter(|partition| partition.held).count();
-        let failing = subscription.partitions.iter().find_map(|partition| partition.error.clone());
-        [
-            service,
-            number,
-            subscription.name.clone(),
-            subscription.kind.clone(),
-            subscription.state.clone(),
-            subscription.lag_events.to_string(),
-            format!("{:.1}", subscription.lag_seconds),
-            subscription.parked_events.to_string(),
-            format!("{held}/{}", subscription.partitions.len()),
-            subscription.detail.clone().or(failing).unwrap_or_else(|| "-".into()),
-        ]
-    };
-    said.subscriptions.iter().map(row).collect()
+    said.subscriptions.iter().map(|subscription| row(first.clone(), subscription)).collect()
+}
+
+/// The row of one subscription, behind its service and replica.
+fn row([service, number]: [String; 2], subscription: &Subscription) -> [String; 10] {
+    let held = subscription.partitions.iter().filter(|partition| partition.held).count();
+    let failing = subscription.partitions.iter().find_map(|partition| partition.error.clone());
+    [
+        service,
+        number,
+        subscription.name.clone(),
+        subscription.kind.clone(),
+        subscription.state.clone(),
+        subscription.lag_events.to_string(),
+        format!("{:.1}", subscription.lag_seconds),
+        subscription.parked_events.to_string(),
+        format!("{held}/{}", subscription.partitions.len()),
+        subscription.detail.clone().or(failing).unwrap_or_else(|| "-".into()),
+    ]
 }
 
 fn json(replica: &Replica, answer: &std::result::Result<Value, String>) -> Value {
