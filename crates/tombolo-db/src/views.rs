@@ -12,7 +12,8 @@
 //!
 //! Invariants, which the conformance suite checks case by case for every database:
 //! - the pointer's epoch only goes up, and it moves only by compare-and-set;
-//! - it never moves to a build whose cursors are below those of the one that is read, compared in the transaction of the move;
+//! - it never moves to a build whose cursors are below those of the one that is read, compared in the transaction of the move,
+//!   nor to one with parked keys that nobody accepted;
 //! - a build's tables and its row appear and go together, and its name is never given to another.
 
 use std::fmt;
@@ -236,6 +237,8 @@ pub struct Switch {
     pub reads: Vec<ServiceName>,
     /// What must be reached in topics that the live build does not read.
     pub goals: Vec<Goal>,
+    /// Whether somebody accepted that the build lacks what is parked of it.
+    pub accept_parked: bool,
 }
 
 /// A place that a cursor must have reached.
@@ -258,6 +261,8 @@ pub enum Switched {
     Done(u64),
     /// Somebody else switched; this is the epoch now.
     Elsewhere(u64),
+    /// So many keys of the build are parked, and nobody accepted that it lacks them.
+    Parked(u64),
     /// The build is behind the live one in these places: by so many events altogether.
     Behind {
         /// The places.

@@ -51,6 +51,7 @@ struct Build {
     kept: bool,
     switches: bool,
     behind_live: Option<u64>,
+    parked_keys: u64,
     events_done: u64,
     events_total: u64,
     events_per_second: Option<f64>,
@@ -79,8 +80,19 @@ pub(crate) async fn views(command: Views) -> Result<()> {
 
 async fn list(of: &OfBus) -> Result<()> {
     let said = ask_all(&client()?, &of.reached).await?;
-    let header =
-        ["SERVICE", "VIEW", "BUILD", "STAGE", "DONE", "TOTAL", "EVENTS/S", "TO GO", "BEHIND LIVE", "DETAIL"];
+    let header = [
+        "SERVICE",
+        "VIEW",
+        "BUILD",
+        "STAGE",
+        "DONE",
+        "TOTAL",
+        "EVENTS/S",
+        "TO GO",
+        "BEHIND LIVE",
+        "PARKED",
+        "DETAIL",
+    ];
     let rows = said.values().flat_map(|(_, said)| rows(said)).collect();
     show(of.format, header, rows, &whole(&said)?)
 }
@@ -117,7 +129,7 @@ async fn ask_all(client: &Client, reached: &Reached) -> Result<BTreeMap<String, 
     Ok(all)
 }
 
-fn rows(said: &Said) -> Vec<[String; 10]> {
+fn rows(said: &Said) -> Vec<[String; 11]> {
     let of_view = |view: &View| {
         let row = |build: &Build| {
             [
@@ -130,6 +142,7 @@ fn rows(said: &Said) -> Vec<[String; 10]> {
                 build.events_per_second.map_or_else(|| "-".into(), |rate| format!("{rate:.0}")),
                 time_to_go(build),
                 build.behind_live.map_or_else(|| "-".into(), |events| events.to_string()),
+                build.parked_keys.to_string(),
                 detail(view, build),
             ]
         };
@@ -235,7 +248,7 @@ mod tests {
     fn build(seconds_to_go: Option<f64>) -> Build {
         let text = json!({
             "build": "v1-b2", "stage": "building", "subscription": "history-v1-b2", "kept": true, "switches": true,
-            "behind_live": 700, "events_done": 300, "events_total": 1000, "events_per_second": 100.4,
+            "behind_live": 700, "parked_keys": 2, "events_done": 300, "events_total": 1000, "events_per_second": 100.4,
             "seconds_to_go": seconds_to_go, "made_at": "2026-11-21T00:00:00Z",
         });
         serde_json::from_value(text).unwrap()
@@ -258,6 +271,7 @@ mod tests {
             "100",
             "7 s",
             "700",
+            "2",
             "readers are switched to it when it is ready",
         ];
         assert_eq!(rows(&said), [expected]);

@@ -23,7 +23,7 @@ pub(super) fn cases<F: Fixture>() -> Vec<Case<F>> {
 const NAME: &str = "customers";
 
 /// A parked event at `sequence` of `key` in the claim's partition.
-fn parked(claim: &Claim, sequence: u64, key: &str) -> ParkedEvent {
+pub(super) fn parked(claim: &Claim, sequence: u64, key: &str) -> ParkedEvent {
     ParkedEvent {
         subscription: claim.subscription.clone(),
         topic: claim.topic.clone(),

@@ -5,11 +5,12 @@ use sqlx::SqlStr;
 use tombolo_event::{Cursor, EventId, Incarnation};
 use uuid::Uuid;
 
+use super::parking::parked;
 use super::stage::{LONG, Noted, Ready, Wait, once, service};
 use super::{Case, Fixture, Stage};
 use crate::{
-    Build, BuildId, Claim, Cursors, Goal, Kind, Leases, Origin, Sample, StartAt, Switch, Switched,
-    Transaction, ViewState, Views, Wanted,
+    Build, BuildId, Claim, Cursors, Goal, Kind, Leases, Origin, ParkedFilter, Parking, Sample, StartAt,
+    Switch, Switched, Transaction, ViewState, Views, Wanted,
 };
 
 pub(super) fn cases<F: Fixture>() -> Vec<Case<F>> {
@@ -21,6 +22,7 @@ pub(super) fn cases<F: Fixture>() -> Vec<Case<F>> {
         Case::new(cursors_from_before_the_tables_are_not_taken_over),
         Case::new(a_switch_waits_for_the_cursors_of_the_live_build),
         Case::new(a_switch_waits_for_its_own_goals),
+        Case::new(a_build_with_parked_keys_is_switched_to_only_if_that_is_accepted),
         Case::new(the_pointer_only_goes_up),
         Case::new(held_cursors_stand_still),
         Case::new(a_dropped_build_is_gone_and_its_name_is_not_used_again),
@@ -95,7 +97,14 @@ fn after(claim: &Claim, sequence: u64) -> Cursor {
 }
 
 fn switch(epoch: u64, to: &Build) -> Switch {
-    Switch { view: VIEW.into(), epoch, to: to.id, reads: vec![service()], goals: Vec::new() }
+    Switch {
+        view: VIEW.into(),
+        epoch,
+        to: to.id,
+        reads: vec![service()],
+        goals: Vec::new(),
+        accept_parked: false,
+    }
 }
 
 async fn the_first_build_is_live_at_once_and_is_found_again<F: Fixture>(stage: Stage<F>) {
@@ -196,6 +205,32 @@ async fn a_switch_waits_for_its_own_goals<F: Fixture>(stage: Stage<F>) {
     assert!(matches!(other, Switched::Behind { .. }), "a place in another log was reached: {other:?}");
     let done = ready.database.switch(&goal(incarnation, 4)).await.expect("it is answered");
     assert_eq!(done, Switched::Done(2));
+}
+
+async fn a_build_with_parked_keys_is_switched_to_only_if_that_is_accepted<F: Fixture>(stage: Stage<F>) {
+    let ready = stage.prepared(2).await;
+    make(&ready, &wanted(1, false)).await;
+    let second = make(&ready, &wanted(1, true)).await;
+    follow(&ready, &second, Incarnation::new(), 4).await;
+    let claim = ready.claim(&second.subscription, HOLDER, LONG).await.remove(0);
+    let mut tx = ready.begin().await;
+    let events = ["a", "a", "b"].into_iter().zip(5..).map(|(key, sequence)| parked(&claim, sequence, key));
+    tx.park(&events.collect::<Vec<_>>()).await.expect("they are parked");
+    tx.advance(&claim, &after(&claim, 7)).await.expect("the cursor is where the claim says");
+    tx.commit().await.expect("it commits");
+    let refused = ready.database.switch(&switch(1, &second)).await.expect("it is answered");
+    assert_eq!(refused, Switched::Parked(2));
+    let accepted = Switch { accept_parked: true, ..switch(1, &second) };
+    assert_eq!(ready.database.switch(&accepted).await.expect("it is answered"), Switched::Done(2));
+    let third = make(&ready, &wanted(1, true)).await;
+    follow(&ready, &third, claim.cursor.incarnation, 7).await;
+    assert_eq!(ready.database.switch(&switch(2, &third)).await.expect("it is answered"), Switched::Done(3));
+    let mut wait = Wait::until("a build that nobody reads any more is dropped");
+    while ready.database.drop_build(VIEW, second.id).await.is_err() {
+        wait.again().await;
+    }
+    let left = ready.database.parked(&ParkedFilter::default(), 10).await.expect("they can be read");
+    assert!(left.is_empty(), "what was parked of a dropped build is there still");
 }
 
 async fn the_pointer_only_goes_up<F: Fixture>(stage: Stage<F>) {

@@ -74,6 +74,10 @@ impl Views for Postgres {
         if let Some(behind) = behind(switch, &cursors, &from, &to.subscription).filter(|_| is_compared) {
             return Ok(behind);
         }
+        let keys = self.parked_keys(&mut transaction, &to.subscription).await?;
+        if keys > 0 && !switch.accept_parked {
+            return Ok(Switched::Parked(keys));
+        }
         self.point(&mut transaction, &switch.view, switch.to, epoch + 1).await?;
         transaction.commit().await?;
         Ok(Switched::Done(epoch + 1))
@@ -217,6 +221,14 @@ impl Postgres {
         rows.bind(from).bind(to).fetch_all(connection).await?.iter().map(at).collect()
     }
 
+    /// An event is parked in the transaction that moves its cursor, which is locked by now.
+    async fn parked_keys(&self, connection: &mut PgConnection, subscription: &str) -> Result<u64> {
+        let keys = sqlx::query_scalar(
+            self.sql("SELECT count(DISTINCT key_hash) FROM tombolo.parked WHERE subscription = $1"),
+        );
+        Ok(unsigned(keys.bind(subscription).fetch_one(connection).await?))
+    }
+
     /// Every build of a version, in order.
     async fn known(&self, connection: &mut PgConnection, view: &str, version: u32) -> Result<Vec<Known>> {
         let known = sqlx::query(self.sql(
@@ -275,6 +287,8 @@ impl Postgres {
         }
         for gone in [
             "DELETE FROM tombolo.cursor WHERE subscription = $1",
+            "DELETE FROM tombolo.parked WHERE subscription = $1",
+            "DELETE FROM tombolo.member WHERE subscription = $1",
             "DELETE FROM tombolo.subscription WHERE subscription = $1",
             "UPDATE tombolo.build SET dropped = clock_timestamp() WHERE subscription = $1",
         ] {

@@ -68,9 +68,12 @@ impl Views for Sqlite {
             let to = to.build;
             let from = subscription_of(connection, &switch.view, live).await?;
             let cursors = cursors(connection, &from, &to.subscription).await?;
-            match behind(switch, &cursors, &from, &to.subscription).filter(|_| is_compared) {
-                Some(behind) => Ok(behind),
-                None => point(connection, &switch.view, switch.to, epoch + 1).await.map(Switched::Done),
+            if let Some(behind) = behind(switch, &cursors, &from, &to.subscription).filter(|_| is_compared) {
+                return Ok(behind);
+            }
+            match parked_keys(connection, &to.subscription).await? {
+                keys if keys > 0 && !switch.accept_parked => Ok(Switched::Parked(keys)),
+                _ => point(connection, &switch.view, switch.to, epoch + 1).await.map(Switched::Done),
             }
         })
         .await
@@ -165,6 +168,8 @@ impl Sqlite {
         }
         for gone in [
             "DELETE FROM tombolo_cursor WHERE subscription = ?",
+            "DELETE FROM tombolo_parked WHERE subscription = ?",
+            "DELETE FROM tombolo_member WHERE subscription = ?",
             "DELETE FROM tombolo_subscription WHERE subscription = ?",
             "UPDATE tombolo_build SET dropped_ms = CAST(unixepoch('subsec') * 1000 AS INTEGER) WHERE subscription = ?",
         ] {
@@ -236,6 +241,12 @@ async fn cursors(connection: &mut SqliteConnection, from: &str, to: &str) -> Res
          WHERE subscription IN (?, ?)",
     );
     rows.bind(from).bind(to).fetch_all(connection).await?.iter().map(at).collect()
+}
+
+async fn parked_keys(connection: &mut SqliteConnection, subscription: &str) -> Result<u64> {
+    let keys =
+        sqlx::query_scalar("SELECT count(DISTINCT key_hash) FROM tombolo_parked WHERE subscription = ?");
+    Ok(unsigned(keys.bind(subscription).fetch_one(connection).await?))
 }
 
 /// Every build of a version, in order.

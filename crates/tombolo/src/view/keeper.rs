@@ -109,7 +109,9 @@ impl<D: Database> Keeper<D> {
     /// Switches to a build that waits for that; returns whether it is done with.
     async fn switch_if_ready(&self, view: &ViewState, build: &Build) -> Result<bool> {
         let Some(version) = self.builds.version_of(build) else { return Ok(true) };
-        Ok(self.builds.switch(view, build, version).await? == switching::Outcome::Switched)
+        let outcome = self.builds.switch(view, build, version, false).await?;
+        // What is parked waits for an operator, who is in no hurry.
+        Ok(matches!(outcome, switching::Outcome::Switched | switching::Outcome::Parked(_)))
     }
 
     /// One worker for each build that this program can keep, none for those that are gone.
@@ -183,7 +185,7 @@ impl<D: Database> Keeper<D> {
     async fn act(&self, view: &str, request: &Request, action: Action) -> Result<Outcome> {
         match action {
             Action::Rebuild { switch } => self.rebuild(view, request, switch).await,
-            Action::Switch { to, .. } => self.switch(view, &to).await,
+            Action::Switch { to, accept_parked } => self.switch(view, &to, accept_parked).await,
             Action::Drop { build } => {
                 let state = self.state(view).await?;
                 let id = build.parse().map_err(|error: tombolo_db::Error| Error::from(error))?;
@@ -206,7 +208,7 @@ impl<D: Database> Keeper<D> {
         Ok(Outcome::done(format!("build {} is being made beside the live one; {then}", build.id)))
     }
 
-    async fn switch(&self, view: &str, to: &str) -> Result<Outcome> {
+    async fn switch(&self, view: &str, to: &str, accept_parked: bool) -> Result<Outcome> {
         let state = self.state(view).await?;
         let id = match named(&state, to) {
             Ok(id) => id,
@@ -222,13 +224,17 @@ impl<D: Database> Keeper<D> {
                 id.version
             )));
         };
-        Ok(match self.builds.switch(&state, build, version).await? {
+        Ok(match self.builds.switch(&state, build, version, accept_parked).await? {
             switching::Outcome::Switched => {
                 Outcome::done(format!("readers were switched from build {} to build {id}", state.live))
             }
             switching::Outcome::Behind(events) => Outcome::refused(format!(
                 "build {id} is {events} events behind the live one, {}; look at `tombolo views list`, and switch when it is ready",
                 state.live
+            )),
+            switching::Outcome::Parked(keys) => Outcome::refused(format!(
+                "keys of build {id} that are parked: {keys}; it lacks their last events; look at `tombolo parked list {}`, redrive or discard them, or switch all the same with --accept-parked",
+                build.subscription
             )),
             switching::Outcome::Elsewhere => {
                 Outcome::refused("somebody else switched meanwhile; look at `tombolo views list`")

@@ -9,7 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
-use tombolo_db::{Build, CursorState, Database, ViewState};
+use tombolo_db::{Build, CursorState, Database, ParkedCount, ViewState};
 use tombolo_event::ServiceName;
 
 use super::Builds;
@@ -58,6 +58,8 @@ pub struct BuildStatus {
     pub switches: bool,
     /// How many events of the live one it lacks; none while it has not begun.
     pub behind_live: Option<u64>,
+    /// How many of its keys are parked.
+    pub parked_keys: u64,
     /// How many events of its topics it has passed.
     pub events_done: u64,
     /// How many there are.
@@ -82,6 +84,14 @@ pub enum Stage {
     Ready,
     /// It was read before.
     Retired,
+}
+
+/// What the database and the bus say at one time.
+struct Found {
+    cursors: Vec<CursorState>,
+    parked: Vec<ParkedCount>,
+    /// The events of each topic.
+    tails: BTreeMap<ServiceName, u64>,
 }
 
 /// How fast builds move: what was measured in the last seconds.
@@ -121,13 +131,15 @@ impl<D: Database> Builds<D> {
     pub(crate) async fn status(&self, service: &str) -> Result<ViewsStatus> {
         let views = self.refresh().await?;
         let cursors = self.database.cursors().await?;
+        let parked = self.database.parked_counts().await?;
         let mut tails: BTreeMap<ServiceName, u64> = BTreeMap::new();
         for cursor in &cursors {
             if !tails.contains_key(&cursor.topic) {
                 tails.insert(cursor.topic.clone(), self.events_of(&cursor.topic).await);
             }
         }
-        let status = |view: &ViewState| self.view_status(view, &cursors, &tails);
+        let found = Found { cursors, parked, tails };
+        let status = |view: &ViewState| self.view_status(view, &found);
         Ok(ViewsStatus { service: service.to_owned(), views: views.iter().map(status).collect() })
     }
 
@@ -137,13 +149,8 @@ impl<D: Database> Builds<D> {
         tails.iter().map(|tail| tail.sequence).sum()
     }
 
-    fn view_status(
-        &self,
-        view: &ViewState,
-        cursors: &[CursorState],
-        tails: &BTreeMap<ServiceName, u64>,
-    ) -> ViewStatus {
-        let builds = view.builds.iter().map(|build| self.build_status(view, build, cursors, tails)).collect();
+    fn view_status(&self, view: &ViewState, found: &Found) -> ViewStatus {
+        let builds = view.builds.iter().map(|build| self.build_status(view, build, found)).collect();
         ViewStatus {
             view: view.view.clone(),
             live: view.live.to_string(),
@@ -153,13 +160,9 @@ impl<D: Database> Builds<D> {
         }
     }
 
-    fn build_status(
-        &self,
-        view: &ViewState,
-        build: &Build,
-        cursors: &[CursorState],
-        tails: &BTreeMap<ServiceName, u64>,
-    ) -> BuildStatus {
+    fn build_status(&self, view: &ViewState, build: &Build, found: &Found) -> BuildStatus {
+        let Found { cursors, parked, tails } = found;
+        let parked = parked.iter().find(|count| count.subscription == build.subscription);
         let mut own: Vec<_> =
             cursors.iter().filter(|cursor| cursor.subscription == build.subscription).collect();
         let done = own.iter().map(|cursor| cursor.cursor.sequence).sum();
@@ -180,6 +183,7 @@ impl<D: Database> Builds<D> {
             kept: self.version_of(build).is_some(),
             switches: build.switches,
             behind_live,
+            parked_keys: parked.map_or(0, |count| count.keys),
             events_done: done,
             events_total: total,
             events_per_second: rate,

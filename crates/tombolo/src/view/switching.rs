@@ -33,19 +33,28 @@ pub(super) enum Outcome {
     Switched,
     /// It is so many events behind the live one.
     Behind(u64),
+    /// So many of its keys are parked, and nobody accepted that.
+    Parked(u64),
     /// Somebody else switched meanwhile.
     Elsewhere,
 }
 
 impl<D: Database> Builds<D> {
     /// Switches readers of `view` to `to`, if it is level with the live build or comes level at once.
-    pub(super) async fn switch(&self, view: &ViewState, to: &Build, version: &Version<D>) -> Result<Outcome> {
+    pub(super) async fn switch(
+        &self,
+        view: &ViewState,
+        to: &Build,
+        version: &Version<D>,
+        accept_parked: bool,
+    ) -> Result<Outcome> {
         let switch = Switch {
             view: view.view.clone(),
             epoch: view.epoch,
             to: to.id,
             reads: version.fold.topic_names()?,
             goals: self.goals(view, version).await?,
+            accept_parked,
         };
         let outcome = match self.database.switch(&switch).await? {
             Switched::Behind { events, .. } if events <= LEVEL_EVENTS_MAX => {
@@ -112,6 +121,7 @@ fn outcome(switched: Switched) -> Outcome {
     match switched {
         Switched::Done(_) => Outcome::Switched,
         Switched::Elsewhere(_) => Outcome::Elsewhere,
+        Switched::Parked(keys) => Outcome::Parked(keys),
         Switched::Behind { events, .. } => Outcome::Behind(events),
     }
 }

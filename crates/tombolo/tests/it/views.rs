@@ -10,8 +10,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tombolo::sqlite::{self, Sqlite};
-use tombolo::view::{BuildStatus, Stage, ViewStatus, ViewsStatus};
-use tombolo::{App, Database, Event, Handled, Reactor, Running, Service, Settings, State, View};
+use tombolo::view::{BuildStatus, Comparison, Stage, ViewStatus, ViewsStatus};
+use tombolo::{App, Database, Event, Handled, Reactor, Running, Service, Settings, State, View, reject};
 use tombolo_bus::Bus;
 
 use crate::support::{Ground, eventually};
@@ -399,6 +399,41 @@ async fn a_dropped_build_is_gone_for_good() {
     if let Some(bank) = on_postgres().await {
         a_drop(bank).await;
     }
+}
+
+/// Cannot fold the amount 7, except in the first build.
+async fn fold_unless_odd(event: Paid, tx: &mut sqlite::Tx) -> Handled {
+    let is_first = tx.sql("SELECT 1 FROM {entries}")?.as_str().contains("v1_b1");
+    if event.amount == 7 && !is_first {
+        return Err(reject("seven is odd"));
+    }
+    fold(event, tx).await
+}
+
+#[tokio::test]
+async fn a_build_with_parked_keys_is_switched_to_only_if_that_is_accepted() {
+    let bank = on_sqlite().await;
+    let view = View::new("ledger", 1).tables(TABLES).on(fold_unless_odd);
+    let books = bank.start(bank.service(view)).await;
+    bank.pay(30).await;
+    bank.until_current(&books.app).await;
+    bank.done(&books, json!({ "action": "rebuild", "switch": true })).await;
+    eventually("a build with a parked key", || async {
+        let build = bank.build(&books, "v1-b2").await;
+        build.is_some_and(|build| build.behind_live == Some(0) && build.parked_keys == 1)
+    })
+    .await;
+    let (done, text) = bank.ask(&books, json!({ "action": "switch", "to": "v1-b2" })).await;
+    assert!(!done && text.contains("keys of build v1-b2 that are parked: 1"), "{text}");
+    assert_eq!(bank.status(&books).await.live, "v1-b1", "it was switched to by itself");
+    let url = format!("{}/tombolo/views/ledger/compare", books.url);
+    let compared: Comparison = bank.client.get(&url).send().await.unwrap().json().await.unwrap();
+    let entries = compared.tables.iter().find(|table| table.table == "entries").unwrap();
+    assert_eq!((entries.old_rows, entries.new_rows), (Some(30), Some(28)), "the key's events wait together");
+    assert_eq!(entries.differences.len(), 2);
+    assert_eq!(entries.differences[0].new, None);
+    bank.done(&books, json!({ "action": "switch", "to": "v1-b2", "accept_parked": true })).await;
+    assert_eq!(Sqlite::entries(&books.app).await, 28);
 }
 
 #[derive(Clone, Default)]
