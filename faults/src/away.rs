@@ -21,7 +21,7 @@ const MOVING: i64 = 100;
 pub(crate) async fn run(stage: Stage<'_>) -> Outcome<Tally> {
     let orders = stage.gathered;
     let mut world = stage.world(CAST, None).await?;
-    let load = Load::start(&world.producers(), "key");
+    let load = Load::start(&world, "key");
     sleep(NORMAL).await;
     let normal = load.p99();
     world.kill(Which::Bus).await?;

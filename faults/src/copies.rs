@@ -92,7 +92,7 @@ pub(crate) async fn second_copy(stage: Stage<'_>) -> Outcome<Tally> {
     stage.databases.copy().await?;
     world.spawn(Which::Producer, None)?;
     world.ready(Which::Producer).await?;
-    let load = Load::start(&[world.url(Which::Producer)], "key");
+    let load = Load::start(&world, "key");
     orders.extend(place(&world, AFTER).await?);
     world.spawn(Which::CopiedProducer, None)?;
     world.ready(Which::CopiedProducer).await?;

@@ -20,7 +20,7 @@ const BETWEEN: Duration = Duration::from_secs(1);
 /// Cuts it off so often under load, then lets everything settle and checks it.
 pub(crate) async fn run(stage: Stage<'_>, times: u32) -> Outcome<Tally> {
     let world = stage.world(&Which::ALL, None).await?;
-    let load = Load::start(&world.producers(), "key");
+    let load = Load::start(&world, "key");
     let mut tally = Tally::default();
     while tally.landed < times {
         sleep(BETWEEN).await;

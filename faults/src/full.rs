@@ -30,7 +30,7 @@ pub(crate) async fn of_bus(stage: Stage<'_>) -> Outcome<Tally> {
     let world = stage.world(CAST, None).await?;
     let ballast = home.join("ballast");
     fill(&ballast)?;
-    let load = Load::start(&world.producers(), "key");
+    let load = Load::start(&world, "key");
     let mut acknowledged = load::heap(world.url(Which::Producer), HEAP_ORDERS, HEAP_PAD).await?;
     let named = world.until("the relay to name the full disk", async |world| {
         let relay = world.status(Which::Producer).await?.relay?;
@@ -55,7 +55,7 @@ pub(crate) async fn of_database(stage: Stage<'_>, times: u32) -> Outcome<Tally> 
     let home = stage.folder.join(Which::Producer.home());
     let _mount = Mount::make(&home, DATABASE_BYTES)?;
     let world = stage.world(CAST, None).await?;
-    let load = Load::start(&world.producers(), "key");
+    let load = Load::start(&world, "key");
     let mut tally = Tally::default();
     let ballast = home.join("ballast");
     while tally.landed < times {

@@ -27,7 +27,7 @@ pub(crate) async fn run(stage: Stage<'_>, barrier: Option<&str>, kills: u32) -> 
     };
     let is_about_parked = barrier.is_some_and(is_about_parked);
     let load = if is_about_parked { Load::start_with_sour } else { Load::start };
-    let load = load(&world.producers(), "key");
+    let load = load(&world, "key");
     let _operators = is_about_parked.then(|| operators(&world));
     let mut tally = Tally::default();
     while tally.landed < kills {

@@ -11,15 +11,17 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use crate::process::{Outcome, Placed};
+use crate::process::{Outcome, Placed, World};
 use crate::roles::SOUR;
 
 /// Writers at the same time.
 pub(crate) const WRITERS: usize = 8;
 /// How many of them place sour orders, if any do.
 const SOUR_WRITERS: usize = 2;
-/// Between two orders of a writer, so that the machine is not only busy with load.
+/// Between two orders of a writer, so that the machine is not only busy with load; and where each order has a letter, which
+/// takes the consumer two transactions more.
 const PACE: Duration = Duration::from_millis(3);
+const PACE_WITH_LETTERS: Duration = Duration::from_millis(25);
 /// How long an order may take.
 const ANSWER_BOUND: Duration = Duration::from_secs(10);
 /// Heaps under way at the same time, each with keys of its own.
@@ -49,22 +51,24 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Load {
-    /// Writers, spread over the addresses; their keys begin with `keys`, which no other load of the run has.
-    pub(crate) fn start(urls: &[&str], keys: &str) -> Self {
-        Self::start_with(urls, |writer| format!("{keys}-{writer}"))
+    /// Writers, spread over the replicas of the producer; their keys begin with `keys`, which no other load of the run has.
+    pub(crate) fn start(world: &World<'_>, keys: &str) -> Self {
+        Self::start_with(world, |writer| format!("{keys}-{writer}"))
     }
 
     /// The same with a few writers whose orders are sour.
-    pub(crate) fn start_with_sour(urls: &[&str], keys: &str) -> Self {
+    pub(crate) fn start_with_sour(world: &World<'_>, keys: &str) -> Self {
         let kind = |writer| if writer < SOUR_WRITERS { SOUR } else { keys };
-        Self::start_with(urls, |writer| format!("{}-{writer}", kind(writer)))
+        Self::start_with(world, |writer| format!("{}-{writer}", kind(writer)))
     }
 
-    fn start_with(urls: &[&str], key: impl Fn(usize) -> String) -> Self {
+    fn start_with(world: &World<'_>, key: impl Fn(usize) -> String) -> Self {
+        let pace = if world.scene.office.is_some() { PACE_WITH_LETTERS } else { PACE };
+        let urls = world.producers();
         let state = Arc::new(State::default());
         let mut writers = JoinSet::new();
         for (writer, url) in (0..WRITERS).zip(urls.iter().cycle()) {
-            writers.spawn(write(format!("{url}/orders"), key(writer), Arc::clone(&state)));
+            writers.spawn(write(format!("{url}/orders"), key(writer), pace, Arc::clone(&state)));
         }
         Self { state, writers }
     }
@@ -99,7 +103,7 @@ impl Load {
     }
 }
 
-async fn write(url: String, key: String, state: Arc<State>) {
+async fn write(url: String, key: String, pace: Duration, state: Arc<State>) {
     let http = reqwest::Client::new();
     let mut n = 0;
     while !state.stop.load(Ordering::SeqCst) {
@@ -117,7 +121,7 @@ async fn write(url: String, key: String, state: Arc<State>) {
             Ok(answer) => *lock(&state.refused) = answer.text().await.ok(),
             Err(_) => {}
         }
-        sleep(PACE).await;
+        sleep(pace).await;
     }
 }
 

@@ -28,7 +28,7 @@ const BETWEEN_MAX: Duration = Duration::from_millis(500);
 /// Pauses so often at one place, then lets everything settle and checks it.
 pub(crate) async fn run(stage: Stage<'_>, barrier: Option<&str>, pauses: u32) -> Outcome<Tally> {
     let mut world = stage.world_with_letters(&Which::ALL, Some(LEASE)).await?;
-    let load = Load::start(&world.producers(), "key");
+    let load = Load::start(&world, "key");
     let mut tally = Tally::default();
     let mut replaced = 0;
     while tally.landed < pauses {
@@ -65,6 +65,9 @@ async fn stop_at(barrier: &str, world: &mut World<'_>, random: &mut impl Rng) ->
         if let Ok(stopped) = timeout(STOP_BOUND, world.until_stopped(which)).await {
             return stopped.map(|()| which);
         }
+        // It may still come there, and would then stand still for ever.
+        world.kill(which).await?;
+        world.spawn(which, None)?;
     }
     Err(format!("nobody came to {barrier} to stop there").into())
 }

@@ -26,7 +26,7 @@ const BETWEEN_MAX: Duration = Duration::from_millis(1_200);
 /// An order that kills the process each time is parked after its tries, the others flow on; then it is dropped.
 pub(crate) async fn deadly(stage: Stage<'_>) -> Outcome<Tally> {
     let mut world = stage.world(CAST, None).await?;
-    let load = Load::start(&world.producers(), "key");
+    let load = Load::start(&world, "key");
     let deadly = Placed::new(DEADLY, 1);
     let placed = reqwest::Client::new().post(format!("{}/orders", world.url(Which::Producer)));
     placed.json(&deadly).send().await?.error_for_status()?;
@@ -55,7 +55,7 @@ pub(crate) async fn deadly(stage: Stage<'_>) -> Outcome<Tally> {
 /// Sour orders are parked and brought back under load, while the consumer is killed so often.
 pub(crate) async fn redrive(stage: Stage<'_>, kills: u32) -> Outcome<Tally> {
     let mut world = stage.world(CAST, None).await?;
-    let load = Load::start_with_sour(&world.producers(), "key");
+    let load = Load::start_with_sour(&world, "key");
     let _operators = operators(&world);
     let (mut tally, mut most) = (Tally::default(), 0);
     while tally.landed < kills {

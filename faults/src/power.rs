@@ -32,7 +32,7 @@ pub(crate) async fn run(stage: Stage<'_>, cuts: u32) -> Outcome<Tally> {
     let mut acknowledged = Vec::new();
     let mut lost = [0; HOMES.len()];
     while tally.landed < cuts {
-        let load = Load::start(&world.producers(), &format!("key-{}-", tally.landed));
+        let load = Load::start(&world, &format!("key-{}-", tally.landed));
         sleep(stage.random.random_range(BEFORE.0..BEFORE.1)).await;
         // At least one of them, each as likely as not.
         let chosen: u32 = stage.random.random_range(1..1 << HOMES.len());

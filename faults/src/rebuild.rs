@@ -31,7 +31,7 @@ pub(crate) async fn run(stage: Stage<'_>, builds: u32) -> Outcome<Tally> {
     let mut tally = Tally::default();
     let (mut built, mut under_load) = (0, 0);
     while built < builds {
-        let load = Load::start(&world.producers(), &format!("key-{built}-"));
+        let load = Load::start(&world, &format!("key-{built}-"));
         let before = verify::live(&world).await?;
         world.ask(Which::Consumer, &of_view, &json!({ "action": "rebuild", "switch": true })).await?;
         for _ in 0..stage.random.random_range(1..=KILLS_MAX) {
