@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use rand::Rng;
+use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::campaign::{Stage, Tally};
@@ -25,10 +26,7 @@ pub(crate) async fn run(stage: Stage<'_>, barrier: Option<&str>, kills: u32) -> 
         Some(barrier) if Which::of(barrier) == Which::Bus => stage.world(CAST, None).await?,
         _ => stage.world_with_letters(CAST, None).await?,
     };
-    let is_about_parked = barrier.is_some_and(is_about_parked);
-    let load = if is_about_parked { Load::start_with_sour } else { Load::start };
-    let load = load(&world, "key");
-    let _operators = is_about_parked.then(|| operators(&world));
+    let (load, _operators) = load_for(barrier, &world);
     let mut tally = Tally::default();
     while tally.landed < kills {
         let which = match barrier {
@@ -48,8 +46,17 @@ pub(crate) async fn run(stage: Stage<'_>, barrier: Option<&str>, kills: u32) -> 
     Ok(Tally { acknowledged: acknowledged.len(), events: checked.events, ..tally })
 }
 
+/// What has to go on so that somebody comes to a barrier: load, and operators where it is about what is parked.
+pub(crate) fn load_for(barrier: Option<&str>, world: &World<'_>) -> (Load, Option<JoinSet<()>>) {
+    if barrier.is_some_and(is_about_parked) {
+        (Load::start_with_sour(world, "key"), Some(operators(world)))
+    } else {
+        (Load::start(world, "key"), None)
+    }
+}
+
 /// Whether only orders that could not be handled come there.
-pub(crate) fn is_about_parked(barrier: &str) -> bool {
+fn is_about_parked(barrier: &str) -> bool {
     barrier.starts_with("parking.") || barrier.starts_with("redrive.")
 }
 

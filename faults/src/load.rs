@@ -18,6 +18,8 @@ use crate::roles::SOUR;
 pub(crate) const WRITERS: usize = 8;
 /// How many of them place sour orders, if any do.
 const SOUR_WRITERS: usize = 2;
+/// Orders of one sour key.
+const SOUR_KEY_ORDERS: i64 = 20;
 /// Between two orders of a writer, so that the machine is not only busy with load; and where each order has a letter, which
 /// takes the consumer two transactions more.
 const PACE: Duration = Duration::from_millis(3);
@@ -108,7 +110,9 @@ async fn write(url: String, key: String, pace: Duration, state: Arc<State>) {
     let mut n = 0;
     while !state.stop.load(Ordering::SeqCst) {
         n += 1;
-        let placed = Placed::new(&key, n);
+        // A sour key is soon parked, and the next one still has to be.
+        let turn = if key.starts_with(SOUR) { n / SOUR_KEY_ORDERS } else { 0 };
+        let placed = Placed::new(&format!("{key}-{turn}"), n);
         let began = Instant::now();
         state.outstanding.fetch_add(1, Ordering::SeqCst);
         let answer = http.post(&url).json(&placed).timeout(ANSWER_BOUND).send().await;

@@ -8,8 +8,7 @@ use rand::Rng;
 use tokio::time::{sleep, timeout};
 
 use crate::campaign::{Stage, Tally};
-use crate::kills::PASSES_MAX;
-use crate::load::Load;
+use crate::kills::{PASSES_MAX, load_for};
 use crate::process::{At, Outcome, Which, World, holds_all, leads};
 use crate::verify;
 
@@ -28,7 +27,7 @@ const BETWEEN_MAX: Duration = Duration::from_millis(500);
 /// Pauses so often at one place, then lets everything settle and checks it.
 pub(crate) async fn run(stage: Stage<'_>, barrier: Option<&str>, pauses: u32) -> Outcome<Tally> {
     let mut world = stage.world_with_letters(&Which::ALL, Some(LEASE)).await?;
-    let load = Load::start(&world, "key");
+    let (load, _operators) = load_for(barrier, &world);
     let mut tally = Tally::default();
     let mut replaced = 0;
     while tally.landed < pauses {
