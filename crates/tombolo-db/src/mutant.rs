@@ -15,6 +15,8 @@ pub enum Mutant {
     NoFencing,
     /// A claim takes what another member holds.
     ClaimsHeld,
+    /// A renewal does not look whether a later life of the replica is the member.
+    RenewsAnyLife,
     /// A cursor moves from wherever it is.
     NoCursorCheck,
     /// An effect's completion is stored apart from the transaction of what goes with it.

@@ -42,7 +42,7 @@ const IN_FLIGHT_ROWS_MAX: usize = 8_000;
 const OUTBOX_BYTES_MAX: u64 = 4 << 30;
 const HALF: i64 = (OUTBOX_BYTES_MAX / 2) as i64;
 /// The net under the wake-ups: how often an idle outbox is looked at, from and to.
-const POLL: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+const POLL: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
 const STOPPED_RETRY: Duration = Duration::from_secs(30);
 
 /// The subject on which a committing process that does not lead wakes the one that does.
@@ -160,19 +160,22 @@ impl Relay {
         let mut lanes = Lanes::new(Arc::clone(&self.bus), topic.clone(), leader.epoch());
         let mut renew = Instant::now() + self.lease.renew_every();
         let mut later = Schedule::new(self.clock.clone());
-        let (mut idle, mut look) = (0, true);
+        let (mut idle, mut look, mut moved, mut poll) = (0, true, true, Instant::now());
         loop {
             if self.stop.is_cancelled() {
                 return self.finish(lanes).await;
             }
             if Instant::now() >= renew {
                 renew = self.renew(leader).await?;
+                moved = moved && self.measure().await?.rows > 0;
             }
             look |= later.move_due(leader).await?;
             if (look || lanes.is_removal_due()) && lanes.rows() < IN_FLIGHT_ROWS_MAX {
                 let taken = self.round(leader, &mut lanes).await?;
                 look = taken.may_have_more;
                 idle = if taken.rows > 0 { 0 } else { idle };
+                poll = Instant::now() + POLL.delay(idle, 1.0);
+                moved |= taken.rows > 0;
             }
             let has_room = lanes.rows() < IN_FLIGHT_ROWS_MAX;
             let upkeep = lanes.removal_at().filter(|_| has_room).map_or(renew, |at| at.min(renew));
@@ -181,13 +184,10 @@ impl Relay {
                 Some(question) = asked.next() => self.recovery.answer(leader, question).await?,
                 acknowledged = lanes.next(), if lanes.rows() > 0 => self.note(acknowledged)?,
                 () = std::future::ready(()), if look && has_room => {}
-                () = self.woken.notified() => look = true,
+                () = self.woken.notified() => (look, moved) = (true, true),
                 () = self.stop.cancelled() => {}
                 () = later.due(leader.next_due(), upkeep) => {}
-                () = sleep(POLL.delay(idle, 1.0)), if lanes.rows() == 0 => {
-                    idle += 1;
-                    look = true;
-                }
+                () = sleep_until(poll), if lanes.rows() == 0 => (idle, look) = (idle + 1, true),
             }
         }
     }
@@ -195,7 +195,6 @@ impl Relay {
     /// Lengthens the lease, and returns when to do so again.
     async fn renew(&self, leader: &mut dyn Leader) -> Result<Instant> {
         leader.renew().await?;
-        self.measure().await?;
         Ok(Instant::now() + self.lease.renew_every())
     }
 
@@ -245,7 +244,7 @@ impl Relay {
         }
     }
 
-    async fn measure(&self) -> Result<()> {
+    async fn measure(&self) -> Result<Depth> {
         let depth = self.outbox.depth().await?;
         let age =
             depth.oldest.map_or(0.0, |oldest| Timestamp::now().duration_since(oldest).as_secs_f64().max(0.0));
@@ -264,7 +263,7 @@ impl Relay {
             relay.next_due = depth.next_due;
             relay.state = if depth.rows == 0 { "idle".into() } else { "moving".into() };
         });
-        Ok(())
+        Ok(depth)
     }
 }
 

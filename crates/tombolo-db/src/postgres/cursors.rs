@@ -80,8 +80,12 @@ impl Cursors for Postgres {
     async fn cursors(&self) -> Result<Vec<CursorState>> {
         let rows = sqlx::query(self.sql(
             "SELECT topic, partition, incarnation, sequence, id, lease_epoch, attempts, subscription,
-                    until > clock_timestamp(), error, (extract(epoch FROM moved) * 1000)::bigint, paused_by
-             FROM tombolo.cursor ORDER BY subscription, topic, partition",
+                    until > clock_timestamp() OR EXISTS (
+                        SELECT 1 FROM tombolo.member AS m
+                        WHERE m.subscription = c.subscription AND m.replica = c.holder
+                          AND m.until > clock_timestamp()),
+                    error, (extract(epoch FROM moved) * 1000)::bigint, paused_by
+             FROM tombolo.cursor AS c ORDER BY subscription, topic, partition",
         ));
         rows.fetch_all(&self.pool).await?.iter().map(state).collect()
     }

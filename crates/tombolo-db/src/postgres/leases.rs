@@ -3,8 +3,11 @@
 //! A holder that stops inside a transaction is cut off by the server before its lease ends
 //! (`idle_in_transaction_session_timeout`), so that nobody waits for its locks.
 //!
-//! Invariant: claims of one database are decided one after the other, under an advisory lock; whatever changes several
-//! cursors locks them in the order of subscription, topic and partition, as workers do.
+//! A renewal touches the members alone: a partition is held for as long as its holder is a member, so renewals do not
+//! meet the batches that move cursors.
+//!
+//! Invariant: claims of one database are decided one after the other, under an advisory lock, after which members whose
+//! leases have ended are gone.
 
 use std::time::Duration;
 
@@ -50,22 +53,18 @@ impl Leases for Postgres {
         let renewed = sqlx::query(self.sql(
             "WITH me AS (
                  UPDATE tombolo.member SET until = clock_timestamp() + $3 * interval '1 millisecond'
-                 WHERE replica = $1 AND life = $2 RETURNING subscription, whole
-             ), held AS (
-                 SELECT c.subscription, c.topic, c.partition
-                 FROM tombolo.cursor AS c JOIN me USING (subscription)
-                 WHERE c.holder = $1 ORDER BY c.subscription, c.topic, c.partition FOR UPDATE OF c
-             ), kept AS (
-                 UPDATE tombolo.cursor AS c SET until = clock_timestamp() + $3 * interval '1 millisecond'
-                 FROM held WHERE c.holder = $1 AND c.subscription = held.subscription
-                   AND c.topic = held.topic AND c.partition = held.partition
-                 RETURNING c.subscription
+                 WHERE replica = $1 AND (life = $2 OR $4) RETURNING subscription, whole
              )
              SELECT subscription, whole,
                  (SELECT count(*) FROM tombolo.cursor AS c WHERE c.subscription = me.subscription),
-                 (SELECT count(*) FROM kept WHERE kept.subscription = me.subscription),
                  (SELECT count(*) FROM tombolo.cursor AS c
-                  WHERE c.subscription = me.subscription AND c.holder <> $1 AND c.until > clock_timestamp()),
+                  WHERE c.subscription = me.subscription AND c.holder = $1),
+                 (SELECT count(*) FROM tombolo.cursor AS c
+                  WHERE c.subscription = me.subscription AND c.holder <> $1
+                    AND (c.until > clock_timestamp() OR EXISTS (
+                        SELECT 1 FROM tombolo.member AS m
+                        WHERE m.subscription = c.subscription AND m.replica = c.holder
+                          AND m.until > clock_timestamp()))),
                  (SELECT count(*) FROM tombolo.member AS m
                   WHERE m.subscription = me.subscription AND (m.replica = $1 OR m.until > clock_timestamp())),
                  (SELECT count(*) FROM tombolo.member AS m
@@ -73,6 +72,7 @@ impl Leases for Postgres {
              FROM me",
         ));
         let renewed = renewed.bind(holder.replica).bind(holder.life).bind(millis(lease));
+        let renewed = renewed.bind(self.mutation.is(Mutant::RenewsAnyLife));
         renewed.fetch_all(&self.pool).await?.iter().map(standing).collect()
     }
 
@@ -133,7 +133,9 @@ impl Postgres {
     ) -> Result<Counts> {
         let counted = sqlx::query(self.sql(
             "SELECT $1, false, count(*), count(*) FILTER (WHERE holder = $2),
-                    count(*) FILTER (WHERE holder <> $2 AND until > clock_timestamp()),
+                    count(*) FILTER (WHERE holder <> $2 AND (
+                        until > clock_timestamp()
+                        OR holder IN (SELECT replica FROM tombolo.member WHERE subscription = $1))),
                     (SELECT count(*) FROM tombolo.member WHERE subscription = $1),
                     (SELECT count(*) FROM tombolo.member WHERE subscription = $1 AND replica < $2)
              FROM tombolo.cursor WHERE subscription = $1",
@@ -160,7 +162,9 @@ impl Postgres {
              SET abandoned = holder IS NOT NULL, holder = $1, lease_epoch = lease_epoch + 1,
                  until = clock_timestamp() + $2 * interval '1 millisecond'
              FROM (SELECT topic, partition FROM tombolo.cursor
-                   WHERE subscription = $3 AND (holder = $1 OR until <= clock_timestamp() OR $5)
+                   WHERE subscription = $3 AND (holder = $1 OR $5 OR until <= clock_timestamp()
+                       AND NOT EXISTS (SELECT 1 FROM tombolo.member AS m
+                                       WHERE m.subscription = $3 AND m.replica = holder))
                    ORDER BY holder IS DISTINCT FROM $1, topic, partition LIMIT $4 FOR UPDATE) AS free
              WHERE c.subscription = $3 AND c.topic = free.topic AND c.partition = free.partition
              RETURNING c.topic, c.partition, incarnation, sequence, id, lease_epoch, attempts,

@@ -317,17 +317,6 @@ impl PostgresLeader {
             *taken = row.sequence.max(*taken);
         }
     }
-
-    async fn set_lease(&mut self, lease: Option<Duration>) -> Result<()> {
-        let mut transaction = self.begin().await?;
-        let set = sqlx::query(self.database.sql(
-            "UPDATE tombolo.leader SET
-                 until = CASE WHEN $1::float8 IS NULL THEN '-infinity' ELSE clock_timestamp() + $1 * interval '1 millisecond' END,
-                 holder = CASE WHEN $1 IS NULL THEN NULL ELSE holder END",
-        ));
-        set.bind(lease.map(millis)).execute(&mut *transaction).await?;
-        Ok(transaction.commit().await?)
-    }
 }
 
 #[async_trait]
@@ -395,7 +384,16 @@ impl Leader for PostgresLeader {
     }
 
     async fn renew(&mut self) -> Result<()> {
-        self.set_lease(Some(self.lease)).await
+        let renewed = sqlx::query(self.database.sql(
+            "UPDATE tombolo.leader SET until = clock_timestamp() + $1 * interval '1 millisecond'
+             WHERE epoch = $2 AND halt IS NULL",
+        ));
+        let renewed = renewed.bind(millis(self.lease)).bind(self.epoch as i64);
+        match renewed.execute(&self.database.pool).await?.rows_affected() {
+            // Says why.
+            0 => self.begin().await.map(drop),
+            _ => Ok(()),
+        }
     }
 
     async fn resign(mut self: Box<Self>, done: &[Mark]) -> Result<()> {
@@ -406,7 +404,10 @@ impl Leader for PostgresLeader {
             transaction.commit().await?;
             barrier::reach("relay.after-remove");
         }
-        self.set_lease(None).await
+        let mut transaction = self.begin().await?;
+        let free = self.database.sql("UPDATE tombolo.leader SET until = '-infinity', holder = NULL");
+        sqlx::query(free).execute(&mut *transaction).await?;
+        Ok(transaction.commit().await?)
     }
 }
 

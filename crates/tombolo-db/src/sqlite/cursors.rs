@@ -83,7 +83,11 @@ impl Cursors for Sqlite {
     async fn cursors(&self) -> Result<Vec<CursorState>> {
         let rows = sqlx::query(
             "SELECT topic, partition, incarnation, sequence, id, lease_epoch, attempts, subscription,
-                    until_ms > CAST(unixepoch('subsec') * 1000 AS INTEGER), error, moved_ms, paused_by
+                    until_ms > CAST(unixepoch('subsec') * 1000 AS INTEGER) OR EXISTS (
+                        SELECT 1 FROM tombolo_member AS m
+                        WHERE m.subscription = tombolo_cursor.subscription AND m.replica = holder
+                          AND m.until_ms > CAST(unixepoch('subsec') * 1000 AS INTEGER)),
+                    error, moved_ms, paused_by
              FROM tombolo_cursor ORDER BY subscription, topic, partition",
         );
         rows.fetch_all(&self.pool).await?.iter().map(state).collect()

@@ -1,6 +1,8 @@
 //! The leases of SQLite.
 //!
-//! Each claim, renewal and release is one short write transaction of upkeep. A stopped worker cannot be cut off from
+//! Each claim, renewal and release is one short write transaction of upkeep. A renewal touches the members alone: a
+//! partition is held for as long as its holder is a member, so renewals do not meet the batches that move cursors.
+//! A stopped worker cannot be cut off from
 //! SQLite: while it holds a transaction open everybody waits, and nobody else's lease can be claimed or lost.
 //!
 //! Invariant: claims are decided one after the other, by SQLite's one writer.
@@ -45,23 +47,19 @@ impl Leases for Sqlite {
 
     async fn renew(&self, holder: Holder, lease: Duration) -> Result<Vec<Standing>> {
         self.write(&self.upkeep, async |connection| {
-            let kept = sqlx::query(
-                "UPDATE tombolo_cursor SET until_ms = CAST(unixepoch('subsec') * 1000 AS INTEGER) + ?1
-                 WHERE holder = ?2 AND subscription IN
-                     (SELECT subscription FROM tombolo_member WHERE replica = ?2 AND life = ?3)",
-            );
-            let kept = kept.bind(millis(lease)).bind(holder.replica).bind(holder.life);
-            kept.execute(&mut *connection).await?;
             let standing = sqlx::query(
                 "UPDATE tombolo_member SET until_ms = CAST(unixepoch('subsec') * 1000 AS INTEGER) + ?1
-                 WHERE replica = ?2 AND life = ?3
+                 WHERE replica = ?2 AND (life = ?3 OR ?4)
                  RETURNING subscription, whole,
                      (SELECT count(*) FROM tombolo_cursor AS c WHERE c.subscription = tombolo_member.subscription),
                      (SELECT count(*) FROM tombolo_cursor AS c
                       WHERE c.subscription = tombolo_member.subscription AND c.holder = ?2),
                      (SELECT count(*) FROM tombolo_cursor AS c
                       WHERE c.subscription = tombolo_member.subscription AND c.holder <> ?2
-                        AND c.until_ms > CAST(unixepoch('subsec') * 1000 AS INTEGER)),
+                        AND (c.until_ms > CAST(unixepoch('subsec') * 1000 AS INTEGER) OR EXISTS (
+                            SELECT 1 FROM tombolo_member AS m
+                            WHERE m.subscription = c.subscription AND m.replica = c.holder
+                              AND m.until_ms > CAST(unixepoch('subsec') * 1000 AS INTEGER)))),
                      (SELECT count(*) FROM tombolo_member AS m
                       WHERE m.subscription = tombolo_member.subscription
                         AND (m.replica = ?2 OR m.until_ms > CAST(unixepoch('subsec') * 1000 AS INTEGER))),
@@ -70,6 +68,7 @@ impl Leases for Sqlite {
                         AND m.until_ms > CAST(unixepoch('subsec') * 1000 AS INTEGER))",
             );
             let standing = standing.bind(millis(lease)).bind(holder.replica).bind(holder.life);
+            let standing = standing.bind(self.mutation.is(Mutant::RenewsAnyLife));
             standing.fetch_all(connection).await?.iter().map(self::standing).collect()
         })
         .await
@@ -131,7 +130,9 @@ async fn counts(
 ) -> Result<Counts> {
     let counted = sqlx::query(
         "SELECT ?1, 0, count(*), coalesce(sum(holder = ?2), 0),
-                coalesce(sum(holder <> ?2 AND until_ms > CAST(unixepoch('subsec') * 1000 AS INTEGER)), 0),
+                coalesce(sum(holder <> ?2 AND (
+                    until_ms > CAST(unixepoch('subsec') * 1000 AS INTEGER)
+                    OR holder IN (SELECT replica FROM tombolo_member WHERE subscription = ?1))), 0),
                 (SELECT count(*) FROM tombolo_member WHERE subscription = ?1),
                 (SELECT count(*) FROM tombolo_member WHERE subscription = ?1 AND replica < ?2)
          FROM tombolo_cursor WHERE subscription = ?1",
@@ -160,7 +161,9 @@ async fn take(
          WHERE rowid IN (
              SELECT rowid FROM tombolo_cursor
              WHERE subscription = ?3
-               AND (holder = ?1 OR until_ms <= CAST(unixepoch('subsec') * 1000 AS INTEGER) OR ?5)
+               AND (holder = ?1 OR ?5 OR until_ms <= CAST(unixepoch('subsec') * 1000 AS INTEGER)
+                   AND NOT EXISTS (SELECT 1 FROM tombolo_member AS m
+                                   WHERE m.subscription = ?3 AND m.replica = holder))
              ORDER BY holder IS NOT ?1, topic, partition LIMIT ?4)
          RETURNING topic, partition, incarnation, sequence, id, lease_epoch, attempts,
                    attempt_id, abandoned, in_hand, paused_by",

@@ -14,6 +14,7 @@ const FAULTS: &[(Mutant, &str)] = &[
     (Mutant::NoFencing, "a_worker_that_lost_its_lease_is_fenced"),
     (Mutant::NoFencing, "a_replaced_leader_moves_nothing"),
     (Mutant::LaterRemovedApart, "a_crash_at_a_move_neither_loses_nor_doubles"),
+    (Mutant::RenewsAnyLife, "a_later_life_takes_over_at_once_and_an_earlier_one_never"),
     (Mutant::ClaimsHeld, "members_share_and_nobody_takes_what_another_holds"),
     (Mutant::NoCursorCheck, "a_cursor_that_moved_rolls_the_effect_back"),
     (Mutant::ParkWithoutFollowers, "the_head_of_each_key_is_its_first_event"),

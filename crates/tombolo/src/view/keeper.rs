@@ -27,7 +27,7 @@ use crate::worker::Worker;
 use crate::{Error, Kind, Result};
 
 /// How often the database is asked for builds that another replica made, switched or dropped.
-const LOOK: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_secs(15);
 /// The same while a build is catching up: also how often its progress is measured.
 const LOOK_WHILE_BUILDING: Duration = Duration::from_millis(500);
 

@@ -85,7 +85,7 @@ pub(crate) async fn place(app: &App<Postgres>, order: &str, cents: i64) {
     tx.commit().await.unwrap();
 }
 
-async fn rows(app: &App<Postgres>) -> Vec<(String, i64)> {
+pub(crate) async fn rows(app: &App<Postgres>) -> Vec<(String, i64)> {
     sqlx::query_as("SELECT id, cents FROM rows ORDER BY n").fetch_all(app.database().pool()).await.unwrap()
 }
 

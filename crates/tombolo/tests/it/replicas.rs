@@ -153,3 +153,73 @@ async fn an_earlier_life_of_a_replica_gives_way_and_says_so() {
     until_shared(&[&earlier], &[PARTITIONS]).await;
     assert_eq!(copies(&earlier.app).await.len(), 300);
 }
+
+#[cfg(all(feature = "postgres", feature = "nats"))]
+mod on_postgres {
+    use std::sync::Arc;
+
+    use tokio::sync::Semaphore;
+    use tombolo::postgres::{Postgres, Tx};
+    use tombolo::settings::Lease;
+    use tombolo::{Handled, Reactor, Running, Service, Settings, State};
+    use tombolo_bus::Bus;
+
+    use super::{LONG, eventually};
+    use crate::engines;
+    use crate::support::{Ground, Placed, place};
+
+    /// Lets each handler's end pass once, and tells how many have begun.
+    #[derive(Clone)]
+    struct Gate {
+        begun: Arc<Semaphore>,
+        open: Arc<Semaphore>,
+    }
+
+    impl Gate {
+        fn new(open: usize) -> Self {
+            Self { begun: Arc::new(Semaphore::new(0)), open: Arc::new(Semaphore::new(open)) }
+        }
+    }
+
+    async fn copy_through(event: Placed, State(gate): State<Gate>, tx: &mut Tx) -> Handled {
+        engines::copy(event, tx).await?;
+        gate.begun.add_permits(1);
+        gate.open.acquire().await?.forget();
+        Ok(())
+    }
+
+    /// A life of replica 1 of the service that keeps rows.
+    async fn life(ground: &Ground, database: &Postgres, gate: &Gate) -> Running<Postgres> {
+        let service = Service::new("history", database.clone())
+            .state(gate.clone())
+            .react(Reactor::from_start("rows").on(copy_through));
+        let settings = Settings { replica: Some(1), lease: Lease(LONG), ..Settings::default() };
+        let bus = Arc::clone(&ground.bus) as Arc<dyn Bus>;
+        service.setup(engines::table).bus(bus).start(settings).await.unwrap()
+    }
+
+    /// As a process that stood still in the middle of a batch until another one had done it.
+    #[tokio::test]
+    async fn a_worker_that_was_replaced_in_the_middle_of_a_batch_commits_nothing() {
+        let Some(database) = engines::postgres().await else { return };
+        let ground = Ground::new();
+        let orders = ground.orders().await;
+        let (shut, open) = (Gate::new(0), Gate::new(1_000));
+        let earlier = life(&ground, &database, &shut).await;
+        place(&orders.app, "o1", 1).await;
+        shut.begun.acquire().await.unwrap().forget();
+        let later = life(&ground, &database, &open).await;
+        let rows = async || engines::rows(&later.app).await;
+        eventually("the later life's row", || async { rows().await.len() == 1 }).await;
+        // It goes on, and wants to commit what is done already.
+        shut.open.add_permits(1);
+        eventually("the earlier life says why it waits", || async {
+            let status = earlier.app.status().subscriptions.remove(0);
+            status.detail.is_some_and(|detail| detail.contains("another process runs as the same replica"))
+        })
+        .await;
+        place(&orders.app, "o1", 2).await;
+        eventually("a second row", || async { rows().await.len() >= 2 }).await;
+        assert_eq!(rows().await, [("o1".to_owned(), 1), ("o1".to_owned(), 2)]);
+    }
+}
