@@ -1,6 +1,7 @@
 //! The command line. Invariant: what is written here is all that there is; every command is in `tombolo --help`.
 
 mod parked;
+mod views;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use tombolo_event::ServiceName;
 
 use crate::output::Format;
 pub(crate) use parked::{Asked, Discard, How, ParkedEvents, ParkedOf, Redrive, Reset, ShowParked, Skip};
+pub(crate) use views::{Compared, OfView, SwitchView, Views};
 
 const EXIT_CODES: &str = "Exit codes:
   0  it worked
@@ -188,91 +190,6 @@ pub(crate) enum Subscriptions {
     Reset(Reset),
     /// Step over events that cannot be read or handled; says which, and does it with --yes
     Skip(Skip),
-}
-
-/// What can be seen of views, and done with them.
-#[derive(Debug, Subcommand)]
-pub(crate) enum Views {
-    /// List every build of every view, how far it is and how long it will take
-    List(ListViews),
-    /// Build a view anew from the first event, beside the build that is read
-    Rebuild(RebuildView),
-    /// Show what two builds of a view differ in
-    Compare(Compared),
-    /// Switch a view's readers to another build, once that has everything which the live one has
-    Switch(SwitchView),
-    /// Drop a build that is not read any more
-    Drop(DropBuild),
-}
-
-/// Options of `views list`.
-#[derive(Debug, Args)]
-pub(crate) struct ListViews {
-    #[command(flatten)]
-    pub(crate) of: OfBus,
-    /// Go on until nothing is being built
-    #[arg(long, short)]
-    pub(crate) follow: bool,
-}
-
-/// Which view is meant.
-#[derive(Debug, Args)]
-pub(crate) struct OfView {
-    /// The view, or SERVICE/VIEW if several services have one of that name
-    pub(crate) view: String,
-    #[command(flatten)]
-    pub(crate) how: How,
-}
-
-/// Options of `views rebuild`.
-#[derive(Debug, Args)]
-pub(crate) struct RebuildView {
-    #[command(flatten)]
-    pub(crate) view: OfView,
-    /// Switch readers to the new build as soon as it is ready
-    #[arg(long)]
-    pub(crate) switch: bool,
-}
-
-/// Options of `views switch`.
-#[derive(Debug, Args)]
-pub(crate) struct SwitchView {
-    #[command(flatten)]
-    pub(crate) view: OfView,
-    /// The build, like v2-b1 [default: the only one beside the live one]
-    #[arg(long, value_name = "BUILD")]
-    pub(crate) to: Option<String>,
-    /// Switch although events are parked that the build lacks
-    #[arg(long)]
-    pub(crate) accept_parked: bool,
-}
-
-/// Options of `views drop`.
-#[derive(Debug, Args)]
-pub(crate) struct DropBuild {
-    #[command(flatten)]
-    pub(crate) view: OfView,
-    /// The build, like v1-b1
-    pub(crate) build: String,
-}
-
-/// Options of `views compare`.
-#[derive(Debug, Args)]
-pub(crate) struct Compared {
-    #[command(flatten)]
-    pub(crate) view: OfView,
-    /// The old build [default: the live one]
-    #[arg(long, value_name = "BUILD")]
-    pub(crate) old: Option<String>,
-    /// The new build [default: the newest other one]
-    #[arg(long, value_name = "BUILD")]
-    pub(crate) new: Option<String>,
-    /// How many rows of each table are shown at most
-    #[arg(long, value_name = "COUNT", default_value_t = 20)]
-    pub(crate) rows: usize,
-    /// Another seed shows other rows
-    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
-    pub(crate) seed: u64,
 }
 
 /// What can be seen of services.

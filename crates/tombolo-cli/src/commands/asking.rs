@@ -105,12 +105,17 @@ impl Target {
         };
         let answer = request.timeout(bound).send().await.map_err(silent)?;
         let status = answer.status();
-        let body: Value = answer.json().await.context(|| "the service's answer cannot be read".into())?;
+        let body = answer.json().await.context(|| "the service's answer cannot be read".into());
         if status.is_success() {
-            return Ok(body);
+            return body;
         }
+        // Not every program beside the services is one of Tombolo's, and speaks its JSON.
+        let body: Value = body.unwrap_or_else(|_| format!("it answers {status}").into());
         let kind = if status == StatusCode::NOT_FOUND { Kind::NotFound } else { Kind::Failed };
-        Err(Error::new(kind, body["detail"].as_str().map_or_else(|| body.to_string(), str::to_owned)))
+        Err(Error::new(
+            kind,
+            body["detail"].as_str().or(body.as_str()).map_or_else(|| body.to_string(), str::to_owned),
+        ))
     }
 
     /// Asks for `action`, and prints what became of it.

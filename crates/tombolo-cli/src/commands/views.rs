@@ -34,7 +34,7 @@ struct Said {
     views: Vec<View>,
 }
 
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 struct View {
     view: String,
     live: String,
@@ -43,7 +43,7 @@ struct View {
     builds: Vec<Build>,
 }
 
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 struct Build {
     build: String,
     stage: String,
@@ -79,7 +79,7 @@ pub(crate) async fn views(command: Views) -> Result<()> {
 }
 
 async fn list(of: &OfBus) -> Result<()> {
-    let said = ask_all(&client()?, &of.reached).await?;
+    let answers = ask_all(&client()?, &of.reached).await?;
     let header = [
         "SERVICE",
         "VIEW",
@@ -93,40 +93,67 @@ async fn list(of: &OfBus) -> Result<()> {
         "PARKED",
         "DETAIL",
     ];
-    let rows = said.values().flat_map(|(_, said)| rows(said)).collect();
-    show(of.format, header, rows, &whole(&said)?)
+    let rows = answers.said.iter().flat_map(|(_, said)| rows(said));
+    let rows = rows.chain(answers.silent.iter().map(unknown)).collect();
+    show(of.format, header, rows, &answers.json()?)
 }
 
-/// What all services say, as one object.
-fn whole(said: &BTreeMap<String, (Replica, Said)>) -> Result<Value> {
-    let services: Vec<&Said> = said.values().map(|(_, said)| said).collect();
-    let services = serde_json::to_value(services).context(|| "cannot write the answers".into())?;
-    Ok(json!({ "services": services }))
+/// What the services said of their views.
+#[derive(Default)]
+struct Answers {
+    /// Of each service one answer, and where it came from: any of its replicas knows.
+    said: Vec<(String, Said)>,
+    /// The services of which no replica could tell, with the reason.
+    silent: BTreeMap<String, String>,
 }
 
-/// What each service with views says of them, and the replica that said it. Any of them knows; one that does not answer
-/// is passed over for the next.
-async fn ask_all(client: &Client, reached: &Reached) -> Result<BTreeMap<String, (Replica, Said)>> {
-    let mut all = BTreeMap::new();
-    let mut silent = Vec::new();
-    for replica in replicas(reached).await? {
-        if all.contains_key(&replica.service) {
+impl Answers {
+    /// All of it, as one object.
+    fn json(&self) -> Result<Value> {
+        let said: Vec<&Said> = self.said.iter().map(|(_, said)| said).collect();
+        let mut services = serde_json::to_value(said).context(|| "cannot write the answers".into())?;
+        if let Some(services) = services.as_array_mut() {
+            let silent = |(service, why)| json!({ "service": service, "error": why });
+            services.extend(self.silent.iter().map(silent));
+        }
+        Ok(json!({ "services": services }))
+    }
+
+    /// Every view, with its service and where that is.
+    fn views(&self) -> impl Iterator<Item = (&str, &Said, &View)> {
+        self.said.iter().flat_map(|(url, said)| said.views.iter().map(move |view| (url.as_str(), said, view)))
+    }
+}
+
+/// Asks each service, one replica after the other until one tells.
+async fn ask_all(client: &Client, reached: &Reached) -> Result<Answers> {
+    let mut answers = Answers::default();
+    for Replica { service, url, .. } in replicas(reached).await? {
+        if answers.said.iter().any(|(_, said)| said.service == service) {
             continue;
         }
-        let target = Target::of(client.clone(), &replica.url, String::new());
-        match target.get_within("/tombolo/views", &[], ANSWER_BOUND).await {
+        let target = Target::of(client.clone(), &url, String::new());
+        let answer = target.get_within("/tombolo/views", &[], ANSWER_BOUND).await;
+        let said = answer.and_then(|answer| {
+            Said::deserialize(&answer).context(|| "the service's answer cannot be read".into())
+        });
+        match said {
             Ok(said) => {
-                let said = Said::deserialize(&said).context(|| format!("{} answers oddly", replica.url))?;
-                all.insert(replica.service.clone(), (replica, said));
+                answers.silent.remove(&service);
+                answers.said.push((url, said));
             }
-            Err(error) => silent.push(format!("{}: {error}", replica.service)),
+            Err(error) => {
+                answers.silent.insert(service, error.message);
+            }
         }
     }
-    silent.retain(|line| !all.contains_key(line.split(':').next().unwrap_or_default()));
-    if !silent.is_empty() {
-        return Err(Error::not_running(silent.join("\n")));
-    }
-    Ok(all)
+    Ok(answers)
+}
+
+fn unknown((service, why): (&String, &String)) -> [String; 11] {
+    let mut row = std::array::from_fn(|_| "-".to_owned());
+    (row[0], row[3], row[10]) = (service.clone(), "unknown".to_owned(), why.clone());
+    row
 }
 
 fn rows(said: &Said) -> Vec<[String; 11]> {
@@ -178,24 +205,31 @@ async fn find(named: &OfView) -> Result<(Target, View)> {
         None => (None, named.view.as_str()),
     };
     let client = client()?;
-    let (mut known, mut found) = (Vec::new(), Vec::new());
-    for (replica, said) in ask_all(&client, &named.how.reached).await?.into_values() {
-        known.extend(said.views.iter().map(|view| format!("{}/{}", said.service, view.view)));
-        let is_meant =
-            |view: &View| view.view == name && service.is_none_or(|service| service == said.service);
-        found.extend(said.views.into_iter().find(is_meant).map(|view| (replica.url, view)));
+    let answers = ask_all(&client, &named.how.reached).await?;
+    let is_meant = |(_, said, view): &(&str, &Said, &View)| {
+        view.view == name && service.is_none_or(|service| service == said.service)
+    };
+    let found: Vec<_> = answers.views().filter(is_meant).collect();
+    match found[..] {
+        [(url, _, view)] => Ok((Target::of(client, url, of_view(name)), view.clone())),
+        [] => Err(missing(&named.view, &answers)),
+        _ => Err(Error::usage(format!("several services have it; say which: {}", names(found.into_iter())))),
     }
-    match (found.pop(), found.is_empty()) {
-        (Some((url, view)), true) => Ok((Target::of(client, &url, of_view(name)), view)),
-        (Some(_), false) => {
-            Err(Error::usage(format!("several services have it; say which: {}", known.join(", "))))
-        }
-        (None, _) => Err(Error::not_found(format!(
-            "no service that runs has view {:?}; there are: {}",
-            named.view,
-            if known.is_empty() { "none".into() } else { known.join(", ") }
-        ))),
-    }
+}
+
+fn names<'a>(views: impl Iterator<Item = (&'a str, &'a Said, &'a View)>) -> String {
+    let names: Vec<_> = views.map(|(_, said, view)| format!("{}/{}", said.service, view.view)).collect();
+    if names.is_empty() { "none".into() } else { names.join(", ") }
+}
+
+fn missing(named: &str, answers: &Answers) -> Error {
+    let silent: Vec<_> = answers.silent.iter().map(|(service, why)| format!("{service} ({why})")).collect();
+    let silent =
+        if silent.is_empty() { String::new() } else { format!("; no answer from {}", silent.join(", ")) };
+    Error::not_found(format!(
+        "no service that runs has view {named:?}; there are: {}{silent}",
+        names(answers.views())
+    ))
 }
 
 /// Asks for something, and prints what became of it.

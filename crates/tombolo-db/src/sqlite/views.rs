@@ -22,21 +22,24 @@ use crate::tables::{Apart, Tables};
 use crate::views::{At, Known, Making, READERS_HEAR_WITHIN, behind, find, one, refusal};
 use crate::{Build, BuildId, Compared, Goal, Result, Sample, Switch, Switched, ViewState, Views, Wanted};
 
-const BUILDS: &str =
-    "SELECT view, version, build, subscription, namespace, tables, switches, live_epoch, made_ms, request, dropped_ms
-     FROM tombolo_build";
-
 #[async_trait]
 impl Views for Sqlite {
     async fn views(&self) -> Result<Vec<ViewState>> {
-        let mut transaction = self.pool.begin().await?;
-        let pointers = sqlx::query("SELECT view, version, build, epoch FROM tombolo_view ORDER BY view");
-        let pointers = pointers.fetch_all(&mut *transaction).await?;
-        let builds = format!("{BUILDS} WHERE dropped_ms IS NULL ORDER BY version, build");
-        let builds = sqlx::query(AssertSqlSafe(builds)).fetch_all(&mut *transaction).await?;
-        transaction.rollback().await?;
-        let builds: Vec<Build> = builds.iter().map(build).collect::<Result<_>>()?;
-        pointers.iter().map(|row| state(row, &builds)).collect()
+        let rows = sqlx::query(
+            "SELECT b.view, b.version, b.build, b.subscription, b.namespace, b.tables, b.switches, b.live_epoch,
+                    b.made_ms, v.version, v.build, v.epoch
+             FROM tombolo_view AS v JOIN tombolo_build AS b ON b.view = v.view AND b.dropped_ms IS NULL
+             ORDER BY b.view, b.version, b.build",
+        );
+        let mut views: Vec<ViewState> = Vec::new();
+        for row in rows.fetch_all(&self.pool).await? {
+            let build = build(&row)?;
+            match views.last_mut() {
+                Some(view) if view.view == build.view => view.builds.push(build),
+                _ => views.push(state(&row, build)?),
+            }
+        }
+        Ok(views)
     }
 
     async fn make_build(&self, wanted: &Wanted) -> Result<Option<Build>> {
@@ -251,8 +254,11 @@ async fn parked_keys(connection: &mut SqliteConnection, subscription: &str) -> R
 
 /// Every build of a version, in order.
 async fn known(connection: &mut SqliteConnection, view: &str, version: u32) -> Result<Vec<Known>> {
-    let known = format!("{BUILDS} WHERE view = ? AND version = ? ORDER BY build");
-    let rows = sqlx::query(AssertSqlSafe(known)).bind(view).bind(version).fetch_all(connection).await?;
+    let known = sqlx::query(
+        "SELECT view, version, build, subscription, namespace, tables, switches, live_epoch, made_ms, request, dropped_ms
+         FROM tombolo_build WHERE view = ? AND version = ? ORDER BY build",
+    );
+    let rows = known.bind(view).bind(version).fetch_all(connection).await?;
     let known = |row: &SqliteRow| {
         let dropped: Option<i64> = row.try_get(10)?;
         Ok(Known { build: build(row)?, request: row.try_get(9)?, dropped: dropped.is_some() })
@@ -303,11 +309,9 @@ fn build(row: &SqliteRow) -> Result<Build> {
     })
 }
 
-fn state(row: &SqliteRow, builds: &[Build]) -> Result<ViewState> {
-    let view: String = row.try_get(0)?;
-    let builds = builds.iter().filter(|build| build.view == view).cloned().collect();
-    let live = BuildId { version: row.try_get(1)?, number: row.try_get(2)? };
-    Ok(ViewState { view, live, epoch: unsigned(row.try_get(3)?), builds })
+fn state(row: &SqliteRow, first: Build) -> Result<ViewState> {
+    let live = BuildId { version: row.try_get(9)?, number: row.try_get(10)? };
+    Ok(ViewState { view: first.view.clone(), live, epoch: unsigned(row.try_get(11)?), builds: vec![first] })
 }
 
 fn at(row: &SqliteRow) -> Result<At> {

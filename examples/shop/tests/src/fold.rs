@@ -41,7 +41,7 @@ pub(crate) async fn assert_all_agree(shop: &Shop, answered: &BTreeSet<String>) {
     .await;
     until("the catalog of orders to be the fold of its topics", async || {
         let own: BTreeSet<(String, i64)> =
-            set(shop.rows("orders", "SELECT id, price_cents FROM catalog_v2_b1_products").await);
+            set(shop.view_rows("orders", "SELECT id, price_cents FROM {products}").await);
         let owners = set(shop.rows("products", "SELECT id, price_cents FROM products").await);
         if own == owners { Ok(()) } else { Err((own.len(), owners.len())) }
     })
@@ -116,11 +116,10 @@ type History = (Vec<(Order, Option<String>)>, BTreeSet<(String, String)>);
 
 async fn history(shop: &Shop) -> History {
     let orders: Vec<Order> = shop
-        .rows("order-history", "SELECT order_id, user_id, product_id, quantity, price_cents, state FROM order_history_v2_b1_orders ORDER BY order_id")
+        .view_rows("order-history", "SELECT order_id, user_id, product_id, quantity, price_cents, state FROM {orders} ORDER BY order_id")
         .await;
-    let titles =
-        shop.rows("order-history", "SELECT product_id, title FROM order_history_v2_b1_products").await;
-    let users = shop.rows("order-history", "SELECT user_id, name FROM order_history_v2_b1_users").await;
+    let titles = shop.view_rows("order-history", "SELECT product_id, title FROM {products}").await;
+    let users = shop.view_rows("order-history", "SELECT user_id, name FROM {users}").await;
     (titled(&orders, titles), set(users))
 }
 

@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
-use sqlx::{ConnectOptions, Connection};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
@@ -208,6 +208,20 @@ impl Shop {
     {
         let mut database = self.database(service).await;
         let rows = sqlx::query_as(query).fetch_all(&mut database).await.unwrap();
+        database.close().await.unwrap();
+        rows
+    }
+
+    /// The rows of a query on the live build of a service's view, whose tables are named in braces.
+    pub(crate) async fn view_rows<T>(&self, service: &str, query: &str) -> Vec<T>
+    where
+        T: for<'r> sqlx::FromRow<'r, sqlx::sqlite::SqliteRow> + Send + Unpin,
+    {
+        let mut database = self.database(service).await;
+        let live = "SELECT namespace FROM tombolo_view JOIN tombolo_build USING (view, version, build)";
+        let live: String = sqlx::query_scalar(live).fetch_one(&mut database).await.unwrap();
+        let query = query.replace('{', &format!("{live}_")).replace('}', "");
+        let rows = sqlx::query_as(AssertSqlSafe(query)).fetch_all(&mut database).await.unwrap();
         database.close().await.unwrap();
         rows
     }

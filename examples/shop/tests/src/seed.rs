@@ -20,8 +20,7 @@ async fn the_seed_fills_a_shop_and_finds_its_three_answers_equal() {
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
     assert!(said.contains("accepted    400 orders") && said.contains("refused     0"), "{said}");
     assert!(said.contains("call, gather and replica answer the same"), "{said}");
-    let orders: Vec<(i64,)> =
-        shop.rows("order-history", "SELECT count(*) FROM order_history_v2_b1_orders").await;
+    let orders: Vec<(i64,)> = shop.view_rows("order-history", "SELECT count(*) FROM {orders}").await;
     assert_eq!(orders, [(400,)]);
     shop.end().await;
 }

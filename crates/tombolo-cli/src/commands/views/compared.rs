@@ -44,7 +44,7 @@ pub(super) fn text(answer: &Value) -> Result<String> {
     let mut text = format!("{view}: {old} (old) and {new} (new){}\n", progress(&comparison));
     text.push_str(&output::table(["TABLE", "OLD ROWS", "NEW ROWS", ""], tables.iter().map(row).collect()));
     for table in tables.iter().filter(|table| !table.differences.is_empty()) {
-        text.push_str(&format!("\n\n{}: {} rows that differ", table.table, table.differences.len()));
+        text.push_str(&format!("\n\n{}: rows that differ, {} shown", table.table, table.differences.len()));
         for difference in &table.differences {
             text.push_str(&format!("\n\n{}", beside(difference, old, new)));
         }
@@ -123,7 +123,7 @@ TABLE   OLD ROWS  NEW ROWS
 orders  3         3         differs; not compared, only in the new: tax
 users   1         1         same
 
-orders: 2 rows that differ
+orders: rows that differ, 2 shown
 
    COLUMN  v1-b1  v2-b1
 *  cents   5      6

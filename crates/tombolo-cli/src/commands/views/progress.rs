@@ -9,7 +9,7 @@ use std::time::Duration;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tokio::time::interval;
 
-use super::{Build, Said, ask_all, time_to_go, whole};
+use super::{Build, Said, ask_all, time_to_go};
 use crate::arguments::OfBus;
 use crate::commands::say;
 use crate::error::{Context, Result};
@@ -28,19 +28,15 @@ pub(super) async fn follow(of: &OfBus) -> Result<()> {
     let mut bars = Bars::new()?;
     loop {
         looks.tick().await;
-        let said = ask_all(&client, &of.reached).await?;
+        let answers = ask_all(&client, &of.reached).await?;
+        let mut said = answers.said.iter().map(|(_, said)| said);
         match (of.format, is_drawn) {
-            (Format::Json, _) => say(&whole(&said)?.to_string())?,
-            (Format::Table, true) => said.values().for_each(|(_, said)| bars.draw(said)),
-            (Format::Table, false) => said.values().try_for_each(|(_, said)| print(said))?,
+            (Format::Json, _) => say(&answers.json()?.to_string())?,
+            (Format::Table, true) => said.for_each(|said| bars.draw(said)),
+            (Format::Table, false) => said.try_for_each(print)?,
         }
-        let builds = said.values().flat_map(|(_, said)| &said.views).flat_map(|view| &view.builds);
-        if !builds.into_iter().any(Build::is_under_way) {
-            return if of.format == Format::Json || !is_drawn {
-                Ok(())
-            } else {
-                say("nothing is being built")
-            };
+        if !answers.views().flat_map(|(_, _, view)| &view.builds).any(Build::is_under_way) {
+            return if is_drawn { bars.end() } else { Ok(()) };
         }
     }
 }
@@ -71,6 +67,12 @@ impl Bars {
         let template = "{prefix} {bar:30} {percent:>3}%  {pos} of {len} events  {msg}";
         let style = ProgressStyle::with_template(template).context(|| "cannot draw".into())?;
         Ok(Self { all: MultiProgress::new(), style: style.progress_chars("█▌ "), lines: BTreeMap::new() })
+    }
+
+    /// Leaves what was drawn as it is.
+    fn end(self) -> Result<()> {
+        self.lines.values().for_each(ProgressBar::abandon);
+        if self.lines.is_empty() { say("nothing is being built") } else { Ok(()) }
     }
 
     fn draw(&mut self, said: &Said) {
