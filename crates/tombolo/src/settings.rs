@@ -35,7 +35,7 @@ pub struct Settings {
     /// one without a number waits for the old leases to end.
     pub replica: Option<u32>,
     /// What operators have to show as a bearer token; without one, only this machine's are let in.
-    pub operator_token: Option<String>,
+    pub operator_token: Option<Secret>,
     /// Whether Tombolo's own tables are made at the start, or only checked.
     pub schema: Schema,
     /// How long a stopping service waits for what it has begun.
@@ -60,6 +60,16 @@ impl Lease {
     /// Renewed so often, it outlasts two renewals that fail.
     pub(crate) fn renew_every(self) -> Duration {
         self.0 / 3
+    }
+}
+
+/// A text that nobody finds in a log: its `Debug` form says only that it is there.
+#[derive(Clone)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(…)")
     }
 }
 
@@ -92,7 +102,7 @@ impl Settings {
             settings.listen = listen;
         }
         settings.url = env::var(URL).ok();
-        settings.operator_token = env::var(OPERATOR_TOKEN).ok().filter(|token| !token.is_empty());
+        settings.operator_token = env::var(OPERATOR_TOKEN).ok().filter(|token| !token.is_empty()).map(Secret);
         if let Ok(replica) = env::var(REPLICA) {
             let number = replica.parse().ok().filter(|&number| number > 0);
             let wrong =

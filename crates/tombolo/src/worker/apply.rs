@@ -249,9 +249,14 @@ impl<D: Database> Worker<D> {
         }
     }
 
+    /// A transaction that cannot begin, for whatever reason, is no event's fault.
+    pub(super) async fn begin_for_events(&self) -> Result<D::Tx, Undone> {
+        self.database.begin(&self.publisher).await.map_err(|error| Undone::Away(error.into()))
+    }
+
     /// Handles every step and moves every lane's cursor, all but the commit.
     async fn prepare(&self, lanes: &[Lane], steps: &[Step]) -> Result<Prepared<D::Tx>, Undone> {
-        let mut tx = self.database.begin(&self.publisher).await?;
+        let mut tx = self.begin_for_events().await?;
         let (mut ends, mut handled, mut behind) = (Ends::new(), 0, Behind::default());
         for (index, step) in steps.iter().enumerate().filter(|(_, step)| !lanes[step.lane].is_halted()) {
             let lane = &lanes[step.lane];

@@ -101,7 +101,7 @@ impl<D: Database> Worker<D> {
 
     /// The event's effect and its removal, under the lease.
     async fn redrive_transaction(&self, claim: &Claim, event: &ParkedEvent) -> Result<(), Undone> {
-        let mut tx = self.database.begin(&self.publisher).await?;
+        let mut tx = self.begin_for_events().await?;
         self.handle(&Delivery::of_parked(event), &mut tx).await?;
         tx.unpark(claim, event.sequence).await?;
         barrier::reach("redrive.before-commit");
