@@ -233,11 +233,8 @@ impl Starting {
         let replica = own.replica;
         let directory = Arc::new(Directory::new(Arc::clone(&bus), own, needed(descriptor)));
         let inbox = Arc::new(Inbox::new(Arc::clone(&metrics)));
-        let desk = Desk::new(
-            Arc::clone(&bus),
-            &descriptor.service,
-            settings.operator_token.clone().map(|token| token.0),
-        );
+        let token = settings.operator_token.clone().map(|token| token.0);
+        let desk = Desk::new(Arc::clone(&bus), &descriptor.service, token);
         let desk = Arc::new(desk);
         let (board, progress, stop) = (Arc::default(), Arc::default(), CancellationToken::new());
         let holder = prepared.builds.sharing().replica();
