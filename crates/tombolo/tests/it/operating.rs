@@ -275,7 +275,8 @@ async fn a_request_that_cannot_be_meant_is_refused_with_what_to_do() {
 async fn a_door_with_a_token_is_closed_without_it() {
     let ground = Ground::new();
     let service = history_service(&ground, &Trouble::default(), &Clock::default());
-    let settings = Settings { operator_token: Some(tombolo::settings::Secret("secret".into())), ..Settings::default() };
+    let settings =
+        Settings { operator_token: Some(tombolo::settings::Secret("secret".into())), ..Settings::default() };
     let bus = std::sync::Arc::clone(&ground.bus) as std::sync::Arc<dyn tombolo_bus::Bus>;
     let history = service.bus(bus).start(settings).await.unwrap();
     for path in ["/tombolo/requests", "/tombolo/parked"] {
