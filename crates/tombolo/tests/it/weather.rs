@@ -1,8 +1,16 @@
 //! Bad weather in one process: crashes, a bus that is away or another one, lost acknowledgements, two replicas.
 
-use tombolo::status::State;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use crate::support::{Ground, copies, eventually, place, subscription, until_copied};
+use tombolo::settings::Lease;
+use tombolo::status::State;
+use tombolo::{Event, Settings};
+use tombolo_bus::Bus;
+use tombolo_db::Publisher;
+
+use crate::support::{Ground, Placed, copies, eventually, place, subscription, until_copied};
 
 #[tokio::test]
 async fn a_service_starts_and_writes_while_the_bus_is_away() {
@@ -32,6 +40,37 @@ async fn a_lost_acknowledgement_is_repeated_without_a_double() {
     eventually("the last", || async { copies(&history.app).await.iter().any(|(order, _)| order == "last") })
         .await;
     assert_eq!(copies(&history.app).await.len(), 31);
+}
+
+/// As when the signal of another process is lost, at a moment when nothing has happened for a while.
+#[tokio::test]
+async fn a_row_that_nobody_was_woken_for_is_found_by_the_poll() {
+    let ground = Ground::new();
+    let settings = Settings { lease: Lease(Duration::from_millis(900)), ..Settings::default() };
+    let orders = ground.orders_service().bus(Arc::clone(&ground.bus) as Arc<dyn Bus>).start(settings);
+    let (orders, history) = (orders.await.unwrap(), ground.history().await);
+    place(&orders.app, "o1", 1).await;
+    until_copied(&history.app, 1).await;
+    let renewals = Mutex::new(BTreeSet::new());
+    eventually("a quiet relay that has renewed its lease a few times", async || {
+        let lease = sqlx::query_scalar("SELECT until_ms FROM tombolo_leader");
+        let until: i64 = lease.fetch_one(orders.app.database().pool()).await.unwrap();
+        let mut renewals = renewals.lock().unwrap();
+        renewals.insert(until);
+        renewals.len() > 5
+    })
+    .await;
+    let silent = Publisher {
+        service: orders.app.service().clone(),
+        partitions: 8,
+        declared: Arc::new([Placed::TYPE.to_owned()].into()),
+        full: Arc::default(),
+        wake: Arc::new(|| ()),
+    };
+    let mut tx = orders.app.database().begin(&silent).await.unwrap();
+    tx.publish(&Placed { order: "o2".into(), cents: 2 }).unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(until_copied(&history.app, 2).await.len(), 2);
 }
 
 #[tokio::test]
