@@ -13,11 +13,14 @@ use tombolo_db::{Build, CursorState, Database, ParkedCount, ViewState};
 use tombolo_event::ServiceName;
 
 use super::Builds;
-use super::switching::{LEVEL_EVENTS_MAX, lacks};
+use super::switching::lacks;
 use crate::Result;
 
 /// The rate is that of the last seconds.
 const RATE_OVER: Duration = Duration::from_secs(10);
+/// A build comes level while the live one is held if it lacks no more than it passes in a second; these many in any case,
+/// and no more.
+const LEVEL_EVENTS: std::ops::RangeInclusive<u64> = 100..=2_000;
 
 /// The views of a service, at `GET /tombolo/views`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -113,6 +116,13 @@ impl Pace {
         rate(of)
     }
 
+    /// So many events behind the live one a build comes level while that one is held.
+    pub(super) fn level_events(&self, subscription: &str) -> u64 {
+        let measured = self.measured.lock().unwrap_or_else(PoisonError::into_inner);
+        let rate = measured.get(subscription).and_then(rate).unwrap_or_default();
+        (rate as u64).clamp(*LEVEL_EVENTS.start(), *LEVEL_EVENTS.end())
+    }
+
     /// Forgets the builds that are not there any more.
     pub(super) fn keep(&self, is_there: impl Fn(&str) -> bool) {
         let mut measured = self.measured.lock().unwrap_or_else(PoisonError::into_inner);
@@ -160,6 +170,16 @@ impl<D: Database> Builds<D> {
         }
     }
 
+    fn stage(&self, view: &ViewState, build: &Build, behind_live: Option<u64>) -> Stage {
+        let level = self.pace.level_events(&build.subscription);
+        match (build.id == view.live, build.live_epoch, behind_live) {
+            (true, ..) => Stage::Live,
+            (false, Some(_), _) => Stage::Retired,
+            (false, None, Some(behind)) if behind <= level => Stage::Ready,
+            (false, None, _) => Stage::Building,
+        }
+    }
+
     fn build_status(&self, view: &ViewState, build: &Build, found: &Found) -> BuildStatus {
         let Found { cursors, parked, tails } = found;
         let parked = parked.iter().find(|count| count.subscription == build.subscription);
@@ -178,7 +198,7 @@ impl<D: Database> Builds<D> {
         let behind_live = live.and_then(|live| lacks(cursors, build, live));
         BuildStatus {
             build: build.id.to_string(),
-            stage: stage(view, build, behind_live),
+            stage: self.stage(view, build, behind_live),
             subscription: build.subscription.clone(),
             kept: self.version_of(build).is_some(),
             switches: build.switches,
@@ -190,15 +210,6 @@ impl<D: Database> Builds<D> {
             seconds_to_go,
             made_at: build.made_at,
         }
-    }
-}
-
-fn stage(view: &ViewState, build: &Build, behind_live: Option<u64>) -> Stage {
-    match (build.id == view.live, build.live_epoch, behind_live) {
-        (true, ..) => Stage::Live,
-        (false, Some(_), _) => Stage::Retired,
-        (false, None, Some(behind)) if behind <= LEVEL_EVENTS_MAX => Stage::Ready,
-        (false, None, _) => Stage::Building,
     }
 }
 

@@ -20,8 +20,6 @@ use uuid::Uuid;
 use super::{Builds, Version};
 use crate::Result;
 
-/// A build that is so few events behind the live one comes level while that one is held.
-pub(super) const LEVEL_EVENTS_MAX: u64 = 2_000;
 /// How long the live build is held at most, and how often is looked whether the other one is level.
 const HOLD: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(10);
@@ -57,7 +55,7 @@ impl<D: Database> Builds<D> {
             accept_parked,
         };
         let outcome = match self.database.switch(&switch).await? {
-            Switched::Behind { events, .. } if events <= LEVEL_EVENTS_MAX => {
+            Switched::Behind { events, .. } if events <= self.pace.level_events(&to.subscription) => {
                 self.come_level(view, &switch).await?
             }
             other => outcome(other),

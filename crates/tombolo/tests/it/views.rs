@@ -9,6 +9,7 @@ use reqwest::Client;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio::time::interval;
 use tombolo::sqlite::{self, Sqlite};
 use tombolo::view::{BuildStatus, Comparison, Stage, ViewStatus, ViewsStatus};
 use tombolo::{App, Database, Event, Handled, Reactor, Running, Service, Settings, State, View, reject};
@@ -19,6 +20,8 @@ use crate::support::{Ground, eventually};
 /// Events that are there before a rebuild begins.
 const BEFORE: i64 = 2_000;
 const KEYS: i64 = 20;
+/// How often somebody writes, and how often somebody reads.
+const TURN: Duration = Duration::from_millis(2);
 
 const TABLES: &str = "
 CREATE TABLE {entries} (account TEXT NOT NULL, amount BIGINT NOT NULL);
@@ -251,7 +254,8 @@ impl<D: Kept> Bank<D> {
     }
 
     async fn until_live(&self, books: &Running<D>, build: &str) {
-        eventually("a switch", || async { self.status(books).await.live == build }).await;
+        let is_live = || async { books.app.view("ledger").await.unwrap().build().to_string() == build };
+        eventually("a switch", is_live).await;
     }
 }
 
@@ -263,7 +267,9 @@ async fn a_rebuild_under_writes<D: Kept>(bank: Bank<D>) {
     let writing = tokio::spawn({
         let (bank, over) = (Arc::clone(&bank), Arc::clone(&over));
         async move {
+            let mut turns = interval(TURN);
             while !over.load(Ordering::SeqCst) {
+                turns.tick().await;
                 bank.pay(3).await;
             }
         }
@@ -271,8 +277,9 @@ async fn a_rebuild_under_writes<D: Kept>(bank: Bank<D>) {
     let reading = tokio::spawn({
         let (books, over) = (Arc::clone(&books), Arc::clone(&over));
         async move {
-            let mut reads = 0;
+            let (mut reads, mut turns) = (0, interval(TURN));
             while !over.load(Ordering::SeqCst) {
+                turns.tick().await;
                 let seen = D::entries(&books.app).await;
                 assert!(seen >= BEFORE, "a reader saw {seen} of at least {BEFORE}: half of a view");
                 reads += 1;
