@@ -20,7 +20,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use tombolo_event::EventId;
 
-use crate::{Claim, Error, Kind, Result};
+use crate::{Claim, Result};
 
 /// How many sequences below its cursor a partition keeps the rows of, for people.
 pub const CALLS_KEPT: u64 = 1_000;
@@ -87,9 +87,9 @@ pub struct LatestCall {
 
 /// The call was completed before, by somebody who held the same lease.
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
-pub(crate) fn done_before(claim: &Claim, call: &EffectCall) -> Error {
-    Error::new(
-        Kind::CursorMoved,
+pub(crate) fn done_before(claim: &Claim, call: &EffectCall) -> crate::Error {
+    crate::Error::new(
+        crate::Kind::CursorMoved,
         format!(
             "subscription {:?} has completed {}/{} at sequence {} before; claim the partition again",
             claim.subscription, claim.topic, claim.partition, call.sequence

@@ -340,6 +340,10 @@ impl Outgoing {
     }
 
     /// Tells that everything that was taken is committed, its events at `positions`.
+    #[cfg_attr(
+        not(any(feature = "sqlite", feature = "postgres")),
+        expect(dead_code, reason = "only a database commits")
+    )]
     pub(crate) fn committed(&self, positions: &[Position]) {
         if let Some(written) = &self.written {
             let mut written = written.lock().unwrap_or_else(PoisonError::into_inner);

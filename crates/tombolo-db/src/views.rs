@@ -178,7 +178,7 @@ pub struct Build {
     pub made_at: Timestamp,
 }
 
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "conformance"))]
 impl Build {
     /// The build `number` of what is wanted, with nothing in front of its namespace.
     pub(crate) fn new(wanted: &Wanted, number: u32) -> Self {
@@ -194,7 +194,10 @@ impl Build {
             made_at: Timestamp::now(),
         }
     }
+}
 
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+impl Build {
     /// Whether its tables are declared as they are wanted.
     pub(crate) fn is_declared_by(&self, wanted: &Wanted) -> bool {
         match (&self.tables, &wanted.tables) {
