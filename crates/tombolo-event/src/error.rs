@@ -11,6 +11,8 @@ pub enum Kind {
     InvalidName,
     /// A key is empty or longer than [`crate::key::KEY_BYTES_MAX`].
     InvalidKey,
+    /// A topic cannot be divided into so many partitions, or so often.
+    InvalidGenerations,
     /// An event is larger than [`crate::envelope::EVENT_BYTES_MAX`].
     TooLarge,
     /// Stored bytes are not an envelope.

@@ -6,6 +6,7 @@
 pub mod name;
 pub mod event;
 pub mod key;
+pub mod generation;
 pub mod trace;
 pub mod envelope;
 pub mod idempotency;
@@ -20,6 +21,7 @@ mod error;
 pub use envelope::{Consequence, Envelope, EventId};
 pub use error::{Error, Kind};
 pub use event::{Event, Upcast};
+pub use generation::Generations;
 pub use idempotency::IdempotencyKey;
 pub use key::{KeyHash, partition_of};
 pub use name::{ServiceName, TypeName};

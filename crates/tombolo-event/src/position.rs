@@ -14,7 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::key::PARTITIONS_MAX;
+use crate::generation::PARTITION_NUMBERS_MAX;
 use crate::{Error, EventId, KeyHash, Kind, Result, ServiceName};
 
 /// The identity of a topic's life, given when it is made. A topic that was deleted and made again has another.
@@ -115,7 +115,7 @@ impl FromStr for Position {
         };
         let parts: Vec<&str> = text.split('/').collect();
         let [topic, partition, key_hash, id, sequence] = parts[..] else { return Err(wrong()) };
-        let is_partition = |partition: &u32| *partition < PARTITIONS_MAX;
+        let is_partition = |partition: &u32| *partition < PARTITION_NUMBERS_MAX;
         Ok(Self {
             topic: ServiceName::new(topic).map_err(|error| wrong().because(error))?,
             partition: partition.parse().ok().filter(is_partition).ok_or_else(wrong)?,
