@@ -14,6 +14,8 @@ pub mod embedded;
 pub mod server;
 #[cfg(feature = "nats")]
 pub mod nats;
+#[cfg(feature = "nats")]
+mod accept;
 mod connect;
 #[cfg(feature = "conformance")]
 pub mod conformance;

@@ -39,6 +39,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use tombolo_event::{Incarnation, ServiceName};
 
+use crate::accept::{Accepted, Weakness};
 use crate::{
     Append, Appended, Bus, Guarantee, Reach, Read, RecordStream, Registration, Result, Signal, SignalStream,
     Tail, Topic, TopicSpec,
@@ -56,13 +57,25 @@ pub struct Nats {
     writers: Mutex<HashMap<ServiceName, Arc<Writer>>>,
 }
 
-/// Connects to `nats://[user:password@]host:port[/namespace]`; the namespace is `tombolo` unless named.
+/// What a server does unless it is told otherwise, and a client cannot see.
+const UNSYNCED: Weakness = Weakness {
+    name: "unsynced",
+    costs: "a power cut, or the death of the machine, loses acknowledged events",
+    remedy: "set `sync_interval: always` (NATS 2.10 or later; a client cannot see it)",
+};
+
+/// Connects to `nats://[user:password@]host:port[/namespace][?accept=unsynced]`; the namespace is `tombolo` unless named.
 ///
 /// A server that is away is no error: calls answer `Unavailable` until it is there.
 ///
 /// # Errors
-/// `Configuration` if the address is wrong, the server is older than 2.9 or has no JetStream.
+/// `Unsafe` unless it is accepted that acknowledged messages are not on disk yet; `Configuration` if the address is wrong, the
+/// server is older than 2.9 or has no JetStream.
 pub async fn connect(url: &str) -> Result<Nats> {
+    let (url, accepted) = Accepted::split(url, &[UNSYNCED])?;
+    accepted
+        .check(&UNSYNCED, "JetStream syncs what it acknowledged only every two minutes (sync_interval)")?;
+    let url = url.as_str();
     Ok(Nats { link: Arc::new(Link::connect(url).await?), writers: Mutex::default() })
 }
 

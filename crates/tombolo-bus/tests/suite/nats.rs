@@ -38,7 +38,15 @@ fn unique(prefix: &str) -> String {
 }
 
 async fn connect(url: &str) -> Nats {
-    nats::connect(url).await.unwrap_or_else(|error| panic!("failed to connect to {url}: {error}"))
+    let accepting = format!("{url}?accept=unsynced");
+    nats::connect(&accepting).await.unwrap_or_else(|error| panic!("failed to connect to {url}: {error}"))
+}
+
+#[tokio::test]
+async fn a_server_that_may_not_sync_is_refused_unless_that_is_accepted_by_name() {
+    let refused = nats::connect("nats://127.0.0.1:1").await.map(drop).unwrap_err();
+    assert_eq!(refused.kind(), Kind::Unsafe);
+    assert!(refused.to_string().contains("accept=unsynced"), "{refused}");
 }
 
 #[tokio::test]

@@ -47,7 +47,12 @@ async fn nats(service: &str, namespace: &str) -> Option<Arc<dyn Bus>> {
     let url = server("nats", "TOMBOLO_TEST_NATS")?;
     let identity = Identity::Service(ServiceName::new(service).unwrap());
     Some(
-        tombolo_bus::connect(&format!("{}/{namespace}", url.trim_end_matches('/')), &identity).await.unwrap(),
+        tombolo_bus::connect(
+            &format!("{}/{namespace}?accept=unsynced", url.trim_end_matches('/')),
+            &identity,
+        )
+        .await
+        .unwrap(),
     )
 }
 
