@@ -12,7 +12,7 @@ use bytes::Bytes;
 use tombolo::{Running, Settings};
 use tombolo_bus::{Append, Bus, Record, TopicSpec};
 use tombolo_db::{Outbox, Publisher, Transaction};
-use tombolo_event::{Envelope, Event, EventId, ServiceName};
+use tombolo_event::{Envelope, Event, EventId, Generations, ServiceName};
 
 use crate::error::{Error, Result};
 use crate::flow::{self, Files, Ground, Server, Store, Ticked};
@@ -169,7 +169,7 @@ async fn by_hand<G: Ground>(ground: &G, scratch: &Scratch) -> Result<f64> {
     for first in (0..WAITING).step_by(GATHERED_ROWS as usize) {
         database.hand_commit(first..first + GATHERED_ROWS).await?;
     }
-    let spec = TopicSpec { name: ServiceName::new("by-hand")?, partitions: 1 };
+    let spec = TopicSpec { name: ServiceName::new("by-hand")?, generations: Generations::first(1)? };
     let topic = bus.ensure_topic(&spec).await?;
     bus.raise_epoch(&topic.name, topic.incarnation, 1).await?;
     let began = Instant::now();

@@ -11,7 +11,7 @@ use tombolo_bus::{
     Append, Appended, Bus, Guarantee, Read, RecordStream, Registration, Signal, SignalStream, Tail, Topic,
     TopicSpec,
 };
-use tombolo_event::{EventId, Incarnation, ServiceName, barrier};
+use tombolo_event::{EventId, Generations, Incarnation, ServiceName, barrier};
 
 use crate::clock::now_ns;
 use crate::hops::{Hop, Hops};
@@ -62,6 +62,16 @@ impl Bus for ObservedBus {
         epoch: u64,
     ) -> tombolo_bus::Result<Vec<Tail>> {
         self.inner.raise_epoch(topic, incarnation, epoch).await
+    }
+
+    async fn divide(
+        &self,
+        topic: &ServiceName,
+        incarnation: Incarnation,
+        epoch: u64,
+        generations: &Generations,
+    ) -> tombolo_bus::Result<Topic> {
+        self.inner.divide(topic, incarnation, epoch, generations).await
     }
 
     async fn append(&self, append: Append) -> tombolo_bus::Result<Appended> {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tombolo_bus::{Append, Bus, Record, Topic, TopicSpec};
-use tombolo_event::{EventId, ServiceName};
+use tombolo_event::{EventId, Generations, ServiceName};
 
 use crate::error::{Error, Result};
 
@@ -33,7 +33,7 @@ pub(crate) struct Target {
 impl Target {
     /// Makes the topic, or finds it.
     pub(crate) async fn new(bus: Arc<dyn Bus>, partitions: u32) -> Result<Self> {
-        let spec = TopicSpec { name: ServiceName::new(OWNER)?, partitions };
+        let spec = TopicSpec { name: ServiceName::new(OWNER)?, generations: Generations::first(partitions)? };
         let topic = bus.ensure_topic(&spec).await?;
         let epoch = topic.epoch + 1;
         let tails = bus.raise_epoch(&topic.name, topic.incarnation, epoch).await?;
@@ -74,7 +74,7 @@ impl Target {
     /// Appends `count` batches, as a relay does: one under way in each partition, all partitions at once. Returns the
     /// nanoseconds until the last was acknowledged.
     pub(crate) async fn pipelined(&mut self, count: usize, events: usize) -> Result<u64> {
-        let partitions = self.topic.partitions;
+        let partitions = self.topic.partitions();
         let each = count / partitions as usize;
         let lanes: Vec<Vec<Append>> = (0..partitions)
             .map(|partition| (0..each).map(|_| self.append(partition, events)).collect())

@@ -230,7 +230,7 @@ async fn topic<E: Event>(world: &World<'_>, name: &str) -> Outcome<Vec<E>> {
     let name = ServiceName::new(name)?;
     let topic = bus.topic(&name).await?;
     let mut events = Vec::new();
-    for partition in 0..topic.partitions {
+    for partition in 0..topic.partitions() {
         let mut expected = 1;
         let mut batches = bus.read(Read::to_tail(&name, partition, Cursor::start(topic.incarnation))).await?;
         while let Some(batch) = batches.next().await {

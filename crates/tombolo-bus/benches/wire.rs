@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tombolo_bus::embedded::{Log, Options};
 use tombolo_bus::server::{Client, Listen, Server};
 use tombolo_bus::{Append, Bus, Identity, Read, Record, Result, Topic, TopicSpec};
-use tombolo_event::{Cursor, EventId, ServiceName};
+use tombolo_event::{Cursor, EventId, Generations, ServiceName};
 
 const EVENT_BYTES: usize = 256;
 const EVENTS_PER_APPEND: u64 = 256;
@@ -42,7 +42,7 @@ async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
 }
 
 async fn measure(name: &str, bus: &dyn Bus) -> Result<()> {
-    let topic = bus.ensure_topic(&TopicSpec { name: topic_name(), partitions: 1 }).await?;
+    let topic = bus.ensure_topic(&topic_spec()).await?;
     bus.raise_epoch(&topic.name, topic.incarnation, 1).await?;
     let mut best = Duration::MAX;
     for round in 0..ROUNDS {
@@ -83,6 +83,12 @@ fn said(name: &str, what: &str, events: u64, took: Duration) {
 fn topic_name() -> ServiceName {
     #[expect(clippy::expect_used, reason = "a constant")]
     ServiceName::new("orders").expect("orders is a name")
+}
+
+fn topic_spec() -> TopicSpec {
+    #[expect(clippy::expect_used, reason = "a constant")]
+    let generations = Generations::first(1).expect("1 is a number of partitions");
+    TopicSpec { name: topic_name(), generations }
 }
 
 fn records(first: u64) -> Vec<Record> {

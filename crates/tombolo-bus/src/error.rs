@@ -9,7 +9,7 @@ use std::fmt;
 pub enum Kind {
     /// No topic of this name.
     UnknownTopic,
-    /// The topic exists with another number of partitions, another owner or another feed.
+    /// The topic exists with other generations of partitions, another owner or another feed.
     TopicDiffers,
     /// No partition of this number.
     UnknownPartition,
@@ -21,6 +21,8 @@ pub enum Kind {
     Hole,
     /// The stored event under this sequence has another id.
     OtherId,
+    /// The partition was sealed when its topic was divided anew: nothing more is stored in it.
+    Sealed,
     /// The reader's place lies after the end of the log: the log lost its tail, or is an older copy.
     BeyondTail,
     /// The caller is not the topic's owner.

@@ -4,26 +4,29 @@
 //! consumer state, and all behave alike.
 //!
 //! ```text
-//! topic "orders"  (incarnation 7f…, epoch 3, 8 partitions, owner "orders")
-//!   partition 0    1 ── 2 ── 3 ── 4 ── 5 ┆ 6 ── 7
+//! topic "orders"  (incarnation 7f…, epoch 3, generations 8 → 16, owner "orders")
+//!   partition 8    1 ── 2 ── 3 ── 4 ── 5 ┆ 6 ── 7
 //!                            ↑           ┆ └ appended, not yet synced: no reader sees it, nobody is told
 //!                            │           └ tail = 5: everything up to here is acknowledged and readable
 //!                            └ a reader after cursor (3, id of 3) first proves that 3 still has that id,
 //!                              then gets 4, 5, and, following, 6 and 7 once they are synced
+//!   partitions 0 ‥ 7    sealed: their tails are final
+//!   partitions 8 ‥ 23   the present generation: appended to
 //! ```
 //!
 //! Invariants, which the conformance suite checks case by case for every engine:
 //! - acknowledged means on disk, as [`Bus::guarantee`] states it; a reader never sees what is not;
 //! - sequences of a partition are contiguous from 1; a hole, an older epoch or another id under a stored number
 //!   is a refusal, never an acknowledgement;
-//! - an append that is repeated, whole or in part, is acknowledged if and only if the stored ids match.
+//! - an append that is repeated, whole or in part, is acknowledged if and only if the stored ids match;
+//! - nothing is ever stored behind the tail of a sealed partition.
 
 use std::pin::Pin;
 
 use async_trait::async_trait;
 use futures_util::Stream;
 use serde::{Deserialize, Serialize};
-use tombolo_event::{Cursor, EventId, Incarnation, ServiceName};
+use tombolo_event::{Cursor, EventId, Generations, Incarnation, ServiceName};
 
 use crate::{Batch, Reach, Record, Result, Signal, SignalStream};
 
@@ -40,10 +43,11 @@ pub trait Bus: Send + Sync + 'static {
     /// What an acknowledgement of this engine means, as set up now.
     fn guarantee(&self) -> Guarantee;
 
-    /// Makes a topic, or finds it as it was asked for. Durable when it returns.
+    /// Makes a topic, with all generations but the last sealed, or finds it as it is: generations ahead of those that
+    /// were asked for, or behind. Durable when it returns.
     ///
     /// # Errors
-    /// `TopicDiffers` if it exists with another owner or number of partitions.
+    /// `TopicDiffers` if it exists with another owner, or neither's generations continue from the other's.
     async fn ensure_topic(&self, spec: &TopicSpec) -> Result<Topic>;
 
     /// A topic by name.
@@ -56,8 +60,8 @@ pub trait Bus: Send + Sync + 'static {
     async fn topics(&self) -> Result<Vec<Topic>>;
 
     /// Fences older writers: from now on only appends under `epoch` (or a higher one, once raised) are taken.
-    /// Durable when it returns. Returns the tails, one for each partition. Raising to the present epoch again
-    /// changes nothing.
+    /// Durable when it returns. Returns the tails, one for each partition of every generation, ordered by partition.
+    /// Raising to the present epoch again changes nothing.
     ///
     /// # Errors
     /// `OlderEpoch` if the topic's epoch is higher, `OtherIncarnation`, `UnknownTopic`.
@@ -68,22 +72,36 @@ pub trait Bus: Send + Sync + 'static {
         epoch: u64,
     ) -> Result<Vec<Tail>>;
 
-    /// Appends records to one partition, atomically or so that the repeat completes the stored prefix.
-    /// Returns when they are on disk.
+    /// Seals every partition of the present generation at its tail, and begins the next one: `generations` is the
+    /// present ones and one more. Durable when it returns. Dividing again into the same changes nothing.
     ///
     /// # Errors
-    /// `Hole`, `OtherId`, `OlderEpoch`, `OtherIncarnation`, `TooLarge`, `UnknownTopic`, `UnknownPartition`, `NotOwner`,
-    /// `ReadOnly`. After any of them nothing of the append is readable that was not before.
+    /// `OlderEpoch` unless `epoch` is the topic's, `OtherIncarnation`, `UnknownTopic`, `NotOwner`; `TopicDiffers` if
+    /// `generations` are neither what the topic has nor that and one more.
+    async fn divide(
+        &self,
+        topic: &ServiceName,
+        incarnation: Incarnation,
+        epoch: u64,
+        generations: &Generations,
+    ) -> Result<Topic>;
+
+    /// Appends records to one partition, atomically or so that the repeat completes the stored prefix.
+    /// Returns when they are on disk. In a sealed partition only a repeat is acknowledged.
+    ///
+    /// # Errors
+    /// `Hole`, `OtherId`, `Sealed`, `OlderEpoch`, `OtherIncarnation`, `TooLarge`, `UnknownTopic`, `UnknownPartition`,
+    /// `NotOwner`, `ReadOnly`. After any of them nothing of the append is readable that was not before.
     async fn append(&self, append: Append) -> Result<Appended>;
 
-    /// The last sequence and id of each partition of a topic, ordered by partition.
+    /// The last sequence and id of each partition of a topic, of every generation, ordered by partition.
     async fn tails(&self, topic: &ServiceName) -> Result<Vec<Tail>>;
 
     /// Reads one partition after a cursor. The first thing read is the cursor's own record, which must have the
     /// cursor's id; the stream then begins with the next.
     ///
-    /// A stream that follows goes on live until it is dropped; one that does not ends at the tail found when it
-    /// began. An item that is an error is the last one; after `Unavailable` the reader starts again from where it is.
+    /// A stream that follows goes on live until it is dropped, in a sealed partition too, where nothing more comes; one
+    /// that does not ends at the tail found when it began. An item that is an error is the last one; after `Unavailable` the reader starts again from where it is.
     ///
     /// # Errors
     /// `OtherIncarnation`, `BeyondTail`, `OtherId` if the log is not the one that the cursor was in; `UnknownTopic`, `UnknownPartition`.
@@ -126,8 +144,8 @@ pub struct Guarantee {
 pub struct TopicSpec {
     /// Its name: that of the service that owns it.
     pub name: ServiceName,
-    /// Its number of partitions, from 1 to [`tombolo_event::key::PARTITIONS_MAX`].
-    pub partitions: u32,
+    /// How it is divided into partitions. One that is made is made with all of these; one that is there may have more.
+    pub generations: Generations,
 }
 
 /// A topic as it is.
@@ -135,12 +153,55 @@ pub struct TopicSpec {
 pub struct Topic {
     /// Its name.
     pub name: ServiceName,
-    /// Its number of partitions.
-    pub partitions: u32,
+    /// How it is divided into partitions, now and before.
+    pub generations: Generations,
     /// The identity of this life of it.
     pub incarnation: Incarnation,
     /// The epoch of the relay that may append; 0 before the first.
     pub epoch: u64,
+}
+
+impl Topic {
+    /// How many partitions there are in all generations: their numbers are 0 up to here.
+    #[must_use]
+    pub fn partitions(&self) -> u32 {
+        self.generations.partitions()
+    }
+
+    /// Whether the topic is to be divided into `asked`; false if it is already.
+    ///
+    /// # Errors
+    /// `TopicDiffers` if that is not what it has and one generation more.
+    pub(crate) fn is_to_be_divided(&self, asked: &Generations) -> Result<bool> {
+        if self.generations == *asked {
+            return Ok(false);
+        }
+        let present = self.generations.each();
+        if asked.continue_from(&self.generations) && asked.each().len() == present.len() + 1 {
+            return Ok(true);
+        }
+        let message = format!(
+            "topic {} has the partitions {}; it was to be divided into {asked}, expected those and one generation more",
+            self.name, self.generations
+        );
+        Err(crate::Error::new(crate::Kind::TopicDiffers, message))
+    }
+
+    /// The topic, if it is as `spec` asks for.
+    ///
+    /// # Errors
+    /// `TopicDiffers` if neither's generations continue from the other's.
+    pub(crate) fn matching(self, spec: &TopicSpec) -> Result<Self> {
+        let (found, asked) = (&self.generations, &spec.generations);
+        if found.continue_from(asked) || asked.continue_from(found) {
+            return Ok(self);
+        }
+        let message = format!(
+            "topic {} has the partitions {found}, not {asked}; a topic keeps those that it was made with, and `tombolo topics divide` adds a generation",
+            self.name
+        );
+        Err(crate::Error::new(crate::Kind::TopicDiffers, message))
+    }
 }
 
 /// The end of a partition.

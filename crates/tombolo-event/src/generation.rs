@@ -97,6 +97,11 @@ impl Generations {
         partition < self.partitions() - self.present()
     }
 
+    /// These as they came about: the first alone, then with one more each time.
+    pub fn steps(&self) -> impl Iterator<Item = Self> + '_ {
+        (1..=self.0.len()).map(|count| Self(self.0[..count].to_vec()))
+    }
+
     /// Whether these are `earlier`, or came out of them.
     #[must_use]
     pub fn continue_from(&self, earlier: &Self) -> bool {
@@ -159,6 +164,7 @@ mod tests {
         let eight = Generations::first(8).unwrap();
         let more = eight.and(16).unwrap();
         assert!(more.continue_from(&eight) && eight.continue_from(&eight));
+        assert_eq!(more.steps().collect::<Vec<_>>(), [eight.clone(), more.clone()]);
         assert!(!eight.continue_from(&more) && !more.continue_from(&Generations::first(4).unwrap()));
     }
 

@@ -21,7 +21,7 @@ use tokio::sync::{Notify, watch};
 use tombolo_bus::{Bus, Read, Tail, Topic, TopicSpec};
 use tombolo_db::port::recovery::{Adopted, Adoption, Decision, Halt, Standing};
 use tombolo_db::{Mark, Outbox, Publisher};
-use tombolo_event::{Cursor, EventId, Incarnation};
+use tombolo_event::{Cursor, EventId, Generations, Incarnation};
 use uuid::Uuid;
 
 use crate::{Error, Kind, Result};
@@ -152,7 +152,8 @@ impl Recovery {
                 ),
             ));
         }
-        let spec = TopicSpec { name: self.publisher.service.clone(), partitions: self.publisher.partitions };
+        let generations = Generations::first(self.publisher.partitions)?;
+        let spec = TopicSpec { name: self.publisher.service.clone(), generations };
         Ok(self.bus.ensure_topic(&spec).await?)
     }
 

@@ -335,7 +335,7 @@ impl World {
             topic => topic?,
         };
         let mut envelopes = Vec::new();
-        for partition in 0..topic.partitions {
+        for partition in 0..topic.partitions() {
             let read = Read::to_tail(&name, partition, Cursor::start(topic.incarnation));
             let mut batches = self.bus().read(read).await?;
             while let Some(batch) = batches.next().await {

@@ -242,7 +242,7 @@ impl<D: Database> Worker<D> {
                 Start::FromStart => Vec::new(),
                 Start::FromNow => self.bus.tails(&topic.name).await?,
             };
-            for partition in 0..topic.partitions {
+            for partition in 0..topic.partitions() {
                 let tail = tails.iter().find(|tail| tail.partition == partition);
                 let cursor = match tail.and_then(|tail| Some((tail.sequence, tail.id?))) {
                     Some((sequence, id)) => Cursor::at(topic.incarnation, sequence, id),

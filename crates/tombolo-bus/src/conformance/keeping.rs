@@ -4,7 +4,7 @@
 use super::Case;
 use super::listing::{said, saying};
 use super::stage::{Stage, impostor, ok, records, refused};
-use crate::{Kind, TopicSpec};
+use crate::Kind;
 
 pub(super) fn cases() -> Vec<Case> {
     vec![
@@ -42,13 +42,13 @@ async fn fences_survive_a_restart(stage: Stage) {
     let old = old.on(&bus);
     refused(Kind::OlderEpoch, old.append(&all[2..]).await);
     refused(Kind::OlderEpoch, old.raise(3).await);
-    let topic = ok("ensure", bus.ensure_topic(&TopicSpec { name: stage.name(""), partitions: 2 }).await);
+    let topic = ok("ensure", bus.ensure_topic(&stage.spec("", 2)).await);
     assert_eq!(
         (topic.incarnation, topic.epoch),
         (old.topic.incarnation, 4),
         "the topic is the same as before"
     );
-    refused(Kind::TopicDiffers, bus.ensure_topic(&TopicSpec { name: stage.name(""), partitions: 1 }).await);
+    refused(Kind::TopicDiffers, bus.ensure_topic(&stage.spec("", 1)).await);
     old.at_epoch(4).stored(&all[2..]).await;
     old.holds(&all).await;
 }

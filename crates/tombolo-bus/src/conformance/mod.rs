@@ -11,6 +11,7 @@
 
 mod appending;
 mod closing;
+mod dividing;
 mod fencing;
 mod keeping;
 mod listing;
@@ -143,6 +144,7 @@ fn cases() -> Vec<Case> {
         topics::cases(),
         appending::cases(),
         fencing::cases(),
+        dividing::cases(),
         racing::cases(),
         reading::cases(),
         listing::cases(),

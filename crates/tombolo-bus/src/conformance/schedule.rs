@@ -1,13 +1,13 @@
 //! A random schedule of everything that relays and readers do, held against a list.
 //!
-//! Invariant: the engine answers each step as [`Expected`] does, a list of ids and an epoch. The seed is printed;
+//! Invariant: the engine answers each step as [`Expected`] does, a list of ids, an epoch and generations. The seed is printed;
 //! `TOMBOLO_SEED` repeats it.
 
 use std::sync::Arc;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use tombolo_event::Cursor;
+use tombolo_event::{Cursor, Generations};
 
 use super::Case;
 use super::stage::{Line, Stage, collect, impostor, ok, records, records_of, refused, same};
@@ -32,17 +32,22 @@ async fn a_random_schedule_ends_as_a_list_says(stage: Stage) {
         handles.push(stage.handle().await);
     }
     let line = stage.topic(&handles[0], PARTITIONS).await;
-    let mut expected = Expected { epoch: 1, partitions: vec![Vec::new(); PARTITIONS as usize] };
+    let mut expected = Expected {
+        epoch: 1,
+        generations: line.topic.generations.clone(),
+        partitions: vec![Vec::new(); PARTITIONS as usize],
+    };
     for _ in 0..STEPS {
         let bus = &handles[random.random_range(0..HANDLES)];
-        let line = line.on(bus).in_partition(random.random_range(0..PARTITIONS));
-        match random.random_range(0..10) {
-            0..6 => append(&line, &mut expected, &mut random).await,
-            6 => raise(&line, &mut expected, &mut random).await,
+        let line = line.on(bus).in_partition(random.random_range(0..expected.generations.partitions()));
+        match random.random_range(0..100) {
+            0..60 => append(&line, &mut expected, &mut random).await,
+            60..70 => raise(&line, &mut expected, &mut random).await,
+            70..72 => divide(&line, &mut expected, &mut random).await,
             _ => read(&line, &expected, &mut random).await,
         }
     }
-    for partition in 0..PARTITIONS {
+    for partition in 0..expected.generations.partitions() {
         line.in_partition(partition).holds(&expected.partitions[partition as usize]).await;
     }
 }
@@ -50,6 +55,7 @@ async fn a_random_schedule_ends_as_a_list_says(stage: Stage) {
 /// What the topic must hold.
 struct Expected {
     epoch: u64,
+    generations: Generations,
     partitions: Vec<Vec<Record>>,
 }
 
@@ -69,6 +75,10 @@ impl Expected {
                 Some(there) if there.id != record.id => return Err(Kind::OtherId),
                 _ => {}
             }
+        }
+        let is_sealed = self.generations.is_sealed(line.partition);
+        if is_sealed && append.iter().any(|record| record.sequence > stored.len() as u64) {
+            return Err(Kind::Sealed);
         }
         if append[0].sequence > stored.len() as u64 + 1 {
             return Err(Kind::Hole);
@@ -113,6 +123,23 @@ async fn raise(line: &Line, expected: &mut Expected, random: &mut StdRng) {
     let tails: Vec<_> = ok("raise", raised).into_iter().map(|tail| (tail.sequence, tail.id)).collect();
     let tail = |stored: &Vec<Record>| (stored.len() as u64, stored.last().map(|record| record.id));
     assert_eq!(tails, expected.partitions.iter().map(tail).collect::<Vec<_>>());
+}
+
+async fn divide(line: &Line, expected: &mut Expected, random: &mut StdRng) {
+    let epoch =
+        if random.random_ratio(1, 4) { random.random_range(0..=expected.epoch) } else { expected.epoch };
+    let again = expected.generations.each().len() > 1 && random.random_ratio(1, 4);
+    let mut each = expected.generations.each().to_vec();
+    if !again {
+        each.push(random.random_range(1..=3));
+    }
+    let divided = line.at_epoch(epoch).divide(&each).await;
+    if epoch < expected.epoch {
+        return refused(Kind::OlderEpoch, divided);
+    }
+    expected.generations = ok("divide", divided).generations;
+    assert_eq!(expected.generations.each(), each);
+    expected.partitions.resize(expected.generations.partitions() as usize, Vec::new());
 }
 
 async fn read(line: &Line, expected: &Expected, random: &mut StdRng) {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use tombolo_event::{Cursor, EventId, ServiceName};
+use tombolo_event::{Cursor, EventId, Generations, ServiceName};
 use uuid::Uuid;
 
 use super::{Abilities, Factory};
@@ -49,16 +49,23 @@ impl Stage {
         format!("{}.{suffix}", self.name)
     }
 
+    /// What a topic of one generation is to be.
+    pub(super) fn spec(&self, suffix: &str, partitions: u32) -> TopicSpec {
+        TopicSpec { name: self.name(suffix), generations: generations(&[partitions]) }
+    }
+
     /// A new topic, its epoch raised to 1.
     pub(super) async fn topic(&self, bus: &Arc<dyn Bus>, partitions: u32) -> Line {
         self.topic_named(bus, "", partitions).await
     }
 
     pub(super) async fn topic_named(&self, bus: &Arc<dyn Bus>, suffix: &str, partitions: u32) -> Line {
-        let topic = ok(
-            "ensure the topic",
-            bus.ensure_topic(&TopicSpec { name: self.name(suffix), partitions }).await,
-        );
+        let topic = ok("ensure the topic", bus.ensure_topic(&self.spec(suffix, partitions)).await);
+        self.line(bus, topic).await
+    }
+
+    /// A topic that was just made, its epoch raised to 1.
+    pub(super) async fn line(&self, bus: &Arc<dyn Bus>, topic: Topic) -> Line {
         ok("raise to epoch 1", bus.raise_epoch(&topic.name, topic.incarnation, 1).await);
         Line { bus: Arc::clone(bus), topic, epoch: 1, partition: 0 }
     }
@@ -110,6 +117,19 @@ impl Line {
         self.bus.raise_epoch(&self.topic.name, self.topic.incarnation, epoch).await
     }
 
+    pub(super) async fn divide(&self, each: &[u32]) -> Result<Topic> {
+        let (name, incarnation) = (&self.topic.name, self.topic.incarnation);
+        self.bus.divide(name, incarnation, self.epoch, &generations(each)).await
+    }
+
+    /// Divides, and expects the topic as it was but for its generations.
+    pub(super) async fn divided(&self, each: &[u32]) -> Self {
+        let topic = ok("divide", self.divide(each).await);
+        let (generations, epoch) = (generations(each), self.epoch);
+        assert_eq!(topic, Topic { generations, epoch, ..self.topic.clone() }, "the topic that was divided");
+        Self { topic, ..self.clone() }
+    }
+
     pub(super) fn start(&self) -> Cursor {
         Cursor::start(self.topic.incarnation)
     }
@@ -146,6 +166,11 @@ impl Line {
         assert_eq!(tail.sequence, last.map_or(0, |record| record.sequence), "the tail's sequence");
         assert_eq!(tail.id, last.map(|record| record.id), "the tail's id");
     }
+}
+
+/// So many partitions in each generation.
+pub(super) fn generations(each: &[u32]) -> Generations {
+    Generations::try_from(each.to_vec()).expect("cases ask for what a topic can have")
 }
 
 /// Reads a stream to its end; see [`follow`].

@@ -4,8 +4,8 @@ use futures_util::future::join_all;
 use tombolo_event::{Cursor, Incarnation};
 
 use super::Case;
-use super::stage::{Line, Stage, ok, records, refused};
-use crate::{Kind, Read, TopicSpec};
+use super::stage::{Line, Stage, generations, ok, records, refused};
+use crate::{Kind, Read};
 
 pub(super) fn cases() -> Vec<Case> {
     vec![
@@ -13,7 +13,6 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new(ensuring_a_topic_again_finds_the_same),
         Case::new(handles_that_ensure_at_once_get_one_topic),
         Case::new(a_topic_with_other_partitions_differs),
-        Case::new(a_topic_without_partitions_is_refused),
         Case::new(an_unknown_topic_is_said_so),
         Case::new(an_unknown_partition_is_said_so),
         Case::new(topics_are_listed_by_name_once),
@@ -32,15 +31,14 @@ async fn ensuring_a_topic_again_finds_the_same(stage: Stage) {
     let line = stage.topic(&bus, 3).await;
     line.stored(&records(1, 2)).await;
     let other = stage.handle().await;
-    let again =
-        ok("ensure again", other.ensure_topic(&TopicSpec { name: stage.name(""), partitions: 3 }).await);
+    let again = ok("ensure again", other.ensure_topic(&stage.spec("", 3)).await);
     assert_eq!(again.incarnation, line.topic.incarnation, "the incarnation stays");
-    assert_eq!((again.name, again.partitions, again.epoch), (stage.name(""), 3, 1));
+    assert_eq!((again.name, again.generations, again.epoch), (stage.name(""), generations(&[3]), 1));
     assert_eq!(line.all().await.len(), 2, "nothing was lost by ensuring again");
 }
 
 async fn handles_that_ensure_at_once_get_one_topic(stage: Stage) {
-    let spec = TopicSpec { name: stage.name(""), partitions: 2 };
+    let spec = stage.spec("", 2);
     let handles = [stage.handle().await, stage.handle().await, stage.handle().await];
     let made = join_all(handles.iter().map(|bus| bus.ensure_topic(&spec))).await;
     let made: Vec<_> = made.into_iter().map(|topic| ok("ensure", topic).incarnation).collect();
@@ -50,20 +48,11 @@ async fn handles_that_ensure_at_once_get_one_topic(stage: Stage) {
 async fn a_topic_with_other_partitions_differs(stage: Stage) {
     let bus = stage.handle().await;
     let line = stage.topic(&bus, 2).await;
-    let spec = TopicSpec { name: stage.name(""), partitions: 4 };
+    let spec = stage.spec("", 4);
     refused(Kind::TopicDiffers, bus.ensure_topic(&spec).await);
     refused(Kind::TopicDiffers, stage.handle().await.ensure_topic(&spec).await);
     let found = ok("find the topic", bus.topic(&line.topic.name).await);
-    assert_eq!(found.partitions, 2, "the refusal changed nothing");
-}
-
-async fn a_topic_without_partitions_is_refused(stage: Stage) {
-    let bus = stage.handle().await;
-    for partitions in [0, tombolo_event::key::PARTITIONS_MAX + 1] {
-        let made = bus.ensure_topic(&TopicSpec { name: stage.name(""), partitions }).await;
-        assert!(made.is_err(), "{partitions} partitions were accepted");
-    }
-    refused(Kind::UnknownTopic, bus.topic(&stage.name("")).await);
+    assert_eq!(found.generations, generations(&[2]), "the refusal changed nothing");
 }
 
 async fn an_unknown_topic_is_said_so(stage: Stage) {
@@ -96,15 +85,15 @@ async fn topics_are_listed_by_name_once(stage: Stage) {
         let found =
             all.iter().find(|found| found.name == topic.name).expect("a topic that was made is listed");
         assert_eq!(
-            (found.incarnation, found.partitions, found.epoch),
-            (topic.incarnation, topic.partitions, 1)
+            (found.incarnation, &found.generations, found.epoch),
+            (topic.incarnation, &topic.generations, 1)
         );
     }
 }
 
 async fn a_new_topic_is_empty(stage: Stage) {
     let bus = stage.handle().await;
-    let topic = ok("ensure", bus.ensure_topic(&TopicSpec { name: stage.name(""), partitions: 3 }).await);
+    let topic = ok("ensure", bus.ensure_topic(&stage.spec("", 3)).await);
     assert_eq!(topic.epoch, 0, "no relay has raised it");
     let tails = ok("tails", bus.tails(&topic.name).await);
     let found: Vec<_> = tails.iter().map(|tail| (tail.partition, tail.sequence, tail.id)).collect();

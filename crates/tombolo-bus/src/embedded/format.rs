@@ -18,7 +18,7 @@
 use bytes::Bytes;
 use crc32c::{crc32c, crc32c_append};
 use serde::{Deserialize, Serialize};
-use tombolo_event::{EventId, Incarnation, ServiceName};
+use tombolo_event::{EventId, Generations, Incarnation, ServiceName};
 use uuid::Uuid;
 
 use crate::{Record, Registration};
@@ -360,10 +360,17 @@ pub(super) enum System {
         number: u32,
         /// Its name.
         name: ServiceName,
-        /// Its number of partitions.
+        /// The number of partitions of its first generation.
         partitions: u32,
         /// The identity of this life of it.
         incarnation: Incarnation,
+    },
+    /// The partitions of a topic were sealed, and others begun.
+    TopicDivided {
+        /// The topic's number.
+        topic: u32,
+        /// All its generations, of which the last is new.
+        generations: Generations,
     },
     /// Older writers of a topic were fenced.
     EpochRaised {

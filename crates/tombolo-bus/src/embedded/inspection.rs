@@ -7,9 +7,9 @@ use std::io;
 use std::path::Path;
 
 use bytes::Bytes;
-use tombolo_event::{Incarnation, ServiceName};
+use tombolo_event::{Generations, Incarnation, ServiceName};
 
-use super::format::{BlockReader, SYSTEM_TOPIC, SegmentHeader, System};
+use super::format::{BlockHeader, BlockReader, SYSTEM_TOPIC, SegmentHeader, System};
 use super::index::{Extent, SegmentIndex};
 use super::lock::holder;
 use super::options::Cut;
@@ -45,7 +45,9 @@ pub struct InspectedTopic {
     pub incarnation: Incarnation,
     /// The epoch of the relay that may append.
     pub epoch: u64,
-    /// Its partitions, in order.
+    /// How it is divided into partitions, now and before.
+    pub generations: Generations,
+    /// Its partitions, of every generation, in order.
     pub partitions: Vec<InspectedPartition>,
 }
 
@@ -174,7 +176,12 @@ impl Walk<'_> {
         let mut reader = BlockReader::new(bytes.slice(at..at + header.length()), &header);
         if header.topic == SYSTEM_TOPIC {
             match system_records(reader) {
-                Some(records) => records.into_iter().for_each(|record| self.system(record)),
+                Some(records) => {
+                    let wrong = records.into_iter().filter_map(|record| self.system(record).err());
+                    for what in wrong.collect::<Vec<_>>() {
+                        self.damage(segment, at, what);
+                    }
+                }
                 None => self.damage(segment, at, "holds an unreadable system record"),
             }
             return;
@@ -184,26 +191,40 @@ impl Walk<'_> {
                 return self.damage(segment, at, "holds a block that does not consist of its records");
             }
         }
-        let own = self.topics.get_mut(&header.topic);
-        let Some(own) = own.and_then(|topic| topic.partitions.get_mut(header.partition as usize)) else {
-            return self.damage(segment, at, format!("holds events of unknown topic {}", header.topic));
-        };
-        let expected = own.last + 1;
-        own.events += u64::from(header.count);
-        own.last = header.last();
-        if header.first != expected {
-            let (topic, partition, first) = (header.topic, header.partition, header.first);
-            let name = self.topics.get(&topic).map_or("?", |topic| topic.name.as_str());
-            let what = format!("goes on with sequence {first} of {name}/{partition}; expected {expected}");
+        if let Some(what) = self.count(&header) {
             self.damage(segment, at, what);
         }
     }
 
-    fn system(&mut self, record: System) {
+    /// Counts the events of a block; says what is wrong if they do not follow from what went before.
+    fn count(&mut self, header: &BlockHeader) -> Option<String> {
+        let unknown = || Some(format!("holds events of unknown topic {}", header.topic));
+        let Some(topic) = self.topics.get_mut(&header.topic) else { return unknown() };
+        let (partition, first) = (header.partition, header.first);
+        let Some(own) = topic.partitions.get_mut(partition as usize) else { return unknown() };
+        let expected = own.last + 1;
+        own.events += u64::from(header.count);
+        own.last = header.last();
+        let name = &topic.name;
+        if topic.generations.is_sealed(partition) {
+            return Some(format!("holds sequence {first} of {name}/{partition}, which was sealed before"));
+        }
+        (first != expected)
+            .then(|| format!("goes on with sequence {first} of {name}/{partition}; expected {expected}"))
+    }
+
+    fn system(&mut self, record: System) -> std::result::Result<(), String> {
         match record {
             System::TopicCreated { number, name, partitions, incarnation } => {
+                let generations = Generations::first(partitions).map_err(|error| error.to_string())?;
                 let partitions = vec![InspectedPartition::default(); partitions as usize];
-                self.topics.insert(number, InspectedTopic { name, incarnation, epoch: 0, partitions });
+                let topic = InspectedTopic { name, incarnation, epoch: 0, generations, partitions };
+                self.topics.insert(number, topic);
+            }
+            System::TopicDivided { topic, generations } => {
+                let topic = self.topics.get_mut(&topic).ok_or("divides an unknown topic")?;
+                topic.partitions.resize(generations.partitions() as usize, InspectedPartition::default());
+                topic.generations = generations;
             }
             System::EpochRaised { topic, epoch } => {
                 if let Some(topic) = self.topics.get_mut(&topic) {
@@ -212,6 +233,7 @@ impl Walk<'_> {
             }
             System::Registered(_) => {}
         }
+        Ok(())
     }
 
     fn sidecar(&mut self, segment: u64, end: (u64, u64)) {

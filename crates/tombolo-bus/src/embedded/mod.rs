@@ -35,8 +35,7 @@ use async_trait::async_trait;
 use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 use tombolo_event::barrier;
-use tombolo_event::key::PARTITIONS_MAX;
-use tombolo_event::{Incarnation, ServiceName};
+use tombolo_event::{Generations, Incarnation, ServiceName};
 
 pub use inspection::{Damage, InspectedPartition, InspectedTopic, Inspection, verify};
 pub use options::{Cut, Mutant, Options, Recovered, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
@@ -251,13 +250,6 @@ impl Bus for Log {
     }
 
     async fn ensure_topic(&self, spec: &TopicSpec) -> Result<Topic> {
-        if !(1..=PARTITIONS_MAX).contains(&spec.partitions) {
-            let message = format!(
-                "topic {} is to have {} partitions; expected 1 to {PARTITIONS_MAX}",
-                spec.name, spec.partitions
-            );
-            return Err(Error::new(Kind::Configuration, message));
-        }
         let spec = spec.clone();
         self.ask(|reply| Request::EnsureTopic(spec, reply)).await
     }
@@ -282,6 +274,17 @@ impl Bus for Log {
     ) -> Result<Vec<Tail>> {
         let topic = topic.clone();
         self.ask(|reply| Request::RaiseEpoch(topic, incarnation, epoch, reply)).await
+    }
+
+    async fn divide(
+        &self,
+        topic: &ServiceName,
+        incarnation: Incarnation,
+        epoch: u64,
+        generations: &Generations,
+    ) -> Result<Topic> {
+        let (topic, generations) = (topic.clone(), generations.clone());
+        self.ask(|reply| Request::Divide(topic, incarnation, epoch, generations, reply)).await
     }
 
     async fn append(&self, append: Append) -> Result<Appended> {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tokio::sync::watch;
-use tombolo_event::{EventId, Incarnation, ServiceName};
+use tombolo_event::{EventId, Generations, Incarnation, ServiceName};
 
 use super::format::System;
 use super::index::{Entry, Held};
@@ -63,13 +63,26 @@ impl Published {
     pub(super) fn apply(&self, system: System) -> Result<(), String> {
         match system {
             System::TopicCreated { number, name, partitions, incarnation } => {
-                let view = Arc::new(TopicView::new(number, name, partitions, incarnation));
+                let generations = Generations::first(partitions).map_err(|error| error.to_string())?;
+                let view = Arc::new(TopicView::new(number, name, generations, incarnation));
                 let mut topics = write(&self.topics);
                 if number as usize != topics.by_number.len() + 1 || topics.by_name.contains_key(&view.name) {
                     return Err(format!("makes topic {} as number {number} out of turn", view.name));
                 }
                 topics.by_name.insert(view.name.clone(), view.clone());
                 topics.by_number.push(view);
+            }
+            System::TopicDivided { topic, generations } => {
+                let view =
+                    self.numbered(topic).ok_or_else(|| format!("divides the unknown topic {topic}"))?;
+                let is_next = view.to_topic().is_to_be_divided(&generations);
+                if !is_next.map_err(|error| error.to_string())? {
+                    return Err(format!("divides topic {} into what it is already", view.name));
+                }
+                let view = Arc::new(view.divided(generations));
+                let mut topics = write(&self.topics);
+                topics.by_name.insert(view.name.clone(), view.clone());
+                topics.by_number[topic as usize - 1] = view;
             }
             System::EpochRaised { topic, epoch } => {
                 let view = self
@@ -86,19 +99,33 @@ impl Published {
     }
 }
 
-/// A topic and its partitions.
+/// A topic and its partitions. Dividing it makes another view of the same partitions and of new ones.
 pub(super) struct TopicView {
     pub(super) number: u32,
     pub(super) name: ServiceName,
     pub(super) incarnation: Incarnation,
-    epoch: AtomicU64,
-    pub(super) partitions: Vec<Partition>,
+    pub(super) generations: Generations,
+    epoch: Arc<AtomicU64>,
+    pub(super) partitions: Vec<Arc<Partition>>,
 }
 
 impl TopicView {
-    pub(super) fn new(number: u32, name: ServiceName, partitions: u32, incarnation: Incarnation) -> Self {
-        let partitions = (0..partitions).map(|_| Partition::default()).collect();
-        Self { number, name, incarnation, epoch: AtomicU64::new(0), partitions }
+    pub(super) fn new(
+        number: u32,
+        name: ServiceName,
+        generations: Generations,
+        incarnation: Incarnation,
+    ) -> Self {
+        let partitions = (0..generations.partitions()).map(|_| Arc::default()).collect();
+        Self { number, name, incarnation, generations, epoch: Arc::default(), partitions }
+    }
+
+    /// The same topic once it has these generations.
+    pub(super) fn divided(&self, generations: Generations) -> Self {
+        let mut partitions = self.partitions.clone();
+        partitions.resize_with(generations.partitions() as usize, Arc::default);
+        let (name, epoch) = (self.name.clone(), Arc::clone(&self.epoch));
+        Self { number: self.number, name, incarnation: self.incarnation, generations, epoch, partitions }
     }
 
     pub(super) fn epoch(&self) -> u64 {
@@ -106,12 +133,16 @@ impl TopicView {
     }
 
     pub(super) fn partition(&self, number: u32) -> Option<&Partition> {
-        self.partitions.get(number as usize)
+        self.partitions.get(number as usize).map(|own| &**own)
     }
 
     pub(super) fn to_topic(&self) -> Topic {
-        let partitions = u32::try_from(self.partitions.len()).unwrap_or(u32::MAX);
-        Topic { name: self.name.clone(), partitions, incarnation: self.incarnation, epoch: self.epoch() }
+        Topic {
+            name: self.name.clone(),
+            generations: self.generations.clone(),
+            incarnation: self.incarnation,
+            epoch: self.epoch(),
+        }
     }
 
     pub(super) fn tails(&self) -> Vec<Tail> {

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
-use tombolo_event::{EventId, Incarnation, ServiceName};
+use tombolo_event::{EventId, Generations, Incarnation, ServiceName};
 
 use super::format::{Group, SYSTEM_TOPIC, System};
 use super::index::Entry;
@@ -30,6 +30,8 @@ pub(super) enum Request {
     EnsureTopic(TopicSpec, Reply<Topic>),
     /// [`crate::Bus::raise_epoch`].
     RaiseEpoch(ServiceName, Incarnation, u64, Reply<Vec<Tail>>),
+    /// [`crate::Bus::divide`].
+    Divide(ServiceName, Incarnation, u64, Generations, Reply<Topic>),
     /// [`crate::Bus::register`].
     Register(Registration, Reply<()>),
 }
@@ -40,7 +42,7 @@ impl Request {
         match self {
             Self::Append(append, ..) => append.records.iter().map(crate::Record::size).sum(),
             Self::Register(registration, _) => registration.descriptor.len(),
-            Self::EnsureTopic(..) | Self::RaiseEpoch(..) => 0,
+            Self::EnsureTopic(..) | Self::RaiseEpoch(..) | Self::Divide(..) => 0,
         }
     }
 
@@ -48,7 +50,9 @@ impl Request {
     pub(super) fn refuse(self, kind: Kind, message: &str) {
         match self {
             Self::Append(_, reply, _) => send(reply, Err(Error::new(kind, message))),
-            Self::EnsureTopic(_, reply) => send(reply, Err(Error::new(kind, message))),
+            Self::EnsureTopic(_, reply) | Self::Divide(_, _, _, _, reply) => {
+                send(reply, Err(Error::new(kind, message)));
+            }
             Self::RaiseEpoch(_, _, _, reply) => send(reply, Err(Error::new(kind, message))),
             Self::Register(_, reply) => send(reply, Err(Error::new(kind, message))),
         }
@@ -132,6 +136,7 @@ pub(super) struct Staging<'a> {
     group: Group,
     tails: HashMap<(u32, u32), StagedTail>,
     epochs: HashMap<u32, u64>,
+    /// The topics that are made or divided in this group, as they are then.
     topics: Vec<Arc<TopicView>>,
     registrations: BTreeMap<(ServiceName, u32), Registration>,
     effects: Effects,
@@ -169,6 +174,9 @@ impl<'a> Staging<'a> {
             Request::RaiseEpoch(topic, incarnation, epoch, reply) => {
                 Answer::Tails(reply, self.raise_epoch(&topic, incarnation, epoch))
             }
+            Request::Divide(topic, incarnation, epoch, generations, reply) => {
+                Answer::Topic(reply, self.divide(&topic, incarnation, epoch, generations))
+            }
             Request::Register(registration, reply) => {
                 self.register(registration);
                 Answer::Registered(reply, Ok(()))
@@ -182,8 +190,13 @@ impl<'a> Staging<'a> {
     }
 
     fn topic(&self, name: &ServiceName) -> Result<Arc<TopicView>> {
-        let staged = || self.topics.iter().find(|view| view.name == *name).cloned();
-        self.published.topic(name).or_else(staged).ok_or_else(|| unknown_topic(name))
+        let staged = self.topics.iter().find(|view| view.name == *name).cloned();
+        staged.or_else(|| self.published.topic(name)).ok_or_else(|| unknown_topic(name))
+    }
+
+    /// What everybody will see of a topic once the group is synced.
+    fn to_topic(&self, view: &TopicView) -> Topic {
+        Topic { epoch: self.epoch(view), ..view.to_topic() }
     }
 
     fn epoch(&self, view: &TopicView) -> u64 {
@@ -208,14 +221,18 @@ impl<'a> Staging<'a> {
             return Err(other_epoch(&view, append.epoch, epoch));
         }
         let (last, _) = self.tail(&view, append.partition);
+        let is_sealed = view.generations.is_sealed(append.partition);
         let first = append.records.first().map_or(0, |record| record.sequence);
         let Some(overlap) = (last + 1).checked_sub(first) else {
-            return Err(hole(append, first, last));
+            return Err(if is_sealed { sealed(append, last) } else { hole(append, first, last) });
         };
         let stored = usize::try_from(overlap).unwrap_or(usize::MAX).min(append.records.len());
         self.check_repeat(append, &view, stored)?;
         if stored == append.records.len() {
             return Ok(Appended { last });
+        }
+        if is_sealed {
+            return Err(sealed(append, last));
         }
         Ok(Appended { last: self.push(append, &view, stored, last) })
     }
@@ -265,24 +282,46 @@ impl<'a> Staging<'a> {
 
     fn ensure_topic(&mut self, spec: &TopicSpec) -> Result<Topic> {
         if let Ok(view) = self.topic(&spec.name) {
-            let found = view.partitions.len();
-            if found != spec.partitions as usize {
-                let message = format!(
-                    "topic {} has {found} partitions, not {}; the number of partitions of a topic is fixed when it is made",
-                    spec.name, spec.partitions
-                );
-                return Err(Error::new(Kind::TopicDiffers, message));
-            }
-            return Ok(Topic { epoch: self.epoch(&view), ..view.to_topic() });
+            return self.to_topic(&view).matching(spec);
         }
-        let made = self.published.topics().len() + self.topics.len();
-        let number = u32::try_from(made + 1)
+        let published = self.published.topics().len();
+        let made = self.topics.iter().filter(|view| view.number as usize > published).count();
+        let number = u32::try_from(published + made + 1)
             .map_err(|_| Error::new(Kind::TooLarge, "the log holds as many topics as it can number"))?;
-        let (name, partitions, incarnation) = (spec.name.clone(), spec.partitions, Incarnation::new());
-        let view = Arc::new(TopicView::new(number, name.clone(), partitions, incarnation));
-        self.push_system(System::TopicCreated { number, name, partitions, incarnation });
+        let (name, incarnation) = (spec.name.clone(), Incarnation::new());
+        let mut steps = spec.generations.steps();
+        let first = steps.next().unwrap_or_else(|| spec.generations.clone());
+        let partitions = first.partitions();
+        self.push_system(System::TopicCreated { number, name: name.clone(), partitions, incarnation });
+        for generations in steps {
+            self.push_system(System::TopicDivided { topic: number, generations });
+        }
+        let view = Arc::new(TopicView::new(number, name, spec.generations.clone(), incarnation));
         self.topics.push(view.clone());
         Ok(view.to_topic())
+    }
+
+    fn divide(
+        &mut self,
+        topic: &ServiceName,
+        incarnation: Incarnation,
+        epoch: u64,
+        generations: Generations,
+    ) -> Result<Topic> {
+        let view = self.topic(topic)?;
+        check_incarnation(&view, incarnation)?;
+        let present = self.epoch(&view);
+        if epoch != present && !self.options.is(Mutant::NoFencing) {
+            return Err(other_epoch(&view, epoch, present));
+        }
+        if !view.to_topic().is_to_be_divided(&generations)? {
+            return Ok(self.to_topic(&view));
+        }
+        self.push_system(System::TopicDivided { topic: view.number, generations: generations.clone() });
+        let divided = Arc::new(view.divided(generations));
+        self.topics.retain(|staged| staged.number != divided.number);
+        self.topics.push(divided.clone());
+        Ok(self.to_topic(&divided))
     }
 
     fn raise_epoch(
@@ -362,6 +401,14 @@ fn hole(append: &Append, first: u64, last: u64) -> Error {
     let message =
         format!("{place} ends at sequence {last}; the append begins at {first}, expected {}", last + 1);
     Error::new(Kind::Hole, message)
+}
+
+fn sealed(append: &Append, last: u64) -> Error {
+    let message = format!(
+        "{}/{} is sealed at sequence {last}: its topic was divided anew, and what is new goes to the present generation",
+        append.topic, append.partition
+    );
+    Error::new(Kind::Sealed, message)
 }
 
 fn other_id(append: &Append, sequence: u64, found: EventId, stored: EventId) -> Error {

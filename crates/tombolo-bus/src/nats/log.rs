@@ -14,7 +14,6 @@ use async_nats::jetstream::stream::{
     Config, DiscardPolicy, Info, LastRawMessageErrorKind, RetentionPolicy, StorageType, Stream,
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
-use tombolo_event::key::PARTITIONS_MAX;
 use tombolo_event::{EventId, Incarnation, ServiceName};
 
 use super::link::{Link, unavailable};
@@ -66,6 +65,7 @@ impl Known {
         if message.subject.as_str() == log.link.names.control(&log.topic) {
             self.control = message::control(&message)?;
             self.control_at = message.sequence;
+            self.ends.resize(self.control.generations.partitions() as usize, End::default());
             return Ok(());
         }
         let token = message.subject.rsplit('.').next().and_then(|token| token.parse::<usize>().ok());
@@ -123,22 +123,16 @@ impl Log {
 
     /// Makes the topic unless it is there. Whoever writes the first control record gives the incarnation.
     pub(super) async fn ensure(link: &Arc<Link>, spec: &TopicSpec) -> Result<Topic> {
-        if spec.partitions == 0 || spec.partitions > PARTITIONS_MAX {
-            let message = format!(
-                "topic {} is to have {} partitions; expected 1 to {PARTITIONS_MAX}",
-                spec.name, spec.partitions
-            );
-            return Err(Error::new(Kind::Configuration, message));
-        }
         for _ in 0..TRIES_MAX {
             let Some(log) = Self::find(link, &spec.name).await? else {
                 make(link, &spec.name).await?;
                 continue;
             };
             if let Some((control, _)) = log.last_control().await? {
-                return as_asked(spec, &control);
+                return control.topic(&spec.name).matching(spec);
             }
-            let control = Control { incarnation: Incarnation::new(), partitions: spec.partitions, epoch: 0 };
+            let generations = spec.generations.clone();
+            let control = Control { incarnation: Incarnation::new(), generations, epoch: 0 };
             log.write_control(&control, |message| message.expected_last_sequence(0)).await?;
         }
         Err(contended(&spec.name))
@@ -235,7 +229,7 @@ impl Log {
     pub(super) async fn known(&self) -> Result<Known> {
         let last = self.last().await?;
         let (control, message) = self.last_control().await?.ok_or_else(|| unknown(&self.topic))?;
-        let ends = stream::iter(0..control.partitions).map(|partition| self.end_of(partition));
+        let ends = stream::iter(0..control.generations.partitions()).map(|partition| self.end_of(partition));
         let ends = ends.buffered(READS_AT_ONCE).try_collect().await?;
         let mut known = Known { control, control_at: message.sequence, ends, last, last_id: None };
         if let Some(message) = self.at(last).await? {
@@ -395,17 +389,6 @@ fn unsafe_setting(found: &Config) -> Option<String> {
     }
     let limited = limits.into_iter().find(|(_, limit)| *limit > 0);
     limited.map(|(name, limit)| format!("{name} {limit}"))
-}
-
-fn as_asked(spec: &TopicSpec, control: &Control) -> Result<Topic> {
-    if control.partitions == spec.partitions {
-        return Ok(control.topic(&spec.name));
-    }
-    let message = format!(
-        "topic {} has {} partitions; expected {}: a topic keeps the number that it was made with",
-        spec.name, control.partitions, spec.partitions
-    );
-    Err(Error::new(Kind::TopicDiffers, message))
 }
 
 pub(super) fn contended(topic: &ServiceName) -> Error {

@@ -8,7 +8,7 @@ use async_nats::jetstream::message::StreamMessage;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tombolo_event::envelope::EVENT_BYTES_MAX;
-use tombolo_event::{EventId, Incarnation, ServiceName};
+use tombolo_event::{EventId, Generations, Incarnation, ServiceName};
 
 use crate::{Append, Error, Kind, Record, Result, Topic};
 
@@ -21,16 +21,49 @@ const HEADER_BYTES_MAX: usize = 1024;
 
 /// The topic as a control record of its stream says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Written", into = "Written")]
 pub(super) struct Control {
     pub(super) incarnation: Incarnation,
-    pub(super) partitions: u32,
+    pub(super) generations: Generations,
     pub(super) epoch: u64,
+}
+
+/// A control record as it is written. A topic of several generations has no `partitions`, so that a version that does
+/// not know of generations refuses it instead of appending to a sealed partition.
+#[derive(Serialize, Deserialize)]
+struct Written {
+    incarnation: Incarnation,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    partitions: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    generations: Option<Generations>,
+    epoch: u64,
+}
+
+impl From<Control> for Written {
+    fn from(control: Control) -> Self {
+        let Control { incarnation, generations, epoch } = control;
+        match generations.each() {
+            [partitions] => Self { incarnation, partitions: Some(*partitions), generations: None, epoch },
+            _ => Self { incarnation, partitions: None, generations: Some(generations), epoch },
+        }
+    }
+}
+
+impl TryFrom<Written> for Control {
+    type Error = tombolo_event::Error;
+
+    fn try_from(written: Written) -> std::result::Result<Self, Self::Error> {
+        let Written { incarnation, partitions, generations, epoch } = written;
+        let generations = generations.map_or_else(|| Generations::first(partitions.unwrap_or(0)), Ok)?;
+        Ok(Self { incarnation, generations, epoch })
+    }
 }
 
 impl Control {
     pub(super) fn topic(&self, name: &ServiceName) -> Topic {
-        let Self { incarnation, partitions, epoch } = *self;
-        Topic { name: name.clone(), partitions, incarnation, epoch }
+        let Self { incarnation, generations, epoch } = self.clone();
+        Topic { name: name.clone(), generations, incarnation, epoch }
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! stream tombolo_<namespace>_topic_orders        subjects <namespace>.topic.orders.*
-//!   1 control {incarnation, partitions, epoch 0}
-//!   2 control {…, epoch 1}      an epoch is raised by a record of the same stream, so it breaks
+//!   1 control {incarnation, generations, epoch 0}
+//!   2 control {…, epoch 1}      an epoch is raised, and a topic divided, by a record of the same stream, so it breaks
 //!   3 orders.0  sequence 1      the chain of every writer that does not know of it
 //!   4 orders.2  sequence 1
 //!   5 orders.0  sequence 2      each message names the stream's last sequence *and* the last message's id:
@@ -37,7 +37,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use tombolo_event::{Incarnation, ServiceName};
+use tombolo_event::{Generations, Incarnation, ServiceName};
 
 use crate::accept::{Accepted, Weakness};
 use crate::{
@@ -140,6 +140,16 @@ impl Bus for Nats {
         epoch: u64,
     ) -> Result<Vec<Tail>> {
         self.writer(topic).raise(incarnation, epoch).await
+    }
+
+    async fn divide(
+        &self,
+        topic: &ServiceName,
+        incarnation: Incarnation,
+        epoch: u64,
+        generations: &Generations,
+    ) -> Result<Topic> {
+        self.writer(topic).divide(incarnation, epoch, generations).await
     }
 
     async fn append(&self, append: Append) -> Result<Appended> {

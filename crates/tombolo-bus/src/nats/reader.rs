@@ -55,8 +55,8 @@ impl Reader {
                 format!("topic {} is incarnation {found}; the reader's place is in {expected}", read.topic);
             return Err(Error::new(Kind::OtherIncarnation, message));
         }
-        if read.partition >= control.partitions {
-            let found = control.partitions;
+        let found = control.generations.partitions();
+        if read.partition >= found {
             let message = format!(
                 "topic {} has {found} partitions from 0; there is none {}",
                 read.topic, read.partition

@@ -14,13 +14,13 @@ use async_nats::jetstream::context::{PublishAckFuture, PublishError, PublishErro
 use async_nats::jetstream::message::PublishMessage;
 use futures_util::future::join_all;
 use tokio::sync::{Mutex, MutexGuard, OwnedRwLockReadGuard, RwLock};
-use tombolo_event::{EventId, Incarnation, ServiceName};
+use tombolo_event::{EventId, Generations, Incarnation, ServiceName};
 
 use super::link::{Link, unavailable};
 use super::log::{End, Known, Log, TRIES_MAX, contended};
 use super::message::{self, Control};
 use super::pull::Pull;
-use crate::{Append, Appended, Error, Kind, Record, Result, Tail};
+use crate::{Append, Appended, Error, Kind, Record, Result, Tail, Topic};
 
 /// The one writer of a topic in this process.
 pub(super) struct Writer {
@@ -36,7 +36,7 @@ struct State {
     /// What the stream holds, and what was sent after that.
     known: Option<Known>,
     /// How many times the stream was read.
-    generation: u64,
+    reads: u64,
 }
 
 /// What to do with an append, as far as memory tells.
@@ -52,7 +52,7 @@ enum Decision {
 struct Sent {
     acks: Vec<PublishAckFuture>,
     last: u64,
-    generation: u64,
+    reads: u64,
     flight: OwnedRwLockReadGuard<()>,
 }
 
@@ -113,9 +113,12 @@ impl Writer {
             Ok(Decision::Compare(stored)) => {
                 let compared = self.compare(&known, append, stored).await;
                 let last = known.ends[append.partition as usize].sequence;
-                if compared.is_err() || stored == append.records.len() {
+                let sealed = known.control.generations.is_sealed(append.partition);
+                if compared.is_err() || stored == append.records.len() || sealed {
                     state.known = Some(known);
-                    return compared.map(|()| Step::Stored(last));
+                    compared?;
+                    let whole = stored == append.records.len();
+                    return if whole { Ok(Step::Stored(last)) } else { Err(self::sealed(append, last)) };
                 }
                 self.send(&mut state, known, append, stored, reread).await.map(Step::Sent)
             }
@@ -128,7 +131,7 @@ impl Writer {
         let landed = self.flights.write().await;
         let known = Log::open(&self.link, &self.topic).await?.known().await?;
         drop(landed);
-        state.generation += 1;
+        state.reads += 1;
         state.known = Some(known);
         Ok(())
     }
@@ -158,9 +161,9 @@ impl Writer {
             *end = End { sequence: record.sequence, id: Some(record.id), at: known.last };
         }
         let last = end.sequence;
-        let generation = state.generation;
+        let reads = state.reads;
         state.known = Some(known);
-        Ok(Sent { acks, last, generation, flight })
+        Ok(Sent { acks, last, reads, flight })
     }
 
     async fn send_link(
@@ -192,7 +195,7 @@ impl Writer {
         drop(sent.flight);
         let Some(error) = acks.into_iter().find_map(|ack| ack.err()) else { return Ok(Some(sent.last)) };
         let mut state = self.known.lock().await;
-        if state.generation == sent.generation {
+        if state.reads == sent.reads {
             state.known = None;
         }
         match error.kind() {
@@ -223,21 +226,46 @@ impl Writer {
     }
 
     pub(super) async fn raise(&self, incarnation: Incarnation, epoch: u64) -> Result<Vec<Tail>> {
+        let changed = |control: &Control| {
+            if epoch < control.epoch {
+                return Err(older(&self.topic, epoch, control.epoch));
+            }
+            Ok((epoch > control.epoch).then(|| Control { epoch, ..control.clone() }))
+        };
+        Ok(self.change(incarnation, changed).await?.tails())
+    }
+
+    pub(super) async fn divide(
+        &self,
+        incarnation: Incarnation,
+        epoch: u64,
+        generations: &Generations,
+    ) -> Result<Topic> {
+        let changed = |control: &Control| {
+            if epoch != control.epoch {
+                return Err(older(&self.topic, epoch, control.epoch));
+            }
+            let is_new = control.topic(&self.topic).is_to_be_divided(generations)?;
+            Ok(is_new.then(|| Control { generations: generations.clone(), ..control.clone() }))
+        };
+        Ok(self.change(incarnation, changed).await?.control.topic(&self.topic))
+    }
+
+    /// Writes control records until there is nothing left to change; returns what the stream holds then.
+    async fn change(
+        &self,
+        incarnation: Incarnation,
+        changed: impl Fn(&Control) -> Result<Option<Control>>,
+    ) -> Result<Known> {
         let mut state = self.known.lock().await;
         for _ in 0..TRIES_MAX {
             self.read_again(&mut state).await?;
             let Some(known) = &state.known else { break };
             check_incarnation(&self.topic, known, incarnation)?;
-            if epoch < known.control.epoch {
-                return Err(older(&self.topic, epoch, known.control.epoch));
-            }
-            if epoch == known.control.epoch {
-                return Ok(known.tails());
-            }
-            let control = Control { epoch, ..known.control.clone() };
+            let Some(control) = changed(&known.control)? else { return Ok(known.clone()) };
             let control_at = known.control_at;
             state.known = None;
-            // Only other raises contend here: this must get through beside a writer that never stops, and breaks its chain.
+            // Only other changes contend here: this must get through beside a writer that never stops, and breaks its chain.
             let log = Log::open(&self.link, &self.topic).await?;
             log.write_control(&control, |message| message.expected_last_subject_sequence(control_at)).await?;
         }
@@ -290,6 +318,9 @@ fn decide(known: &Known, append: &Append) -> Result<Decision> {
         return Err(older(&append.topic, append.epoch, known.control.epoch));
     }
     let (first, next) = (append.records.first().map_or(0, |record| record.sequence), end.sequence + 1);
+    if first >= next && known.control.generations.is_sealed(append.partition) {
+        return Err(sealed(append, end.sequence));
+    }
     if first > next {
         let message = format!(
             "append to {}/{} begins at {first}; expected {next}: read the outbox again",
@@ -315,6 +346,14 @@ fn check_incarnation(topic: &ServiceName, known: &Known, expected: Incarnation) 
 fn older(topic: &ServiceName, epoch: u64, found: u64) -> Error {
     let what = if epoch < found { "another relay took over" } else { "this epoch was never raised" };
     Error::new(Kind::OlderEpoch, format!("topic {topic} is at epoch {found}, the caller at {epoch}: {what}"))
+}
+
+fn sealed(append: &Append, last: u64) -> Error {
+    let message = format!(
+        "{}/{} is sealed at {last}: its topic was divided anew, and what is new goes to the present generation",
+        append.topic, append.partition
+    );
+    Error::new(Kind::Sealed, message)
 }
 
 fn same_id(append: &Append, record: &Record, found: Option<EventId>) -> Result<()> {

@@ -3,11 +3,13 @@
 //! Invariant: what comes from the wire is checked here, once; an id or a name that is not one is refused with
 //! what was found.
 
-use tombolo_event::{Cursor, EventId, Incarnation, ServiceName};
+use tombolo_event::{Cursor, EventId, Generations, Incarnation, ServiceName};
 use uuid::Uuid;
 
 use super::{generated as wire, records};
-use crate::{Append, Batch, Error, Guarantee, Kind, Reach, Read, Registration, Result, Signal, Tail, Topic};
+use crate::{
+    Append, Batch, Error, Guarantee, Kind, Reach, Read, Registration, Result, Signal, Tail, Topic, TopicSpec,
+};
 
 /// The most bytes of a batch that a server reads for anybody, whatever is asked for.
 const READ_BATCH_BYTES_MAX: u64 = 4 << 20;
@@ -42,13 +44,54 @@ fn bytes_if_any(id: Option<EventId>) -> bytes::Bytes {
     id.map(|id| bytes_of(id.0)).unwrap_or_default()
 }
 
+/// Generations on the wire, and the number of partitions for who does not know of them: 0, which means nothing to
+/// anybody, where there are several.
+fn generations_to_wire(generations: &Generations) -> (u32, Vec<u32>) {
+    let partitions = if let [only] = generations.each() { *only } else { 0 };
+    (partitions, generations.each().to_vec())
+}
+
+fn generations(partitions: u32, each: Vec<u32>) -> Result<Generations> {
+    let each = if each.is_empty() { vec![partitions] } else { each };
+    Generations::try_from(each).map_err(|error| Error::new(Kind::Configuration, error.to_string()))
+}
+
+impl From<&TopicSpec> for wire::EnsureTopicRequest {
+    fn from(spec: &TopicSpec) -> Self {
+        let (partitions, generations) = generations_to_wire(&spec.generations);
+        Self { name: spec.name.to_string(), partitions, generations }
+    }
+}
+
+impl TryFrom<wire::EnsureTopicRequest> for TopicSpec {
+    type Error = Error;
+    fn try_from(request: wire::EnsureTopicRequest) -> Result<Self> {
+        let generations = generations(request.partitions, request.generations)?;
+        Ok(Self { name: name(&request.name)?, generations })
+    }
+}
+
+/// A topic for somebody who may not know of generations.
+pub(super) fn topic_for(topic: Topic, knows_generations: bool) -> Result<wire::Topic> {
+    if !knows_generations && topic.generations.each().len() > 1 {
+        let message = format!(
+            "topic {} was divided anew ({} partitions), which this version of the caller does not know of; run a newer one",
+            topic.name, topic.generations
+        );
+        return Err(Error::new(Kind::TopicDiffers, message));
+    }
+    Ok(topic.into())
+}
+
 impl From<Topic> for wire::Topic {
     fn from(topic: Topic) -> Self {
+        let (partitions, generations) = generations_to_wire(&topic.generations);
         Self {
             name: topic.name.into(),
-            partitions: topic.partitions,
+            partitions,
             incarnation: bytes_of(topic.incarnation.0),
             epoch: topic.epoch,
+            generations,
         }
     }
 }
@@ -58,11 +101,31 @@ impl TryFrom<wire::Topic> for Topic {
     fn try_from(topic: wire::Topic) -> Result<Self> {
         Ok(Self {
             name: name(&topic.name)?,
-            partitions: topic.partitions,
+            generations: generations(topic.partitions, topic.generations)?,
             incarnation: incarnation(&topic.incarnation)?,
             epoch: topic.epoch,
         })
     }
+}
+
+/// Asks to divide a topic.
+pub(super) fn divide_request(
+    topic: &ServiceName,
+    incarnation: Incarnation,
+    epoch: u64,
+    generations: &Generations,
+) -> wire::DivideRequest {
+    wire::DivideRequest {
+        topic: topic.to_string(),
+        incarnation: bytes_of(incarnation.0),
+        epoch,
+        generations: generations.each().to_vec(),
+    }
+}
+
+/// The generations that a topic is to be divided into.
+pub(super) fn divided(request: &wire::DivideRequest) -> Result<Generations> {
+    generations(0, request.generations.clone())
 }
 
 /// Asks to raise an epoch.

@@ -9,9 +9,13 @@ pub struct EnsureTopicRequest {
     /// Its name: that of the service that owns it.
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
-    /// Its number of partitions.
+    /// Its number of partitions, where it is to have one generation.
     #[prost(uint32, tag = "2")]
     pub partitions: u32,
+    /// The number of partitions of each generation, the present one last. A caller that does not know of
+    /// generations leaves it out.
+    #[prost(uint32, repeated, tag = "3")]
+    pub generations: ::prost::alloc::vec::Vec<u32>,
 }
 /// Asks for a topic.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -19,6 +23,10 @@ pub struct TopicRequest {
     /// Its name.
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
+    /// Whether the caller knows of generations. One that does not is refused a topic that has several: it would read
+    /// them as if they were one.
+    #[prost(bool, tag = "2")]
+    pub knows_generations: bool,
 }
 /// A topic as it is.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -26,7 +34,7 @@ pub struct Topic {
     /// Its name.
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
-    /// Its number of partitions.
+    /// Its number of partitions, where it has one generation.
     #[prost(uint32, tag = "2")]
     pub partitions: u32,
     /// The 16 bytes of the identity of this life of it.
@@ -35,10 +43,18 @@ pub struct Topic {
     /// The epoch of the relay that may append.
     #[prost(uint64, tag = "4")]
     pub epoch: u64,
+    /// The number of partitions of each generation, the present one last. A server that does not know of
+    /// generations leaves it out.
+    #[prost(uint32, repeated, tag = "5")]
+    pub generations: ::prost::alloc::vec::Vec<u32>,
 }
 /// Asks for all topics.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct TopicsRequest {}
+pub struct TopicsRequest {
+    /// Whether the caller knows of generations, as in TopicRequest.
+    #[prost(bool, tag = "1")]
+    pub knows_generations: bool,
+}
 /// All topics.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TopicsReply {
@@ -58,6 +74,22 @@ pub struct RaiseEpochRequest {
     /// The new epoch.
     #[prost(uint64, tag = "3")]
     pub epoch: u64,
+}
+/// Seals the partitions of the present generation and begins the next.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DivideRequest {
+    /// The topic.
+    #[prost(string, tag = "1")]
+    pub topic: ::prost::alloc::string::String,
+    /// Its incarnation.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub incarnation: ::prost::bytes::Bytes,
+    /// The epoch of the relay that asks.
+    #[prost(uint64, tag = "3")]
+    pub epoch: u64,
+    /// The number of partitions of each generation: the present ones and one more.
+    #[prost(uint32, repeated, tag = "4")]
+    pub generations: ::prost::alloc::vec::Vec<u32>,
 }
 /// Asks for the ends of a topic's partitions.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -349,6 +381,8 @@ pub enum FailureKind {
     Configuration = 16,
     /// The bus was closed by its owner.
     Closed = 17,
+    /// The partition was sealed when its topic was divided anew.
+    Sealed = 18,
 }
 impl FailureKind {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -375,6 +409,7 @@ impl FailureKind {
             Self::Unavailable => "FAILURE_KIND_UNAVAILABLE",
             Self::Configuration => "FAILURE_KIND_CONFIGURATION",
             Self::Closed => "FAILURE_KIND_CLOSED",
+            Self::Sealed => "FAILURE_KIND_SEALED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -398,6 +433,7 @@ impl FailureKind {
             "FAILURE_KIND_UNAVAILABLE" => Some(Self::Unavailable),
             "FAILURE_KIND_CONFIGURATION" => Some(Self::Configuration),
             "FAILURE_KIND_CLOSED" => Some(Self::Closed),
+            "FAILURE_KIND_SEALED" => Some(Self::Sealed),
             _ => None,
         }
     }
@@ -576,6 +612,27 @@ pub mod bus_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("tombolo.bus.v1.Bus", "RaiseEpoch"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Seals the partitions of the present generation and begins the next.
+        pub async fn divide(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DivideRequest>,
+        ) -> std::result::Result<tonic::Response<super::Topic>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tombolo.bus.v1.Bus/Divide",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("tombolo.bus.v1.Bus", "Divide"));
             self.inner.unary(req, path, codec).await
         }
         /// The end of each partition.
@@ -793,6 +850,11 @@ pub mod bus_server {
             &self,
             request: tonic::Request<super::RaiseEpochRequest>,
         ) -> std::result::Result<tonic::Response<super::TailsReply>, tonic::Status>;
+        /// Seals the partitions of the present generation and begins the next.
+        async fn divide(
+            &self,
+            request: tonic::Request<super::DivideRequest>,
+        ) -> std::result::Result<tonic::Response<super::Topic>, tonic::Status>;
         /// The end of each partition.
         async fn tails(
             &self,
@@ -1096,6 +1158,49 @@ pub mod bus_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RaiseEpochSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tombolo.bus.v1.Bus/Divide" => {
+                    #[allow(non_camel_case_types)]
+                    struct DivideSvc<T: Bus>(pub Arc<T>);
+                    impl<T: Bus> tonic::server::UnaryService<super::DivideRequest>
+                    for DivideSvc<T> {
+                        type Response = super::Topic;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DivideRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Bus>::divide(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DivideSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -27,21 +27,35 @@ impl wire::bus_server::Bus for Service {
     async fn ensure_topic(&self, request: Request<wire::EnsureTopicRequest>) -> Answer<wire::Topic> {
         let caller = identity::of(request.metadata())?;
         let request = request.into_inner();
-        let spec = TopicSpec { name: convert::name(&request.name)?, partitions: request.partitions };
+        let knows = !request.generations.is_empty();
+        let spec = TopicSpec::try_from(request)?;
         identity::must_own(&caller, &spec.name, "make it")?;
-        Ok(Response::new(self.bus.ensure_topic(&spec).await?.into()))
+        Ok(Response::new(convert::topic_for(self.bus.ensure_topic(&spec).await?, knows)?))
     }
 
     async fn topic(&self, request: Request<wire::TopicRequest>) -> Answer<wire::Topic> {
         identity::of(request.metadata())?;
-        let name = convert::name(&request.get_ref().name)?;
-        Ok(Response::new(self.bus.topic(&name).await?.into()))
+        let request = request.into_inner();
+        let topic = self.bus.topic(&convert::name(&request.name)?).await?;
+        Ok(Response::new(convert::topic_for(topic, request.knows_generations)?))
     }
 
     async fn topics(&self, request: Request<wire::TopicsRequest>) -> Answer<wire::TopicsReply> {
         identity::of(request.metadata())?;
-        let topics = self.bus.topics().await?;
-        Ok(Response::new(wire::TopicsReply { topics: topics.into_iter().map(Into::into).collect() }))
+        let knows = request.get_ref().knows_generations;
+        let topics = self.bus.topics().await?.into_iter();
+        let topics = topics.map(|topic| convert::topic_for(topic, knows)).collect::<Result<_>>()?;
+        Ok(Response::new(wire::TopicsReply { topics }))
+    }
+
+    async fn divide(&self, request: Request<wire::DivideRequest>) -> Answer<wire::Topic> {
+        let caller = identity::of(request.metadata())?;
+        let request = request.into_inner();
+        let topic = convert::name(&request.topic)?;
+        identity::must_own(&caller, &topic, "divide it")?;
+        let incarnation = convert::incarnation(&request.incarnation)?;
+        let generations = convert::divided(&request)?;
+        Ok(Response::new(self.bus.divide(&topic, incarnation, request.epoch, &generations).await?.into()))
     }
 
     async fn raise_epoch(&self, request: Request<wire::RaiseEpochRequest>) -> Answer<wire::TailsReply> {

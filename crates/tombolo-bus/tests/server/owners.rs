@@ -10,7 +10,7 @@ use tombolo_bus::{
     Append, Appended, Bus, Guarantee, Identity, Reach, Read, RecordStream, Registration, Result, Signal,
     SignalStream, Tail, Topic, TopicSpec,
 };
-use tombolo_event::{Incarnation, ServiceName};
+use tombolo_event::{Generations, Incarnation, ServiceName};
 
 pub(crate) struct Owners {
     address: Listen,
@@ -52,6 +52,16 @@ impl Bus for Owners {
 
     async fn raise_epoch(&self, topic: &ServiceName, life: Incarnation, epoch: u64) -> Result<Vec<Tail>> {
         self.of(topic).raise_epoch(topic, life, epoch).await
+    }
+
+    async fn divide(
+        &self,
+        topic: &ServiceName,
+        life: Incarnation,
+        epoch: u64,
+        generations: &Generations,
+    ) -> Result<Topic> {
+        self.of(topic).divide(topic, life, epoch, generations).await
     }
 
     async fn append(&self, append: Append) -> Result<Appended> {

@@ -15,7 +15,7 @@ use tombolo_bus::{
     Append, Appended, Batch, Bus, Error, Guarantee, Kind, Reach, Read, Record, RecordStream, Registration,
     Result, Signal, SignalStream, Tail, Topic, TopicSpec,
 };
-use tombolo_event::{EventId, Incarnation, ServiceName};
+use tombolo_event::{EventId, Generations, Incarnation, ServiceName};
 
 pub(crate) const BATCH_BYTES: usize = 256 << 10;
 
@@ -57,7 +57,7 @@ impl Bus for StandIn {
         let mut topics = self.topics.lock().unwrap();
         let new = || Topic {
             name: spec.name.clone(),
-            partitions: spec.partitions,
+            generations: spec.generations.clone(),
             incarnation: Incarnation::new(),
             epoch: 0,
         };
@@ -75,6 +75,10 @@ impl Bus for StandIn {
 
     async fn raise_epoch(&self, _: &ServiceName, _: Incarnation, _: u64) -> Result<Vec<Tail>> {
         Ok(vec![])
+    }
+
+    async fn divide(&self, topic: &ServiceName, _: Incarnation, _: u64, _: &Generations) -> Result<Topic> {
+        self.topic(topic).await
     }
 
     async fn append(&self, append: Append) -> Result<Appended> {

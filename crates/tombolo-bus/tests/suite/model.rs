@@ -15,8 +15,7 @@ use tombolo_bus::{
     Append, Appended, Batch, Bus, Error, Guarantee, Kind, Reach, Read, Record, RecordStream, Registration,
     Result, Signal, SignalStream, Tail, Topic, TopicSpec,
 };
-use tombolo_event::key::PARTITIONS_MAX;
-use tombolo_event::{Incarnation, ServiceName};
+use tombolo_event::{Generations, Incarnation, ServiceName};
 
 /// A way in which an engine breaks the promise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +51,19 @@ pub(crate) enum Fault {
     LosesWhereToReply,
     AlwaysSaysSomebody,
     LeavesStreamsOpen,
+    AppendsToSealedPartitions,
+    RefusesRepeatsInSealedPartitions,
+    StoresTheTruePartInASealedPartition,
+    IgnoresEpochsOfDivisions,
+    IgnoresTheIncarnationOfDivisions,
+    DividesIntoAnything,
+    DividesTwice,
+    ForgetsTheDivision,
+    ForgetsTheSeals,
+    EndsFollowersOfSealedPartitions,
+    HidesSealedTails,
+    MakesOnlyTheLastGeneration,
+    DividesWhenAskedForMore,
 }
 
 /// Every fault with the case that must catch it.
@@ -95,6 +107,24 @@ pub(crate) const FAULTS: &[(Fault, &str)] = &[
     (Fault::LosesWhereToReply, "a_signal_keeps_its_content_and_where_to_reply"),
     (Fault::AlwaysSaysSomebody, "the_reach_is_never_a_lie"),
     (Fault::LeavesStreamsOpen, "closing_ends_every_stream"),
+    (Fault::AppendsToSealedPartitions, "a_division_seals_every_earlier_partition"),
+    (Fault::AppendsToSealedPartitions, "an_append_that_was_prepared_before_a_division_is_refused"),
+    (Fault::AppendsToSealedPartitions, "a_random_schedule_ends_as_a_list_says"),
+    (Fault::RefusesRepeatsInSealedPartitions, "a_repeat_in_a_sealed_partition_is_acknowledged"),
+    (Fault::RefusesRepeatsInSealedPartitions, "a_random_schedule_ends_as_a_list_says"),
+    (Fault::StoresTheTruePartInASealedPartition, "what_goes_beyond_a_seal_is_refused_whole"),
+    (Fault::AcknowledgesOtherIds, "another_id_in_a_sealed_partition_is_refused"),
+    (Fault::IgnoresEpochsOfDivisions, "a_division_under_another_epoch_is_refused"),
+    (Fault::IgnoresTheIncarnationOfDivisions, "a_division_of_another_incarnation_is_refused"),
+    (Fault::DividesIntoAnything, "a_division_that_is_not_one_generation_more_is_refused"),
+    (Fault::DividesIntoAnything, "divisions_that_race_make_one_generation"),
+    (Fault::DividesTwice, "dividing_again_changes_nothing"),
+    (Fault::DividesWhenAskedForMore, "ensuring_a_divided_topic_finds_it_as_it_is"),
+    (Fault::MakesOnlyTheLastGeneration, "a_topic_is_made_with_all_its_generations"),
+    (Fault::EndsFollowersOfSealedPartitions, "sealed_partitions_are_read_as_before"),
+    (Fault::HidesSealedTails, "numbers_of_a_new_generation_follow_the_earlier_ones"),
+    (Fault::ForgetsTheDivision, "a_division_survives_a_restart"),
+    (Fault::ForgetsTheSeals, "seals_survive_a_restart"),
 ];
 
 /// The engine, and the maker of handles to it.
@@ -115,6 +145,8 @@ struct Kept {
 struct Stored {
     topic: Topic,
     partitions: Vec<Vec<Record>>,
+    /// False once a fault has forgotten the seals.
+    is_sealed: bool,
 }
 
 /// One run of the engine.
@@ -163,6 +195,14 @@ impl Model {
             Some(Fault::ForgetsTheEpoch) => {
                 kept.topics.values_mut().for_each(|stored| stored.topic.epoch = 0)
             }
+            Some(Fault::ForgetsTheSeals) => {
+                kept.topics.values_mut().for_each(|stored| stored.is_sealed = false)
+            }
+            Some(Fault::ForgetsTheDivision) => kept.topics.values_mut().for_each(|stored| {
+                let first = stored.topic.generations.steps().next().unwrap();
+                stored.topic.generations = first;
+                stored.partitions.truncate(stored.topic.partitions() as usize);
+            }),
             Some(Fault::ForgetsRegistrations) => kept.registrations.clear(),
             Some(Fault::ForgetsTheLastAppend) => {
                 if let Some((topic, partition, length)) = kept.last_append.take() {
@@ -202,6 +242,7 @@ impl Open {
         let mut kept = self.kept()?;
         let stored = kept.find(&append.topic)?;
         let (epoch, length) = (stored.topic.epoch, stored.partitions.len());
+        let (stored_generations, is_sealed) = (stored.topic.generations.clone(), stored.is_sealed);
         if stored.topic.incarnation != append.incarnation && !self.has(Fault::IgnoresTheIncarnationOfAppends)
         {
             return fail(Kind::OtherIncarnation, "another incarnation");
@@ -218,7 +259,10 @@ impl Open {
         if append.epoch != epoch && !ignored {
             return fail(Kind::OlderEpoch, "not the epoch of the topic");
         }
-        let before = self.store(records, append)?;
+        let is_sealed = is_sealed
+            && stored_generations.is_sealed(partition)
+            && !self.has(Fault::AppendsToSealedPartitions);
+        let before = self.store(records, append, is_sealed)?;
         let wrong = append.records.last().unwrap().sequence;
         let last = if self.has(Fault::NamesTheWrongLast) { wrong } else { records.len() as u64 };
         kept.last_append = Some((append.topic.clone(), partition, before));
@@ -226,7 +270,20 @@ impl Open {
         Ok(Appended { last })
     }
 
-    fn store(&self, stored: &mut Vec<Record>, append: &Append) -> Result<usize> {
+    fn divide_now(&self, present: &mut Generations, asked: &Generations) -> Result<()> {
+        if present == asked && !self.has(Fault::DividesTwice) {
+            return Ok(());
+        }
+        let is_next = asked.continue_from(present) && asked.each().len() == present.each().len() + 1;
+        *present = match () {
+            () if is_next || self.has(Fault::DividesIntoAnything) => asked.clone(),
+            () if self.has(Fault::DividesTwice) => present.and(asked.present()).unwrap(),
+            () => return fail(Kind::TopicDiffers, "not one generation more"),
+        };
+        Ok(())
+    }
+
+    fn store(&self, stored: &mut Vec<Record>, append: &Append, is_sealed: bool) -> Result<usize> {
         let before = stored.len();
         for (at, record) in append.records.iter().enumerate() {
             let there =
@@ -242,10 +299,16 @@ impl Open {
             }
         }
         let first = append.records[0].sequence as usize;
-        if first > before + 1 && !self.has(Fault::AcceptsHoles) {
+        if first > before + 1 && !is_sealed && !self.has(Fault::AcceptsHoles) {
             return fail(Kind::Hole, "that leaves a hole");
         }
         let known = (before + 1).saturating_sub(first).min(append.records.len());
+        if is_sealed && (known < append.records.len() || self.has(Fault::RefusesRepeatsInSealedPartitions)) {
+            if known > 0 && self.has(Fault::StoresTheTruePartInASealedPartition) {
+                stored.extend_from_slice(&append.records[known..]);
+            }
+            return fail(Kind::Sealed, "the partition is sealed");
+        }
         match () {
             () if self.has(Fault::StoresRepeatsAgain) => stored.extend_from_slice(&append.records),
             () if self.has(Fault::DropsWhatARepeatAdds) && known > 0 => {}
@@ -281,24 +344,27 @@ impl Bus for Open {
     }
 
     async fn ensure_topic(&self, spec: &TopicSpec) -> Result<Topic> {
-        if spec.partitions == 0 || spec.partitions > PARTITIONS_MAX {
-            return fail(Kind::Configuration, "not a number of partitions");
-        }
         let mut kept = self.kept()?;
         if let Some(stored) = kept.topics.get(&spec.name).filter(|_| !self.has(Fault::MakesTheTopicAnew)) {
-            if stored.topic.partitions != spec.partitions && !self.has(Fault::TakesOtherPartitions) {
+            let (found, asked) = (&stored.topic.generations, &spec.generations);
+            let is_related = found.continue_from(asked) || asked.continue_from(found);
+            if !is_related && !self.has(Fault::TakesOtherPartitions) {
                 return fail(Kind::TopicDiffers, "it has other partitions");
             }
-            return Ok(stored.topic.clone());
+            let mut topic = stored.topic.clone();
+            if self.has(Fault::DividesWhenAskedForMore) && asked.continue_from(found) {
+                topic.generations = asked.clone();
+            }
+            return Ok(topic);
         }
-        let topic = Topic {
-            name: spec.name.clone(),
-            partitions: spec.partitions,
-            incarnation: Incarnation::new(),
-            epoch: 0,
+        let generations = match self.has(Fault::MakesOnlyTheLastGeneration) {
+            true => Generations::first(spec.generations.present()).unwrap(),
+            false => spec.generations.clone(),
         };
-        let partitions = vec![Vec::new(); spec.partitions as usize];
-        kept.topics.insert(spec.name.clone(), Stored { topic: topic.clone(), partitions });
+        let partitions = vec![Vec::new(); generations.partitions() as usize];
+        let topic = Topic { name: spec.name.clone(), generations, incarnation: Incarnation::new(), epoch: 0 };
+        let stored = Stored { topic: topic.clone(), partitions, is_sealed: true };
+        kept.topics.insert(spec.name.clone(), stored);
         Ok(topic)
     }
 
@@ -328,6 +394,26 @@ impl Bus for Open {
         Ok(tails(stored))
     }
 
+    async fn divide(
+        &self,
+        topic: &ServiceName,
+        incarnation: Incarnation,
+        epoch: u64,
+        generations: &Generations,
+    ) -> Result<Topic> {
+        let mut kept = self.kept()?;
+        let stored = kept.find(topic)?;
+        if stored.topic.incarnation != incarnation && !self.has(Fault::IgnoresTheIncarnationOfDivisions) {
+            return fail(Kind::OtherIncarnation, "another incarnation");
+        }
+        if epoch != stored.topic.epoch && !self.has(Fault::IgnoresEpochsOfDivisions) {
+            return fail(Kind::OlderEpoch, "not the epoch of the topic");
+        }
+        self.divide_now(&mut stored.topic.generations, generations)?;
+        stored.partitions.resize(stored.topic.partitions() as usize, Vec::new());
+        Ok(stored.topic.clone())
+    }
+
     async fn append(&self, append: Append) -> Result<Appended> {
         let appended = self.append_now(&append);
         // So that acknowledgements are late, as they are from a disk.
@@ -336,7 +422,13 @@ impl Bus for Open {
     }
 
     async fn tails(&self, topic: &ServiceName) -> Result<Vec<Tail>> {
-        Ok(tails(self.kept()?.find(topic)?))
+        let mut kept = self.kept()?;
+        let stored = kept.find(topic)?;
+        let mut tails = tails(stored);
+        if self.has(Fault::HidesSealedTails) {
+            tails.retain(|tail| !stored.topic.generations.is_sealed(tail.partition));
+        }
+        Ok(tails)
     }
 
     async fn read(&self, read: Read) -> Result<RecordStream> {
@@ -354,7 +446,8 @@ impl Bus for Open {
                     if let Some(batch) = reader.next() {
                         return Some((Ok(batch), (reader, changed, closed)));
                     }
-                    if !reader.read.follow || reader.has(Fault::EndsInsteadOfFollowing) {
+                    let is_over = !reader.read.follow || reader.last >= reader.end;
+                    if is_over || reader.has(Fault::EndsInsteadOfFollowing) {
                         return None;
                     }
                     tokio::select! { _ = changed.changed() => {}, _ = closed.changed() => {} }
@@ -470,7 +563,9 @@ impl Reader {
         if there != after.id && after.sequence <= tail && !bus.has(Fault::IgnoresTheCursorsId) {
             return fail(Kind::OtherId, "another id");
         }
-        let end = if read.follow { u64::MAX } else { tail };
+        let ends = bus.has(Fault::EndsFollowersOfSealedPartitions)
+            && stored.topic.generations.is_sealed(read.partition);
+        let end = if read.follow && !ends { u64::MAX } else { tail };
         let (fault, kept) = (bus.fault, Arc::clone(&bus.kept));
         Ok(Self { fault, kept, last: after.sequence.min(tail), read, end, open_for_ever: false })
     }

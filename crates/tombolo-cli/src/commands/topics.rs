@@ -23,12 +23,12 @@ pub(crate) async fn list(arguments: OfBus) -> Result<()> {
         rows.push([
             topic.name.to_string(),
             events.to_string(),
-            topic.partitions.to_string(),
+            topic.generations.to_string(),
             topic.epoch.to_string(),
             topic.incarnation.to_string(),
         ]);
         list.push(json!({
-            "name": topic.name, "partitions": topic.partitions, "epoch": topic.epoch,
+            "name": topic.name, "partitions": topic.partitions(), "generations": topic.generations, "epoch": topic.epoch,
             "incarnation": topic.incarnation, "events": events, "tails": tails,
         }));
     }
@@ -96,7 +96,7 @@ async fn chosen(bus: &dyn Bus, topic: &Topic, partition: Option<u32>) -> Result<
         tails.retain(|tail| tail.partition == wanted);
     }
     if tails.is_empty() {
-        let (name, last) = (&topic.name, topic.partitions.saturating_sub(1));
+        let (name, last) = (&topic.name, topic.partitions().saturating_sub(1));
         return Err(Error::not_found(format!("{name} has no such partition; it has 0 to {last}")));
     }
     Ok(tails)

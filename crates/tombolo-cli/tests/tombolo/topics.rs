@@ -9,7 +9,7 @@ use std::sync::Arc;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tombolo_bus::{Append, Bus, Identity, Record, Registration, Topic, TopicSpec};
-use tombolo_event::{Envelope, EventId, ServiceName};
+use tombolo_event::{Envelope, EventId, Generations, ServiceName};
 
 use crate::stage::{Stage, signal, until};
 
@@ -61,7 +61,10 @@ impl Orders {
     async fn at(url: &str) -> Self {
         let name = ServiceName::new("orders").unwrap();
         let bus = tombolo_bus::connect(url, &Identity::Service(name.clone())).await.unwrap();
-        let topic = bus.ensure_topic(&TopicSpec { name: name.clone(), partitions: 2 }).await.unwrap();
+        let topic = bus
+            .ensure_topic(&TopicSpec { name: name.clone(), generations: Generations::first(2).unwrap() })
+            .await
+            .unwrap();
         bus.raise_epoch(&name, topic.incarnation, 1).await.unwrap();
         Self { bus, topic }
     }

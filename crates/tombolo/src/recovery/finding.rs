@@ -219,7 +219,12 @@ mod tests {
                 partitions: vec![Counted { removed, numbered: 43 }],
             };
             let name = ServiceName::new("orders").unwrap();
-            let topic = Topic { name, partitions: 1, incarnation, epoch: 3 };
+            let topic = Topic {
+                name,
+                generations: tombolo_event::Generations::first(1).unwrap(),
+                incarnation,
+                epoch: 3,
+            };
             Self { standing, topic, tail: Tail { partition: 0, sequence: 41, id: Some(id) }, waiting: None }
         }
 

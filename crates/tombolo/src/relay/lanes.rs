@@ -49,7 +49,7 @@ pub(super) struct Lanes {
 
 impl Lanes {
     pub(super) fn new(bus: Arc<dyn Bus>, topic: Topic, epoch: u64) -> Self {
-        let partitions = topic.partitions as usize;
+        let partitions = topic.partitions() as usize;
         Self {
             bus,
             topic,

@@ -22,7 +22,7 @@ use tombolo_bus::{
     Append, Appended, Bus, Error, Guarantee, Kind, Reach, Read, RecordStream, Registration, Result, Signal,
     SignalStream, Tail, Topic, TopicSpec,
 };
-use tombolo_event::{Incarnation, ServiceName, barrier};
+use tombolo_event::{Generations, Incarnation, ServiceName, barrier};
 
 use super::PATIENCE;
 use super::dice::{Dice, lock};
@@ -335,6 +335,15 @@ impl Bus for WorldBus {
         epoch: u64,
     ) -> Result<Vec<Tail>> {
         as_seen(self.reach()?.raise_epoch(topic, incarnation, epoch).await)
+    }
+    async fn divide(
+        &self,
+        topic: &ServiceName,
+        incarnation: Incarnation,
+        epoch: u64,
+        generations: &Generations,
+    ) -> Result<Topic> {
+        as_seen(self.reach()?.divide(topic, incarnation, epoch, generations).await)
     }
     async fn append(&self, append: Append) -> Result<Appended> {
         let log = self.reach()?;

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use tombolo_bus::{Bus, TopicSpec};
 use tombolo_db::{ParkedEvent, ParkedFilter, Transaction};
 use tombolo_event::descriptor::{Descriptor, Subscribed};
-use tombolo_event::{Event, ServiceName};
+use tombolo_event::{Event, Generations, ServiceName};
 
 use super::bus::Switch;
 use super::dice::lock;
@@ -135,7 +135,11 @@ impl<D: Database> Part<D> {
         let line = ground.bus.line(name.clone(), Arc::clone(&fate), connection.clone());
         if !descriptor.publishes.is_empty() {
             // So that whoever subscribes to the topic finds it at once. Its relay finds it as if made in an earlier life.
-            let spec = TopicSpec { name: descriptor.service.clone(), partitions: descriptor.partitions };
+            let (name, generations) = (descriptor.service.clone(), Generations::first(descriptor.partitions));
+            let spec = TopicSpec {
+                name,
+                generations: generations.expect("a service checks it when it is described"),
+            };
             line.ensure_topic(&spec).await.ok();
         }
         let mut service = (version.service)((version.open)());

@@ -45,7 +45,7 @@ async fn seen(disk: &Disk) -> Result<Vec<Vec<Record>>> {
     let (log, _) = Log::start(Arc::new(disk.clone()), small(), None)?;
     let mut all = Vec::new();
     if let Ok(topic) = log.topic(&name("orders")).await {
-        for partition in 0..topic.partitions {
+        for partition in 0..topic.partitions() {
             all.push(records(&log, &topic, partition).await?);
         }
     }

@@ -58,7 +58,7 @@ async fn the_golden_log_is_readable() {
     let (log, recovered) = Log::start(Arc::new(storage), small(), None).unwrap();
     assert_eq!((recovered.events, recovered.cut), (3, None));
     let topic = log.topic(&name("orders")).await.unwrap();
-    assert_eq!((topic.incarnation, topic.epoch, topic.partitions), (incarnation(), 3, 2));
+    assert_eq!((topic.incarnation, topic.epoch, topic.partitions()), (incarnation(), 3, 2));
     assert_eq!(records(&log, &topic, 1).await.unwrap(), expected(1, 1..=3));
     assert_eq!(log.registrations().await.unwrap(), [registration()]);
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use tombolo_event::{Cursor, EventId, ServiceName};
+use tombolo_event::{Cursor, EventId, Generations, ServiceName};
 use uuid::Uuid;
 
 use super::{Log, Options};
@@ -59,8 +59,12 @@ pub(super) fn record(partition: u32, sequence: u64) -> Record {
     }
 }
 
+pub(super) fn spec(partitions: u32) -> TopicSpec {
+    TopicSpec { name: name("orders"), generations: Generations::first(partitions).unwrap() }
+}
+
 pub(super) async fn topic(log: &Log, partitions: u32) -> Topic {
-    log.ensure_topic(&TopicSpec { name: name("orders"), partitions }).await.unwrap()
+    log.ensure_topic(&spec(partitions)).await.unwrap()
 }
 
 pub(super) fn batch(topic: &Topic, partition: u32, sequences: std::ops::RangeInclusive<u64>) -> Append {

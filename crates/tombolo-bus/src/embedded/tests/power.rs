@@ -25,8 +25,7 @@ struct Known {
 async fn live(disk: &Disk, options: Options, seed: u64, cut_after: u64) -> Option<(Topic, Vec<Arc<Known>>)> {
     disk.set(Faults { cut_at: Some(cut_after), ..Faults::default() });
     let (log, _) = Log::start(Arc::new(disk.clone()), options, None).ok()?;
-    let spec = TopicSpec { name: name("orders"), partitions: PARTITIONS };
-    let topic = log.ensure_topic(&spec).await.ok()?;
+    let topic = log.ensure_topic(&spec(PARTITIONS)).await.ok()?;
     let known: Vec<Arc<Known>> = (0..PARTITIONS).map(|_| Arc::default()).collect();
     let mut tasks = JoinSet::new();
     for (partition, own) in (0..).zip(&known) {

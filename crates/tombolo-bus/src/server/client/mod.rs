@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use futures_util::{StreamExt, TryStreamExt};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, unconstrained};
-use tombolo_event::{Incarnation, ServiceName};
+use tombolo_event::{Generations, Incarnation, ServiceName};
 
 use super::{Listen, appends, convert, generated as wire, streams};
 use crate::{
@@ -63,17 +63,18 @@ impl Bus for Client {
     }
 
     async fn ensure_topic(&self, spec: &TopicSpec) -> Result<Topic> {
-        let request = wire::EnsureTopicRequest { name: spec.name.to_string(), partitions: spec.partitions };
+        let request = wire::EnsureTopicRequest::from(spec);
         self.connection.call(async |bus| bus.ensure_topic(request).await).await?.try_into()
     }
 
     async fn topic(&self, name: &ServiceName) -> Result<Topic> {
-        let request = wire::TopicRequest { name: name.to_string() };
+        let request = wire::TopicRequest { name: name.to_string(), knows_generations: true };
         self.connection.call(async |bus| bus.topic(request).await).await?.try_into()
     }
 
     async fn topics(&self) -> Result<Vec<Topic>> {
-        let reply = self.connection.call(async |bus| bus.topics(wire::TopicsRequest {}).await).await?;
+        let request = wire::TopicsRequest { knows_generations: true };
+        let reply = self.connection.call(async |bus| bus.topics(request).await).await?;
         reply.topics.into_iter().map(TryInto::try_into).collect()
     }
 
@@ -85,6 +86,17 @@ impl Bus for Client {
     ) -> Result<Vec<Tail>> {
         let request = convert::raise_request(topic, incarnation, epoch);
         convert::tails(self.connection.call(async |bus| bus.raise_epoch(request).await).await?)
+    }
+
+    async fn divide(
+        &self,
+        topic: &ServiceName,
+        incarnation: Incarnation,
+        epoch: u64,
+        generations: &Generations,
+    ) -> Result<Topic> {
+        let request = convert::divide_request(topic, incarnation, epoch, generations);
+        self.connection.call(async |bus| bus.divide(request).await).await?.try_into()
     }
 
     async fn append(&self, append: Append) -> Result<Appended> {
