@@ -46,7 +46,13 @@ pub(crate) async fn measure(scratch: &Scratch) -> Result<Vec<Row>> {
 
 /// Each service writes every statement to its log.
 fn logging_statements(manifest: &str) -> String {
-    manifest.replace("database = ", "env = { RUST_LOG = \"sqlx::query=debug\" }\ndatabase = ")
+    const VARIABLE: &str = "RUST_LOG = \"sqlx::query=debug\"";
+    let sections = manifest.split_inclusive("\n\n");
+    let logging = sections.map(|section| match section.contains("env = {") {
+        true => section.replace("env = {", &format!("env = {{ {VARIABLE},")),
+        false => section.replace("database = ", &format!("env = {{ {VARIABLE} }}\ndatabase = ")),
+    });
+    logging.collect()
 }
 
 async fn watch(runner: &Path, data: &Path) -> Result<Vec<Row>> {
@@ -109,4 +115,17 @@ fn resident_mb(pid: &str) -> Result<f64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kb = line.and_then(|rest| rest.split_whitespace().next()).and_then(|kb| kb.parse::<f64>().ok());
     Ok(kb.ok_or_else(|| Error::new(format!("/proc/{pid}/status has no VmRSS")))? / 1024.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_service_logs_its_statements_and_keeps_what_it_was_told() {
+        let manifest = logging_statements(&fs::read_to_string(Path::new("..").join(dev::SHOP)).unwrap());
+        assert_eq!(manifest.matches("RUST_LOG").count(), manifest.matches("[services.").count());
+        assert_eq!(manifest.matches("env = {").count(), manifest.matches("[services.").count());
+        assert!(manifest.contains("SHOP_SMTP"), "{manifest}");
+    }
 }

@@ -139,33 +139,46 @@ async fn main() -> ExitCode {
     }
 }
 
+/// Prints what could be measured, whatever could not.
 async fn measure(arguments: &Arguments) -> Result<()> {
     let scratch = Scratch::new(arguments.folder.as_deref())?;
     let wanted = |figure: &&Figure| arguments.only.is_empty() || arguments.only.contains(figure);
-    let (mut rows, mut way) = (Vec::new(), String::new());
+    let (mut rows, mut way, mut failed) = (Vec::new(), String::new(), Vec::new());
     for figure in Figure::value_variants().iter().filter(wanted) {
         eprintln!("bench: {figure:?} …");
-        rows.extend(match figure {
-            Figure::Append => append::in_process(&scratch).await?,
-            Figure::Single => append::single(&scratch).await?,
-            Figure::Server => append::through_server(&scratch).await?,
-            Figure::Read => reading::back(&scratch).await?,
-            Figure::Visible => {
-                let (rows, hops) = visible::measure(&scratch).await?;
-                way = hops;
-                rows
+        match one(*figure, &scratch, &mut way).await {
+            Ok(measured) => {
+                // At once, so that a run which is broken off has told what it measured.
+                eprintln!("{}", table::markdown(&measured));
+                rows.extend(measured);
             }
-            Figure::Flow => flow::measure(&scratch).await?,
-            Figure::Drain => drain::measure(&scratch).await?,
-            Figure::Rebuild => rebuild::measure(&scratch).await?,
-            Figure::Gather => asking::measure(&scratch).await?,
-            Figure::Poison => poison::measure(&scratch).await?,
-            Figure::Observed => flow::observed(&scratch).await?,
-            Figure::Dev => dev::until_ready(&scratch).await?,
-            Figure::Idle => idle::measure(&scratch).await?,
-        });
+            Err(error) => failed.push(format!("{figure:?}: {error}")),
+        }
     }
-    print(arguments.format, &rows, &way)
+    print(arguments.format, &rows, &way)?;
+    if failed.is_empty() { Ok(()) } else { Err(error::Error::new(failed.join("; "))) }
+}
+
+async fn one(figure: Figure, scratch: &Scratch, way: &mut String) -> Result<Vec<Row>> {
+    match figure {
+        Figure::Append => append::in_process(scratch).await,
+        Figure::Single => append::single(scratch).await,
+        Figure::Server => append::through_server(scratch).await,
+        Figure::Read => reading::back(scratch).await,
+        Figure::Visible => {
+            let (rows, hops) = visible::measure(scratch).await?;
+            *way = hops;
+            Ok(rows)
+        }
+        Figure::Flow => flow::measure(scratch).await,
+        Figure::Drain => drain::measure(scratch).await,
+        Figure::Rebuild => rebuild::measure(scratch).await,
+        Figure::Gather => asking::measure(scratch).await,
+        Figure::Poison => poison::measure(scratch).await,
+        Figure::Observed => flow::observed(scratch).await,
+        Figure::Dev => dev::until_ready(scratch).await,
+        Figure::Idle => idle::measure(scratch).await,
+    }
 }
 
 fn print(format: Format, rows: &[Row], way: &str) -> Result<()> {

@@ -280,8 +280,10 @@ async fn one_percent_of_poison_is_parked_exactly_and_nothing_else_is() {
     // Started with everything waiting, so that batches are large.
     let history = history(&ground, &trouble, &clock).await;
     assert_eq!(until_copied(&history.app, 1_980).await.len(), 1_980);
-    assert_eq!(until_parked(&history.app, 20).await.len(), 20);
-    assert_eq!(trouble.tries(), 20 * 3);
+    let parked = until_parked(&history.app, 20).await;
+    // By what is on record: a database that was busy for a moment costs a try that nobody counts.
+    let attempts: Vec<u32> = parked.iter().map(|event| event.tries.attempts).collect();
+    assert_eq!(attempts, [3; 20]);
     trouble.is_over();
     clock.advance(LATER);
     until_parked(&history.app, 0).await;

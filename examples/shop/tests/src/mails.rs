@@ -25,7 +25,7 @@ impl Shop {
         (answer.body["repeats"].as_u64().unwrap(), answer.body["mails"].as_array().unwrap().clone())
     }
 
-    async fn until_mails(&self, count: usize) -> Vec<Value> {
+    pub(crate) async fn until_mails(&self, count: usize) -> Vec<Value> {
         until(&format!("{count} confirmations"), async || match self.mails().await {
             (_, mails) if mails.len() >= count => Ok(mails),
             (repeats, mails) => Err((repeats, mails.len())),

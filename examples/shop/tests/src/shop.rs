@@ -15,6 +15,7 @@ mod payments;
 mod one;
 mod outage;
 mod odd;
+mod operating;
 mod described;
 mod kills;
 mod mails;
