@@ -169,7 +169,7 @@ async fn by_hand<G: Ground>(ground: &G, scratch: &Scratch) -> Result<f64> {
     for first in (0..WAITING).step_by(GATHERED_ROWS as usize) {
         database.hand_commit(first..first + GATHERED_ROWS).await?;
     }
-    let spec = TopicSpec { name: ServiceName::new("by-hand")?, generations: Generations::first(1)? };
+    let spec = TopicSpec::new(ServiceName::new("by-hand")?, Generations::first(1)?);
     let topic = bus.ensure_topic(&spec).await?;
     bus.raise_epoch(&topic.name, topic.incarnation, 1).await?;
     let began = Instant::now();

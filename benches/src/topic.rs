@@ -33,7 +33,7 @@ pub(crate) struct Target {
 impl Target {
     /// Makes the topic, or finds it.
     pub(crate) async fn new(bus: Arc<dyn Bus>, partitions: u32) -> Result<Self> {
-        let spec = TopicSpec { name: ServiceName::new(OWNER)?, generations: Generations::first(partitions)? };
+        let spec = TopicSpec::new(ServiceName::new(OWNER)?, Generations::first(partitions)?);
         let topic = bus.ensure_topic(&spec).await?;
         let epoch = topic.epoch + 1;
         let tails = bus.raise_epoch(&topic.name, topic.incarnation, epoch).await?;

@@ -88,7 +88,7 @@ fn topic_name() -> ServiceName {
 fn topic_spec() -> TopicSpec {
     #[expect(clippy::expect_used, reason = "a constant")]
     let generations = Generations::first(1).expect("1 is a number of partitions");
-    TopicSpec { name: topic_name(), generations }
+    TopicSpec::new(topic_name(), generations)
 }
 
 fn records(first: u64) -> Vec<Record> {

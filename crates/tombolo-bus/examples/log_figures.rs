@@ -88,9 +88,7 @@ fn bare(folder: &Path, bytes: usize, count: u64) -> Outcome<(Duration, Duration)
 }
 
 async fn topic(log: &Log) -> Outcome<Topic> {
-    Ok(log
-        .ensure_topic(&TopicSpec { name: ServiceName::new("orders")?, generations: Generations::first(1)? })
-        .await?)
+    Ok(log.ensure_topic(&TopicSpec::new(ServiceName::new("orders")?, Generations::first(1)?)).await?)
 }
 
 fn batch(topic: &Topic, first: u64, count: u64, bytes: &Bytes) -> Append {
@@ -184,9 +182,8 @@ async fn read_back(folder: &Path) -> Outcome<Duration> {
 async fn singles(folder: &Path) -> Outcome<Duration> {
     let (log, _) = Log::open(folder, Options::default())?;
     let log: Arc<dyn Bus> = log;
-    let topic = log
-        .ensure_topic(&TopicSpec { name: ServiceName::new("orders")?, generations: Generations::first(1)? })
-        .await?;
+    let topic =
+        log.ensure_topic(&TopicSpec::new(ServiceName::new("orders")?, Generations::first(1)?)).await?;
     let bytes = Bytes::from(vec![7; EVENT_BYTES]);
     let mut times = Vec::new();
     for sequence in 1..=SINGLES {

@@ -17,6 +17,7 @@ pub mod nats;
 #[cfg(feature = "nats")]
 mod accept;
 mod connect;
+pub mod moving;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 

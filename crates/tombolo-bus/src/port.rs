@@ -146,6 +146,16 @@ pub struct TopicSpec {
     pub name: ServiceName,
     /// How it is divided into partitions. One that is made is made with all of these; one that is there may have more.
     pub generations: Generations,
+    /// The identity that it gets if it is made: that of the topic which it continues on another bus; none for a new one.
+    pub incarnation: Option<Incarnation>,
+}
+
+impl TopicSpec {
+    /// A topic that continues no other.
+    #[must_use]
+    pub fn new(name: ServiceName, generations: Generations) -> Self {
+        Self { name, generations, incarnation: None }
+    }
 }
 
 /// A topic as it is.
@@ -190,8 +200,15 @@ impl Topic {
     /// The topic, if it is as `spec` asks for.
     ///
     /// # Errors
-    /// `TopicDiffers` if neither's generations continue from the other's.
+    /// `TopicDiffers` if neither's generations continue from the other's, or it has another incarnation than the given one.
     pub(crate) fn matching(self, spec: &TopicSpec) -> Result<Self> {
+        if spec.incarnation.is_some_and(|given| given != self.incarnation) {
+            let message = format!(
+                "there is another topic {} already, with the incarnation {}; use a bus, or a namespace, that has none",
+                self.name, self.incarnation
+            );
+            return Err(crate::Error::new(crate::Kind::TopicDiffers, message));
+        }
         let (found, asked) = (&self.generations, &spec.generations);
         if found.continue_from(asked) || asked.continue_from(found) {
             return Ok(self);

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use jiff::Timestamp;
 use tokio::sync::{Notify, watch};
-use tombolo_bus::{Bus, Read, Tail, Topic, TopicSpec};
+use tombolo_bus::{Bus, Read, Tail, Topic, TopicSpec, moving::is_moved};
 use tombolo_db::port::recovery::{Adopted, Adoption, Decision, Halt, Standing};
 use tombolo_db::{Mark, Outbox, Publisher};
 use tombolo_event::{Cursor, EventId, Generations, Incarnation};
@@ -153,8 +153,12 @@ impl Recovery {
             ));
         }
         let generations = Generations::first(self.publisher.partitions)?;
-        let spec = TopicSpec { name: self.publisher.service.clone(), generations };
-        Ok(self.bus.ensure_topic(&spec).await?)
+        let spec = TopicSpec::new(self.publisher.service.clone(), generations);
+        let topic = self.bus.ensure_topic(&spec).await?;
+        if is_moved(topic.epoch) {
+            return Err(moved(&topic));
+        }
+        Ok(topic)
     }
 
     async fn compare(&self, standing: &Standing, topic: &Topic, tails: &[Tail]) -> Result<Option<Finding>> {
@@ -307,6 +311,16 @@ fn has_moved(before: &Standing, after: &Standing) -> bool {
     let removed =
         |standing: &Standing| standing.partitions.iter().map(|counted| counted.removed).collect::<Vec<_>>();
     before.epoch != after.epoch || !after.is_free || removed(before) != removed(after)
+}
+
+fn moved(topic: &Topic) -> Error {
+    Error::new(
+        Kind::Bus,
+        format!(
+            "topic {} was moved to another bus by `tombolo topics copy`, and is sealed on this one; start the service with the address of the other (TOMBOLO_BUS). Until then its outbox fills",
+            topic.name
+        ),
+    )
 }
 
 fn moving() -> Error {

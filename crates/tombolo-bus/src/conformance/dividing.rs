@@ -192,7 +192,7 @@ async fn a_topic_is_divided_many_times(stage: Stage) {
 
 async fn a_topic_is_made_with_all_its_generations(stage: Stage) {
     let bus = stage.handle().await;
-    let spec = TopicSpec { name: stage.name(""), generations: generations(&[2, 1, 3]) };
+    let spec = TopicSpec::new(stage.name(""), generations(&[2, 1, 3]));
     let topic = ok("ensure", bus.ensure_topic(&spec).await);
     assert_eq!((&topic.generations, topic.epoch), (&spec.generations, 0));
     let line = stage.line(&bus, topic).await;
@@ -210,7 +210,7 @@ async fn a_topic_is_made_with_all_its_generations(stage: Stage) {
 async fn ensuring_a_divided_topic_finds_it_as_it_is(stage: Stage) {
     let line = divided(&stage, [&[], &[]]).await;
     let bus = stage.handle().await;
-    let spec = |each: &[u32]| TopicSpec { name: stage.name(""), generations: generations(each) };
+    let spec = |each: &[u32]| TopicSpec::new(stage.name(""), generations(each));
     for related in [&[2][..], &[2, 3], &[2, 3, 4]] {
         let found = ok("ensure again", bus.ensure_topic(&spec(related)).await);
         assert_eq!(found, line.topic, "the topic is as it was, asked for as {related:?}");

@@ -51,7 +51,7 @@ impl Stage {
 
     /// What a topic of one generation is to be.
     pub(super) fn spec(&self, suffix: &str, partitions: u32) -> TopicSpec {
-        TopicSpec { name: self.name(suffix), generations: generations(&[partitions]) }
+        TopicSpec::new(self.name(suffix), generations(&[partitions]))
     }
 
     /// A new topic, its epoch raised to 1.

@@ -5,13 +5,14 @@ use tombolo_event::{Cursor, Incarnation};
 
 use super::Case;
 use super::stage::{Line, Stage, generations, ok, records, refused};
-use crate::{Kind, Read};
+use crate::{Kind, Read, TopicSpec};
 
 pub(super) fn cases() -> Vec<Case> {
     vec![
         Case::new(the_guarantee_names_the_engine),
         Case::new(ensuring_a_topic_again_finds_the_same),
         Case::new(handles_that_ensure_at_once_get_one_topic),
+        Case::new(a_topic_that_continues_another_has_its_incarnation),
         Case::new(a_topic_with_other_partitions_differs),
         Case::new(an_unknown_topic_is_said_so),
         Case::new(an_unknown_partition_is_said_so),
@@ -43,6 +44,19 @@ async fn handles_that_ensure_at_once_get_one_topic(stage: Stage) {
     let made = join_all(handles.iter().map(|bus| bus.ensure_topic(&spec))).await;
     let made: Vec<_> = made.into_iter().map(|topic| ok("ensure", topic).incarnation).collect();
     assert!(made.iter().all(|incarnation| *incarnation == made[0]), "one incarnation for all: {made:?}");
+}
+
+async fn a_topic_that_continues_another_has_its_incarnation(stage: Stage) {
+    let bus = stage.handle().await;
+    let incarnation = Incarnation::new();
+    let spec = TopicSpec { incarnation: Some(incarnation), ..stage.spec("", 2) };
+    let made = ok("ensure", bus.ensure_topic(&spec).await);
+    assert_eq!(made.incarnation, incarnation);
+    let other = stage.handle().await;
+    assert_eq!(ok("find", other.topic(&spec.name).await).incarnation, incarnation);
+    assert_eq!(ok("ensure as it is", other.ensure_topic(&stage.spec("", 2)).await).incarnation, incarnation);
+    let another = TopicSpec { incarnation: Some(Incarnation::new()), ..spec };
+    refused(Kind::TopicDiffers, other.ensure_topic(&another).await);
 }
 
 async fn a_topic_with_other_partitions_differs(stage: Stage) {

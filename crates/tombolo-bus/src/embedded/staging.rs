@@ -288,7 +288,7 @@ impl<'a> Staging<'a> {
         let made = self.topics.iter().filter(|view| view.number as usize > published).count();
         let number = u32::try_from(published + made + 1)
             .map_err(|_| Error::new(Kind::TooLarge, "the log holds as many topics as it can number"))?;
-        let (name, incarnation) = (spec.name.clone(), Incarnation::new());
+        let (name, incarnation) = (spec.name.clone(), spec.incarnation.unwrap_or_default());
         let mut steps = spec.generations.steps();
         let first = steps.next().unwrap_or_else(|| spec.generations.clone());
         let partitions = first.partitions();

@@ -14,7 +14,7 @@ use async_nats::jetstream::stream::{
     Config, DiscardPolicy, Info, LastRawMessageErrorKind, RetentionPolicy, StorageType, Stream,
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
-use tombolo_event::{EventId, Incarnation, ServiceName};
+use tombolo_event::{EventId, ServiceName};
 
 use super::link::{Link, unavailable};
 use super::message::{self, Control, Stored};
@@ -132,7 +132,8 @@ impl Log {
                 return control.topic(&spec.name).matching(spec);
             }
             let generations = spec.generations.clone();
-            let control = Control { incarnation: Incarnation::new(), generations, epoch: 0 };
+            let control =
+                Control { incarnation: spec.incarnation.unwrap_or_default(), generations, epoch: 0 };
             log.write_control(&control, |message| message.expected_last_sequence(0)).await?;
         }
         Err(contended(&spec.name))

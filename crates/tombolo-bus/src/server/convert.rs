@@ -59,7 +59,8 @@ fn generations(partitions: u32, each: Vec<u32>) -> Result<Generations> {
 impl From<&TopicSpec> for wire::EnsureTopicRequest {
     fn from(spec: &TopicSpec) -> Self {
         let (partitions, generations) = generations_to_wire(&spec.generations);
-        Self { name: spec.name.to_string(), partitions, generations }
+        let incarnation = spec.incarnation.map(|of| bytes_of(of.0)).unwrap_or_default();
+        Self { name: spec.name.to_string(), partitions, generations, incarnation }
     }
 }
 
@@ -67,7 +68,8 @@ impl TryFrom<wire::EnsureTopicRequest> for TopicSpec {
     type Error = Error;
     fn try_from(request: wire::EnsureTopicRequest) -> Result<Self> {
         let generations = generations(request.partitions, request.generations)?;
-        Ok(Self { name: name(&request.name)?, generations })
+        let given = (!request.incarnation.is_empty()).then(|| incarnation(&request.incarnation));
+        Ok(Self { name: name(&request.name)?, generations, incarnation: given.transpose()? })
     }
 }
 

@@ -16,6 +16,9 @@ pub struct EnsureTopicRequest {
     /// generations leaves it out.
     #[prost(uint32, repeated, tag = "3")]
     pub generations: ::prost::alloc::vec::Vec<u32>,
+    /// The identity that it gets if it is made; empty for a new one.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub incarnation: ::prost::bytes::Bytes,
 }
 /// Asks for a topic.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

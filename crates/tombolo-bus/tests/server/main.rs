@@ -137,7 +137,7 @@ async fn an_error_keeps_its_kind_and_its_text_over_the_wire() {
 async fn only_the_owner_changes_a_topic_and_everybody_reads() {
     let bus = Arc::new(StandIn::new(OPEN));
     let server = Running::on_unix(bus.clone()).await;
-    let spec = TopicSpec { name: orders(), generations: Generations::first(2).unwrap() };
+    let spec = TopicSpec::new(orders(), Generations::first(2).unwrap());
     let topic = server.client().ensure_topic(&spec).await.unwrap();
     let registration = Registration {
         service: orders(),
@@ -414,7 +414,7 @@ async fn an_engine_that_was_not_built_in_is_named_and_no_password_told() {
 async fn a_url_opens_the_log_that_it_names() {
     let folder = tempfile::tempdir().unwrap();
     let url = format!("file://{}", folder.path().display());
-    let spec = TopicSpec { name: orders(), generations: Generations::first(2).unwrap() };
+    let spec = TopicSpec::new(orders(), Generations::first(2).unwrap());
     let bus = connect(&url, &Identity::Service(orders())).await.unwrap();
     let topic = bus.ensure_topic(&spec).await.unwrap();
     bus.close().await;

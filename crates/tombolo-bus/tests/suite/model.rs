@@ -362,7 +362,12 @@ impl Bus for Open {
             false => spec.generations.clone(),
         };
         let partitions = vec![Vec::new(); generations.partitions() as usize];
-        let topic = Topic { name: spec.name.clone(), generations, incarnation: Incarnation::new(), epoch: 0 };
+        let topic = Topic {
+            name: spec.name.clone(),
+            generations,
+            incarnation: spec.incarnation.unwrap_or_default(),
+            epoch: 0,
+        };
         let stored = Stored { topic: topic.clone(), partitions, is_sealed: true };
         kept.topics.insert(spec.name.clone(), stored);
         Ok(topic)

@@ -83,8 +83,7 @@ async fn a_stream_that_is_not_ours_is_not_touched() {
     };
     let made = jetstream.create_stream(stream.clone()).await.unwrap();
     let bus = connect(&format!("{server}/{namespace}")).await;
-    let spec =
-        TopicSpec { name: ServiceName::new("orders").unwrap(), generations: Generations::first(1).unwrap() };
+    let spec = TopicSpec::new(ServiceName::new("orders").unwrap(), Generations::first(1).unwrap());
     let error = bus.ensure_topic(&spec).await.unwrap_err();
     assert_eq!(error.kind(), Kind::TopicDiffers, "{error}");
     let info = made.get_info().await.unwrap();
@@ -96,8 +95,7 @@ async fn settings_that_lose_events_are_refused_by_name() {
     let Some(server) = shared("unsafe settings on NATS") else { return };
     let namespace = unique("unsafe");
     let bus = connect(&format!("{server}/{namespace}")).await;
-    let spec =
-        TopicSpec { name: ServiceName::new("orders").unwrap(), generations: Generations::first(1).unwrap() };
+    let spec = TopicSpec::new(ServiceName::new("orders").unwrap(), Generations::first(1).unwrap());
     let topic = bus.ensure_topic(&spec).await.unwrap();
     let jetstream = async_nats::jetstream::new(async_nats::connect(&server).await.unwrap());
     let stream = jetstream.get_stream(format!("tombolo_{namespace}_topic_orders")).await.unwrap();
@@ -125,8 +123,7 @@ async fn a_server_that_is_away_is_said_at_once_and_found_again() {
     }
     let server = Private::start().await;
     let bus = server.connected().await;
-    let spec =
-        TopicSpec { name: ServiceName::new("orders").unwrap(), generations: Generations::first(1).unwrap() };
+    let spec = TopicSpec::new(ServiceName::new("orders").unwrap(), Generations::first(1).unwrap());
     bus.ensure_topic(&spec).await.unwrap();
     server.kill().await;
     let away = async {
@@ -182,10 +179,7 @@ async fn what_was_acknowledged_before_a_kill_is_there_once_and_in_order() {
     let server = Arc::new(Private::start().await);
     let bus = Arc::new(server.connected().await);
     let topic = bus
-        .ensure_topic(&TopicSpec {
-            name: "orders".parse().unwrap(),
-            generations: Generations::first(1).unwrap(),
-        })
+        .ensure_topic(&TopicSpec::new("orders".parse().unwrap(), Generations::first(1).unwrap()))
         .await
         .unwrap();
     bus.raise_epoch(&topic.name, topic.incarnation, 1).await.unwrap();

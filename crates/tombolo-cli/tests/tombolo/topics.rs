@@ -61,10 +61,8 @@ impl Orders {
     async fn at(url: &str) -> Self {
         let name = ServiceName::new("orders").unwrap();
         let bus = tombolo_bus::connect(url, &Identity::Service(name.clone())).await.unwrap();
-        let topic = bus
-            .ensure_topic(&TopicSpec { name: name.clone(), generations: Generations::first(2).unwrap() })
-            .await
-            .unwrap();
+        let topic =
+            bus.ensure_topic(&TopicSpec::new(name.clone(), Generations::first(2).unwrap())).await.unwrap();
         bus.raise_epoch(&name, topic.incarnation, 1).await.unwrap();
         Self { bus, topic }
     }
@@ -300,4 +298,36 @@ fn a_bus_that_is_away_or_no_url_is_said_so() {
             .contains(&free.to_string())
     );
     assert!(stage.refused(&["topics", "list", "--bus", "somewhere"], 2).contains("has no scheme"));
+}
+
+#[tokio::test]
+async fn topics_are_moved_to_another_bus_only_when_that_is_told() {
+    let stage = Stage::with_users();
+    let (old, new) = (Served::over(&stage, "old"), Served::over(&stage, "new"));
+    let orders = Orders::at(&old.url).await;
+    orders.append(0, (1..=3).map(|n| record(n, "orders.placed.v1")).collect()).await;
+    orders.append(1, vec![record(1, "orders.placed.v1")]).await;
+    let copy = ["topics", "copy", "--from", &old.url, "--to", &new.url];
+    let preview = stage.refused(&copy, 2);
+    assert!(preview.contains("--yes"), "{preview}");
+    assert_eq!(stage.must(&["topics", "list", "--bus", &new.url, "--format", "json"]).trim(), "[]");
+
+    let read = |url: &str| stage.must(&["topics", "read", "orders", "--bus", url]);
+    let before = read(&old.url);
+    let said = stage.must(&[&copy[..], &["--yes", "--format", "json"]].concat());
+    let said: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(said, json!([{ "topic": "orders", "events": 4, "copied": 4 }]));
+    assert_eq!(read(&new.url), before, "same ids, sequences and partitions");
+    let late = Append {
+        topic: orders.topic.name.clone(),
+        incarnation: orders.topic.incarnation,
+        epoch: 2,
+        partition: 0,
+        records: vec![record(4, "orders.placed.v1")],
+    };
+    assert_eq!(orders.bus.append(late).await.unwrap_err().kind(), tombolo_bus::Kind::OlderEpoch);
+    let again = stage.must(&[&copy[..], &["--yes", "--format", "json"]].concat());
+    assert_eq!(serde_json::from_str::<Value>(&again).unwrap()[0]["copied"], 0);
+    let unknown = stage.refused(&[&copy[..], &["payments"]].concat(), 3);
+    assert!(unknown.contains("payments") && unknown.contains("orders"), "{unknown}");
 }

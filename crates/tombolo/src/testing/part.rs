@@ -136,10 +136,8 @@ impl<D: Database> Part<D> {
         if !descriptor.publishes.is_empty() {
             // So that whoever subscribes to the topic finds it at once. Its relay finds it as if made in an earlier life.
             let (name, generations) = (descriptor.service.clone(), Generations::first(descriptor.partitions));
-            let spec = TopicSpec {
-                name,
-                generations: generations.expect("a service checks it when it is described"),
-            };
+            let generations = generations.expect("a service checks it when it is described");
+            let spec = TopicSpec::new(name, generations);
             line.ensure_topic(&spec).await.ok();
         }
         let mut service = (version.service)((version.open)());

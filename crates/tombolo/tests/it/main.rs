@@ -5,6 +5,7 @@
 mod support;
 mod path;
 mod later;
+mod moving;
 mod failures;
 mod effects;
 mod parking;

@@ -60,7 +60,7 @@ pub(super) fn record(partition: u32, sequence: u64) -> Record {
 }
 
 pub(super) fn spec(partitions: u32) -> TopicSpec {
-    TopicSpec { name: name("orders"), generations: Generations::first(partitions).unwrap() }
+    TopicSpec::new(name("orders"), Generations::first(partitions).unwrap())
 }
 
 pub(super) async fn topic(log: &Log, partitions: u32) -> Topic {
