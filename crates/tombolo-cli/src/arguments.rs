@@ -13,6 +13,9 @@ use crate::output::Format;
 pub(crate) use parked::{Asked, Discard, How, ParkedEvents, ParkedOf, Redrive, Reset, ShowParked, Skip};
 pub(crate) use views::{Compared, OfView, SwitchView, Views};
 
+/// The schema of Tombolo's tables on PostgreSQL, unless somebody says otherwise.
+pub(crate) const SCHEMA_DEFAULT: &str = "tombolo";
+
 const EXIT_CODES: &str = "Exit codes:
   0  it worked
   1  it was understood and did not work
@@ -72,6 +75,25 @@ pub(crate) enum Command {
     /// Write what a new service begins with
     #[command(subcommand)]
     New(New),
+    /// Look at a manifest and at everything that it points to, and say what is wrong and what mends it
+    Doctor(Doctor),
+}
+
+/// Options of `doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// The folder that holds tombolo.toml, or the file itself
+    #[arg(value_name = "DIR", default_value = ".")]
+    pub(crate) place: PathBuf,
+    /// Where databases, the bus and logs are kept [default: DIR/.tombolo]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// A bus that somebody else runs
+    #[arg(long, value_name = "URL")]
+    pub(crate) bus: Option<String>,
+    /// How to show it
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub(crate) format: Format,
 }
 
 /// What can be done about Tombolo's tables.
@@ -92,7 +114,7 @@ pub(crate) struct PrintSchema {
     #[arg(value_enum)]
     pub(crate) kind: DatabaseKind,
     /// The schema of the tables, on PostgreSQL
-    #[arg(long, value_name = "NAME", default_value = "tombolo")]
+    #[arg(long, value_name = "NAME", default_value = SCHEMA_DEFAULT)]
     pub(crate) schema: String,
 }
 
@@ -123,7 +145,7 @@ pub(crate) struct OfDatabase {
     #[arg(value_name = "URL", env = "TOMBOLO_DATABASE", hide_env_values = true)]
     pub(crate) url: String,
     /// The schema of the tables, on PostgreSQL
-    #[arg(long, value_name = "NAME", default_value = "tombolo")]
+    #[arg(long, value_name = "NAME", default_value = SCHEMA_DEFAULT)]
     pub(crate) schema: String,
 }
 
@@ -175,6 +197,8 @@ pub(crate) enum Topics {
     Tail(Read),
     /// Read everything, and check that no event is missing or damaged
     Verify(Verify),
+    /// Move topics to another bus, and seal them where they were; says which, and does it with --yes
+    Copy(CopyTopics),
 }
 
 /// What can be seen of subscriptions, and done to them.
@@ -259,6 +283,25 @@ pub(crate) struct Read {
     /// Only this type; may be given several times
     #[arg(long = "type", value_name = "TYPE")]
     pub(crate) types: Vec<String>,
+}
+
+/// Options of `topics copy`.
+#[derive(Debug, Args)]
+pub(crate) struct CopyTopics {
+    /// Only these topics [default: all]
+    pub(crate) topics: Vec<ServiceName>,
+    /// The bus that they are on
+    #[arg(long, value_name = "URL")]
+    pub(crate) from: String,
+    /// The bus that they go to
+    #[arg(long, value_name = "URL")]
+    pub(crate) to: String,
+    /// Really do it
+    #[arg(long)]
+    pub(crate) yes: bool,
+    /// How to show it
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub(crate) format: Format,
 }
 
 /// What to verify.

@@ -6,6 +6,7 @@ pub(crate) mod logs;
 pub(crate) mod bus;
 pub(crate) mod topics;
 pub(crate) mod verify;
+pub(crate) mod copying;
 pub(crate) mod subscriptions;
 pub(crate) mod views;
 mod asking;
@@ -15,6 +16,7 @@ pub(crate) mod services;
 pub(crate) mod recover;
 pub(crate) mod schema;
 pub(crate) mod new;
+pub(crate) mod doctor;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,9 +41,22 @@ async fn reach(reached: &Reached) -> Result<Arc<dyn Bus>> {
             Place::Bus(url) => url,
         },
     };
-    let silent = |_| Error::not_running(format!("the bus at {url} does not answer"));
-    let connected = tombolo_bus::connect(&url, &Identity::Operator);
+    connect(&url, &Identity::Operator).await
+}
+
+/// The bus at `url`, as `identity` sees it.
+async fn connect(url: &str, identity: &Identity) -> Result<Arc<dyn Bus>> {
+    let silent = |_| Error::not_running(format!("the bus at {} does not answer", without_password(url)));
+    let connected = tombolo_bus::connect(url, identity);
     Ok(tokio::time::timeout(BUS_ANSWER_BOUND, connected).await.map_err(silent)??)
+}
+
+/// A URL as it may be shown.
+fn without_password(url: &str) -> String {
+    match (url.split_once("://"), url.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, place))) => format!("{scheme}://…@{place}"),
+        _ => url.to_owned(),
+    }
 }
 
 /// Who gives this command, for the record: `user@host`.

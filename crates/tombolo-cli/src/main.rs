@@ -22,8 +22,8 @@ use clap::Parser;
 
 use crate::arguments::{Arguments, Command, New, ParkedEvents, Schema, Services, Subscriptions, Topics};
 use crate::commands::{
-    bus, dev, logs, moving, new, orders, parked, recover, schema, services, subscriptions, topics, verify,
-    views,
+    bus, copying, dev, doctor, logs, moving, new, orders, parked, recover, schema, services, subscriptions,
+    topics, verify, views,
 };
 use crate::error::{Context, Result};
 use crate::runner::control::Request;
@@ -65,6 +65,7 @@ fn act(command: Command) -> Result<()> {
             Command::Topics(Topics::Read(arguments)) => topics::read(arguments).await,
             Command::Topics(Topics::Tail(arguments)) => topics::tail(arguments).await,
             Command::Topics(Topics::Verify(arguments)) => verify::verify(arguments).await,
+            Command::Topics(Topics::Copy(arguments)) => copying::copy(arguments).await,
             Command::Subscriptions(command) => on_subscriptions(command).await,
             Command::Parked(command) => on_parked(command).await,
             Command::Views(command) => views::views(command).await,
@@ -73,6 +74,7 @@ fn act(command: Command) -> Result<()> {
             Command::Schema(Schema::Print(arguments)) => schema::print(&arguments),
             Command::Schema(Schema::Apply(arguments)) => schema::apply(arguments).await,
             Command::New(New::Service(arguments)) => new::service(&arguments),
+            Command::Doctor(arguments) => doctor::doctor(arguments).await,
             Command::Schema(Schema::Check(arguments)) => schema::check(arguments).await,
         }
     })

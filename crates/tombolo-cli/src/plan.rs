@@ -99,6 +99,30 @@ pub(crate) fn plan(manifest: &Manifest, folder: &DataFolder, bus: Option<String>
     Ok(Plan { run: planner.run.clone(), manifest: manifest.path.clone(), bus, own_bus, services, planner })
 }
 
+/// A service as somebody sees it who starts nothing.
+pub(crate) struct Looked {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its program, or what is wrong with it.
+    pub(crate) program: Result<PathBuf>,
+    /// Its arguments.
+    pub(crate) arguments: Vec<String>,
+    /// The URL of its database.
+    pub(crate) database: Option<String>,
+}
+
+/// What `manifest` says of each service.
+pub(crate) fn look(manifest: &Manifest, folder: &DataFolder) -> Result<Vec<Looked>> {
+    let planner = Planner::new(manifest.clone(), folder.clone())?;
+    let looked = manifest.services.iter().map(|service| Looked {
+        name: service.name.to_string(),
+        program: planner.program(service),
+        arguments: planner.arguments(service),
+        database: planner.database(service),
+    });
+    Ok(looked.collect())
+}
+
 /// Settles one process after the other.
 #[derive(Debug)]
 pub(crate) struct Planner {
@@ -190,12 +214,10 @@ impl Planner {
         };
         let listen = SocketAddr::new(host, port);
         check_free(listen, &name)?;
-        let bin_dir = self.bin_dir.display().to_string();
-        let arguments = service.command[1..].iter().map(|part| part.replace(TARGET, &bin_dir)).collect();
         Ok(Process {
             name,
             program: program.to_owned(),
-            arguments,
+            arguments: self.arguments(service),
             folder: self.manifest.folder().to_owned(),
             env: self.env(service, replica, listen, database),
             listen,
@@ -225,6 +247,11 @@ impl Planner {
             set(SCHEMA_VARIABLE, "apply".to_owned());
         }
         env
+    }
+
+    fn arguments(&self, service: &Service) -> Vec<String> {
+        let bin_dir = self.bin_dir.display().to_string();
+        service.command[1..].iter().map(|part| part.replace(TARGET, &bin_dir)).collect()
     }
 
     fn program(&self, service: &Service) -> Result<PathBuf> {

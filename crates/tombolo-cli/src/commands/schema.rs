@@ -8,7 +8,7 @@ use tombolo_db::postgres::{self, Postgres};
 use tombolo_db::sqlite::{self, Sqlite};
 use tombolo_db::{Outbox, Owner};
 
-use crate::arguments::{ApplySchema, DatabaseKind, OfDatabase, PrintSchema};
+use crate::arguments::{ApplySchema, DatabaseKind, OfDatabase, PrintSchema, SCHEMA_DEFAULT};
 use crate::commands::say;
 use crate::error::{Error, Result};
 
@@ -39,14 +39,23 @@ pub(crate) async fn apply(arguments: ApplySchema) -> Result<()> {
 
 /// `tombolo schema check`.
 pub(crate) async fn check(arguments: OfDatabase) -> Result<()> {
-    let version = match Opened::of(&arguments)? {
+    let version = checked(&arguments).await?;
+    say(&format!("Tombolo's tables are there, version {version}, and the settings keep what is committed"))
+}
+
+/// The version of Tombolo's tables in the database at `url`, if that and its settings are as they should be.
+pub(crate) async fn version(url: &str) -> Result<i64> {
+    checked(&OfDatabase { url: url.to_owned(), schema: SCHEMA_DEFAULT.to_owned() }).await
+}
+
+async fn checked(arguments: &OfDatabase) -> Result<i64> {
+    match Opened::of(arguments)? {
         Opened::Sqlite(database) => {
             is_there(&arguments.url)?;
-            database.check().await?
+            Ok(database.check().await?)
         }
-        Opened::Postgres(database) => database.check().await?,
-    };
-    say(&format!("Tombolo's tables are there, version {version}, and the settings keep what is committed"))
+        Opened::Postgres(database) => Ok(database.check().await?),
+    }
 }
 
 /// A database that the program knows how to speak to.

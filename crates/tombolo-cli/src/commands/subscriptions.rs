@@ -54,6 +54,18 @@ struct Partition {
     error: Option<String>,
 }
 
+/// What each replica says of itself, or why it says nothing: service, number, answer.
+pub(super) async fn statuses(
+    reached: &Reached,
+) -> Result<Vec<(String, usize, std::result::Result<Value, String>)>> {
+    let (replicas, client) = (replicas(reached).await?, client()?);
+    let asked = replicas.into_iter().map(async |replica| {
+        let answer = ask_one(&client, &replica.url).await;
+        (replica.service, replica.number, answer)
+    });
+    Ok(join_all(asked).await)
+}
+
 /// `tombolo subscriptions list`.
 pub(crate) async fn list(arguments: OfBus) -> Result<()> {
     let replicas = replicas(&arguments.reached).await?;

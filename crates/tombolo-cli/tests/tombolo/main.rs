@@ -7,3 +7,4 @@ mod runner;
 mod topics;
 mod schema;
 mod new;
+mod doctor;
