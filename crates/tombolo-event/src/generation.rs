@@ -85,6 +85,12 @@ impl Generations {
         None
     }
 
+    /// Which generation `partition` is of, from 1; none if there is no such partition.
+    #[must_use]
+    pub fn number_of(&self, partition: u32) -> Option<usize> {
+        self.steps().position(|until| partition < until.partitions()).map(|at| at + 1)
+    }
+
     /// The numbers of the partitions of all generations before that of `partition`: what has to be read before it.
     #[must_use]
     pub fn before(&self, partition: u32) -> Range<u32> {
@@ -152,6 +158,7 @@ mod tests {
         let ranges = [0, 1, 2, 4].map(|partition| five.beside(partition).unwrap());
         assert_eq!(ranges, [0..2, 0..2, 2..5, 2..5]);
         assert_eq!((five.before(1), five.before(4), five.beside(5)), (0..0, 0..2, None));
+        assert_eq!([0, 1, 2, 4, 5].map(|it| five.number_of(it)), [Some(1), Some(1), Some(2), Some(2), None]);
         assert!(five.is_sealed(1) && !five.is_sealed(2) && !two.is_sealed(1));
         for key in ["a", "b", "c", "d"].map(KeyHash::of) {
             assert_eq!(two.partition(key), key.partition(2));

@@ -136,3 +136,28 @@ pub(super) fn control(message: &StreamMessage) -> Result<Control> {
         Error::new(Kind::Corrupt, format!("control record {at} of the stream cannot be read")).because(error)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INCARNATION: &str = "01910000-0000-7000-8000-000000000001";
+
+    #[test]
+    fn a_control_record_of_one_generation_is_that_of_the_version_before() {
+        let written = format!(r#"{{"incarnation":"{INCARNATION}","partitions":8,"epoch":3}}"#);
+        let control: Control = serde_json::from_str(&written).unwrap();
+        assert_eq!((control.generations.each(), control.epoch), (&[8][..], 3));
+        assert_eq!(serde_json::to_string(&control).unwrap(), written);
+    }
+
+    #[test]
+    fn a_control_record_of_several_generations_is_none_to_the_version_before() {
+        let written = format!(r#"{{"incarnation":"{INCARNATION}","generations":[8,16],"epoch":3}}"#);
+        let control: Control = serde_json::from_str(&written).unwrap();
+        assert_eq!(control.generations.each(), [8, 16]);
+        assert_eq!(serde_json::to_string(&control).unwrap(), written);
+        let nothing = format!(r#"{{"incarnation":"{INCARNATION}","epoch":3}}"#);
+        assert!(serde_json::from_str::<Control>(&nothing).is_err());
+    }
+}

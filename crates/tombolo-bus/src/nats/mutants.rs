@@ -12,4 +12,6 @@ pub enum Mutant {
     BelieveTheCursor,
     /// Goes on appending after another relay raised the epoch.
     IgnoreTheEpoch,
+    /// Goes on appending to a partition after its topic was divided anew.
+    IgnoreTheSeals,
 }

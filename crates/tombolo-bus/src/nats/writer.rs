@@ -102,6 +102,10 @@ impl Writer {
         if self.ignores_the_epoch() {
             known.control.epoch = append.epoch;
         }
+        if self.ignores_the_seals() {
+            let one = Generations::first(known.control.generations.partitions());
+            known.control.generations = one.unwrap_or(known.control.generations);
+        }
         match decide(&known, append) {
             Ok(Decision::Send) => self.send(&mut state, known, append, 0, reread).await.map(Step::Sent),
             // What memory says may be old: no refusal and no acknowledgement before the stream was read.
@@ -286,6 +290,10 @@ impl Writer {
     fn ignores_the_epoch(&self) -> bool {
         self.link.mutant == Some(super::Mutant::IgnoreTheEpoch)
     }
+
+    fn ignores_the_seals(&self) -> bool {
+        self.link.mutant == Some(super::Mutant::IgnoreTheSeals)
+    }
 }
 
 #[cfg(not(feature = "mutants"))]
@@ -300,6 +308,10 @@ impl Writer {
     }
 
     fn ignores_the_epoch(&self) -> bool {
+        false
+    }
+
+    fn ignores_the_seals(&self) -> bool {
         false
     }
 }

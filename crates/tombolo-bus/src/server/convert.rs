@@ -304,3 +304,45 @@ impl From<wire::GuaranteeReply> for Guarantee {
         Self { engine, survives_power_cut, detail }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn topic(each: &[u32]) -> Topic {
+        let generations = Generations::try_from(each.to_vec()).unwrap();
+        Topic { name: name("orders").unwrap(), generations, incarnation: Incarnation::new(), epoch: 3 }
+    }
+
+    #[test]
+    fn one_generation_is_what_the_version_before_sends_and_understands() {
+        let topic = topic(&[8]);
+        let sent = topic_for(topic.clone(), false).unwrap();
+        assert_eq!(sent.partitions, 8);
+        let before = wire::Topic { generations: vec![], ..sent };
+        assert_eq!(Topic::try_from(before).unwrap(), topic);
+        let spec = TopicSpec::new(topic.name, topic.generations);
+        let asked = wire::EnsureTopicRequest::from(&spec);
+        assert_eq!(asked.partitions, 8);
+        let before = wire::EnsureTopicRequest { generations: vec![], ..asked };
+        assert_eq!(TopicSpec::try_from(before).unwrap(), spec);
+    }
+
+    #[test]
+    fn several_generations_are_refused_to_the_version_before_by_name() {
+        let refused = topic_for(topic(&[8, 16]), false).unwrap_err();
+        assert_eq!(refused.kind(), Kind::TopicDiffers);
+        assert!(refused.to_string().contains("orders") && refused.to_string().contains("8 → 16"));
+        let sent = topic_for(topic(&[8, 16]), true).unwrap();
+        assert_eq!((sent.partitions, &sent.generations[..]), (0, &[8, 16][..]));
+    }
+
+    #[test]
+    fn partitions_that_no_topic_can_have_are_refused() {
+        for (partitions, generations) in [(0, vec![]), (u32::MAX, vec![]), (0, vec![8, 0]), (8, vec![1; 99])]
+        {
+            let request = wire::EnsureTopicRequest { name: "orders".into(), partitions, generations };
+            assert_eq!(TopicSpec::try_from(request).unwrap_err().kind(), Kind::Configuration);
+        }
+    }
+}

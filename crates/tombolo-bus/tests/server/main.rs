@@ -97,6 +97,10 @@ fn append(first: u64) -> Append {
     append_of(orders(), first, 3)
 }
 
+fn generations(each: &[u32]) -> Generations {
+    Generations::try_from(each.to_vec()).unwrap()
+}
+
 fn from_start() -> Read {
     Read::following(&orders(), 0, Cursor::start(Incarnation::new()))
 }
@@ -137,7 +141,7 @@ async fn an_error_keeps_its_kind_and_its_text_over_the_wire() {
 async fn only_the_owner_changes_a_topic_and_everybody_reads() {
     let bus = Arc::new(StandIn::new(OPEN));
     let server = Running::on_unix(bus.clone()).await;
-    let spec = TopicSpec::new(orders(), Generations::first(2).unwrap());
+    let spec = TopicSpec::new(orders(), generations(&[2]));
     let topic = server.client().ensure_topic(&spec).await.unwrap();
     let registration = Registration {
         service: orders(),
@@ -148,9 +152,10 @@ async fn only_the_owner_changes_a_topic_and_everybody_reads() {
     let thief = Identity::Service(ServiceName::new("thief").unwrap());
     for stranger in [thief, Identity::Operator] {
         let client = Client::new(&server.address, &stranger).unwrap();
-        let refusals: [Error; 4] = [
+        let refusals: [Error; 5] = [
             client.ensure_topic(&spec).await.unwrap_err(),
             client.raise_epoch(&orders(), topic.incarnation, 9).await.unwrap_err(),
+            client.divide(&orders(), topic.incarnation, 1, &generations(&[2, 3])).await.unwrap_err(),
             client.append(append(1)).await.unwrap_err(),
             client.register(&registration).await.unwrap_err(),
         ];
@@ -414,7 +419,7 @@ async fn an_engine_that_was_not_built_in_is_named_and_no_password_told() {
 async fn a_url_opens_the_log_that_it_names() {
     let folder = tempfile::tempdir().unwrap();
     let url = format!("file://{}", folder.path().display());
-    let spec = TopicSpec::new(orders(), Generations::first(2).unwrap());
+    let spec = TopicSpec::new(orders(), generations(&[2]));
     let bus = connect(&url, &Identity::Service(orders())).await.unwrap();
     let topic = bus.ensure_topic(&spec).await.unwrap();
     bus.close().await;

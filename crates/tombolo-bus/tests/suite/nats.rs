@@ -349,6 +349,7 @@ mod broken {
             (Mutant::AnswerFromMemory, "a_repeat_under_an_older_epoch_is_refused"),
             (Mutant::BelieveTheCursor, "a_cursor_whose_record_has_another_id_is_refused"),
             (Mutant::IgnoreTheEpoch, "an_append_that_was_prepared_before_a_raise_is_refused"),
+            (Mutant::IgnoreTheSeals, "an_append_that_was_prepared_before_a_division_is_refused"),
         ];
         for (mutant, case) in caught_by {
             let url = format!("{server}/{}", unique("mutant"));

@@ -3,8 +3,10 @@
 //! Invariant: an event is shown as it is stored, with its sequence and partition; one that cannot be read is shown
 //! too, with the reason, and does not hide those behind it.
 
+use std::time::Duration;
+
 use futures_util::StreamExt;
-use futures_util::stream::{SelectAll, select_all};
+use futures_util::stream::{BoxStream, SelectAll};
 use serde_json::{Value, json};
 use tombolo_bus::{Batch, Bus, Record, Tail, Topic};
 use tombolo_event::{Cursor, Envelope, ServiceName};
@@ -12,6 +14,9 @@ use tombolo_event::{Cursor, Envelope, ServiceName};
 use crate::arguments::{OfBus, Read};
 use crate::commands::{reach, say, show};
 use crate::error::{Error, Result};
+
+/// How often `tombolo topics tail` looks whether the topic was divided anew.
+const LOOK_FOR_GENERATIONS_EVERY: Duration = Duration::from_secs(2);
 
 /// `tombolo topics list`.
 pub(crate) async fn list(arguments: OfBus) -> Result<()> {
@@ -28,8 +33,8 @@ pub(crate) async fn list(arguments: OfBus) -> Result<()> {
             topic.incarnation.to_string(),
         ]);
         list.push(json!({
-            "name": topic.name, "partitions": topic.partitions(), "generations": topic.generations, "epoch": topic.epoch,
-            "incarnation": topic.incarnation, "events": events, "tails": tails,
+            "name": topic.name, "partitions": topic.partitions(), "generations": topic.generations,
+            "epoch": topic.epoch, "incarnation": topic.incarnation, "events": events, "tails": tails,
         }));
     }
     bus.close().await;
@@ -41,7 +46,7 @@ pub(crate) async fn list(arguments: OfBus) -> Result<()> {
     )
 }
 
-/// `tombolo topics read`, one partition after the other.
+/// `tombolo topics read`, one partition after the other, those of earlier generations first.
 pub(crate) async fn read(arguments: Read) -> Result<()> {
     let bus = reach(&arguments.reached).await?;
     let topic = topic(&*bus, &arguments.topic).await?;
@@ -52,31 +57,52 @@ pub(crate) async fn read(arguments: Read) -> Result<()> {
             if left == 0 {
                 break;
             }
-            print(&batch?, tail.partition, &arguments, &mut left)?;
+            print(&batch?, &topic, tail.partition, &arguments, &mut left)?;
         }
     }
     bus.close().await;
     Ok(())
 }
 
-/// `tombolo topics tail`, all partitions as events come.
+/// `tombolo topics tail`, all partitions as events come, and those of a new generation once there is one.
 pub(crate) async fn tail(arguments: Read) -> Result<()> {
     let bus = reach(&arguments.reached).await?;
-    let topic = topic(&*bus, &arguments.topic).await?;
+    let mut topic = topic(&*bus, &arguments.topic).await?;
     let mut left = arguments.limit.unwrap_or(u64::MAX);
-    let mut streams = Vec::new();
+    let mut live = SelectAll::new();
     for tail in chosen(&*bus, &topic, arguments.partition).await? {
-        let partition = tail.partition;
-        let read = tombolo_bus::Read { follow: true, ..wanted(&topic, partition, Some(&tail), &arguments) };
-        streams.push(bus.read(read).await?.map(move |batch| (partition, batch)));
+        live.push(follow(&*bus, &topic, tail.partition, Some(&tail), &arguments).await?);
     }
-    let mut batches: SelectAll<_> = select_all(streams);
+    let mut look = tokio::time::interval(LOOK_FOR_GENERATIONS_EVERY);
     while left > 0 {
-        let Some((partition, batch)) = batches.next().await else { break };
-        print(&batch?, partition, &arguments, &mut left)?;
+        tokio::select! {
+            next = live.next() => {
+                let Some((partition, batch)) = next else { break };
+                print(&batch?, &topic, partition, &arguments, &mut left)?;
+            }
+            _ = look.tick(), if arguments.partition.is_none() => {
+                let first_new = topic.partitions();
+                topic = self::topic(&*bus, &arguments.topic).await?;
+                for partition in first_new..topic.partitions() {
+                    live.push(follow(&*bus, &topic, partition, None, &arguments).await?);
+                }
+            }
+        }
     }
     bus.close().await;
     Ok(())
+}
+
+/// The batches of one partition as they come.
+async fn follow(
+    bus: &dyn Bus,
+    topic: &Topic,
+    partition: u32,
+    tail: Option<&Tail>,
+    arguments: &Read,
+) -> Result<BoxStream<'static, (u32, tombolo_bus::Result<Batch>)>> {
+    let read = tombolo_bus::Read { follow: true, ..wanted(topic, partition, tail, arguments) };
+    Ok(bus.read(read).await?.map(move |batch| (partition, batch)).boxed())
 }
 
 async fn topic(bus: &dyn Bus, name: &ServiceName) -> Result<Topic> {
@@ -97,7 +123,11 @@ async fn chosen(bus: &dyn Bus, topic: &Topic, partition: Option<u32>) -> Result<
     }
     if tails.is_empty() {
         let (name, last) = (&topic.name, topic.partitions().saturating_sub(1));
-        return Err(Error::not_found(format!("{name} has no such partition; it has 0 to {last}")));
+        let divided = match topic.generations.each() {
+            [_] => String::new(),
+            _ => format!(", in generations of {}", topic.generations),
+        };
+        return Err(Error::not_found(format!("{name} has no such partition; it has 0 to {last}{divided}")));
     }
     Ok(tails)
 }
@@ -114,7 +144,7 @@ fn wanted(topic: &Topic, partition: u32, tail: Option<&Tail>, arguments: &Read) 
     tombolo_bus::Read { types, ..tombolo_bus::Read::to_tail(&topic.name, partition, after) }
 }
 
-fn print(batch: &Batch, partition: u32, arguments: &Read, left: &mut u64) -> Result<()> {
+fn print(batch: &Batch, topic: &Topic, partition: u32, arguments: &Read, left: &mut u64) -> Result<()> {
     let from = arguments.from.unwrap_or_default();
     // An engine that cannot read some types only sends all.
     let asked = |record: &&Record| {
@@ -126,14 +156,14 @@ fn print(batch: &Batch, partition: u32, arguments: &Read, left: &mut u64) -> Res
         if *left == 0 {
             return Ok(());
         }
-        say(&line(record, partition).to_string())?;
+        say(&line(record, topic, partition).to_string())?;
         *left -= 1;
     }
     Ok(())
 }
 
-/// A record as a CloudEvent, with the partition that it is in.
-fn line(record: &Record, partition: u32) -> Value {
+/// A record as a CloudEvent, with the partition that it is in and, where there are several, its generation.
+fn line(record: &Record, topic: &Topic, partition: u32) -> Value {
     let mut event = match Envelope::decode(record.bytes.clone()) {
         Ok(envelope) => envelope.to_json(Some(record.sequence)),
         Err(error) => json!({
@@ -142,13 +172,16 @@ fn line(record: &Record, partition: u32) -> Value {
         }),
     };
     event["partition"] = json!(partition);
+    if topic.generations.each().len() > 1 {
+        event["generation"] = json!(topic.generations.number_of(partition));
+    }
     event
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tombolo_event::EventId;
+    use tombolo_event::{EventId, Generations, Incarnation};
 
     #[test]
     fn a_record_that_cannot_be_read_is_shown_with_the_reason() {
@@ -158,8 +191,17 @@ mod tests {
             event_type: "orders.placed.v1".into(),
             bytes: "not an envelope".into(),
         };
-        let shown = line(&record, 3);
+        let mut topic = Topic {
+            name: "orders".parse().unwrap(),
+            generations: Generations::first(4).unwrap(),
+            incarnation: Incarnation::new(),
+            epoch: 1,
+        };
+        let shown = line(&record, &topic, 3);
         assert_eq!((&shown["sequence"], &shown["partition"]), (&json!("7"), &json!(3)));
+        assert_eq!(shown["generation"], Value::Null, "there is only one");
+        topic.generations = topic.generations.and(2).unwrap();
+        assert_eq!(line(&record, &topic, 4)["generation"], json!(2));
         assert!(shown["error"].as_str().unwrap().contains("cannot be read"), "{shown}");
     }
 }

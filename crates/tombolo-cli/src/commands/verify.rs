@@ -11,7 +11,7 @@ use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tombolo_bus::embedded::{self, Inspection};
 use tombolo_bus::{Bus, Record, Tail, Topic};
-use tombolo_event::{Cursor, Envelope};
+use tombolo_event::{Cursor, Envelope, Generations};
 
 use crate::arguments::{Found, Reached, Verify};
 use crate::commands::{reach, say, show};
@@ -27,8 +27,15 @@ const FAULTS_SHOWN_MAX: usize = 5;
 struct Finding {
     topic: String,
     partition: u32,
+    /// The generation of the partition, and how many there are.
+    generation: (usize, usize),
     events: u64,
     faults: Vec<String>,
+}
+
+fn generation(generations: &Generations, partition: u32) -> (usize, usize) {
+    let all = generations.each().len();
+    (generations.number_of(partition).unwrap_or(all), all)
 }
 
 /// Verifies what a bus serves, or the files of a log.
@@ -95,6 +102,7 @@ fn readable(inspection: &Inspection) -> Vec<Finding> {
         topic.partitions.iter().zip(0..).map(|(found, partition)| Finding {
             topic: topic.name.to_string(),
             partition,
+            generation: generation(&topic.generations, partition),
             events: found.events,
             faults: match found.last.saturating_sub(found.events) {
                 0 => Vec::new(),
@@ -155,6 +163,7 @@ async fn partition(bus: &dyn Bus, topic: &Topic, tail: &Tail) -> Finding {
     Finding {
         topic: topic.name.to_string(),
         partition: tail.partition,
+        generation: generation(&topic.generations, tail.partition),
         events: checked.next - 1,
         faults: checked.faults,
     }
@@ -189,7 +198,9 @@ impl Checked {
 }
 
 fn row(finding: &Finding) -> [String; 4] {
+    let (number, all) = finding.generation;
     let found = match finding.faults.len() {
+        0 if number < all => format!("whole, sealed (generation {number} of {all})"),
         0 => "whole".to_owned(),
         count => {
             let shown = &finding.faults[..count.min(FAULTS_SHOWN_MAX)];
@@ -200,8 +211,11 @@ fn row(finding: &Finding) -> [String; 4] {
 }
 
 fn json(finding: &Finding) -> Value {
-    let Finding { topic, partition, events, faults } = finding;
-    json!({ "topic": topic, "partition": partition, "events": events, "faults": faults })
+    let Finding { topic, partition, generation: (number, all), events, faults } = finding;
+    json!({
+        "topic": topic, "partition": partition, "generation": number, "sealed": number < all,
+        "events": events, "faults": faults,
+    })
 }
 
 #[cfg(test)]

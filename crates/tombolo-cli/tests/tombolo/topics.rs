@@ -67,6 +67,11 @@ impl Orders {
         Self { bus, topic }
     }
 
+    async fn divide(&self, each: &[u32]) {
+        let generations = Generations::try_from(each.to_vec()).unwrap();
+        self.bus.divide(&self.topic.name, self.topic.incarnation, 1, &generations).await.unwrap();
+    }
+
     async fn append(&self, partition: u32, records: Vec<Record>) {
         let (topic, incarnation) = (self.topic.name.clone(), self.topic.incarnation);
         self.bus.append(Append { topic, incarnation, epoch: 1, partition, records }).await.unwrap();
@@ -159,6 +164,9 @@ async fn tail_shows_what_comes_and_not_what_was() {
         places(&text[..whole])
     };
     until("both last events are shown", || last.iter().all(|place| lines().contains(place)));
+    orders.divide(&[2, 3]).await;
+    orders.append(4, vec![record(1, "orders.placed.v1")]).await;
+    until("an event of the new generation is shown", || lines().contains(&place(1, 4)));
     tail.kill().unwrap();
     tail.wait().unwrap();
     let lines = lines();
@@ -167,6 +175,34 @@ async fn tail_shows_what_comes_and_not_what_was() {
         lines.iter().filter(|(_, at)| *at == 0).map(|(number, _)| number.parse().unwrap()).collect();
     assert!(of_0.windows(2).all(|pair| pair[1] == pair[0] + 1), "{of_0:?}");
     orders.bus.close().await;
+}
+
+#[tokio::test]
+async fn a_topic_that_was_divided_is_shown_with_its_generations() {
+    let stage = Stage::with_users();
+    let served = Served::over(&stage, "log");
+    let orders = Orders::at(&served.url).await;
+    orders.append(1, vec![record(1, "orders.placed.v1")]).await;
+    orders.divide(&[2, 3]).await;
+    orders.append(3, vec![record(1, "orders.placed.v1")]).await;
+    let shown = |more: &[&str]| stage.must(&[&["topics"], more, &["--bus", &served.url]].concat());
+    assert!(shown(&["list"]).contains("2 → 3"), "{}", shown(&["list"]));
+    let list: Value = serde_json::from_str(&shown(&["list", "--format", "json"])).unwrap();
+    assert_eq!((&list[0]["generations"], &list[0]["partitions"]), (&json!([2, 3]), &json!(5)));
+    let read = shown(&["read", "orders"]);
+    assert_eq!(places(&read), [place(1, 1), place(1, 3)]);
+    assert!(read.contains("\"generation\":1") && read.contains("\"generation\":2"), "{read}");
+    assert_eq!(shown(&["verify"]).matches("whole, sealed (generation 1 of 2)").count(), 2);
+    let said = stage.refused(&["topics", "read", "orders", "--partition", "5", "--bus", &served.url], 3);
+    assert!(said.contains("it has 0 to 4, in generations of 2 → 3"), "{said}");
+    orders.bus.close().await;
+    served.end(Signal::SIGTERM);
+    let folder = stage.path("log");
+    let verified = stage.must(&["topics", "verify", "--format", "json", "--data", folder.to_str().unwrap()]);
+    let verified: Value = serde_json::from_str(&verified).unwrap();
+    let sealed: Vec<_> =
+        verified["partitions"].as_array().unwrap().iter().map(|it| it["sealed"].as_bool().unwrap()).collect();
+    assert_eq!(sealed, [true, true, false, false, false]);
 }
 
 #[tokio::test]
@@ -220,8 +256,8 @@ async fn verify_finds_what_is_wrong_over_the_bus_and_in_the_files() {
     let orders = Orders::at(&served.url).await;
     orders.append(0, vec![record(1, "orders.placed.v1"), record(2, "orders.placed.v1")]).await;
     let whole = json!([
-        { "topic": "orders", "partition": 0, "events": 2, "faults": [] },
-        { "topic": "orders", "partition": 1, "events": 0, "faults": [] },
+        { "topic": "orders", "partition": 0, "generation": 1, "sealed": false, "events": 2, "faults": [] },
+        { "topic": "orders", "partition": 1, "generation": 1, "sealed": false, "events": 0, "faults": [] },
     ]);
     let folder = stage.path("log");
     let in_files = ["--data", folder.to_str().unwrap()];

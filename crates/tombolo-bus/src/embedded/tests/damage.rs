@@ -6,15 +6,17 @@ use super::*;
 use crate::embedded::format::{Group, Place, SegmentHeader};
 use crate::embedded::inspection::{inspect, verify};
 use crate::embedded::scan::{Ending, Found, scan};
-use crate::embedded::storage::{Storage, read_all as read_all_of};
+use crate::embedded::storage::{Memory, Storage, read_all as read_all_of};
 use crate::{Error, Kind};
 
-/// A closed log of one segment: three groups of events in two partitions.
+/// A closed log of one segment: three groups of events in two partitions, which are then sealed, and one in the next.
 async fn small_log(log: Arc<Log>) {
     let topic = topic(&log, 2).await;
     append(&log, &topic, 0, 1..=2).await.unwrap();
     append(&log, &topic, 1, 1..=1).await.unwrap();
     append(&log, &topic, 0, 3..=4).await.unwrap();
+    divide(&log, &topic, &[2, 1]).await.unwrap();
+    append(&log, &topic, 2, 1..=1).await.unwrap();
     log.close().await;
 }
 
@@ -79,13 +81,13 @@ async fn a_log_cut_at_any_byte_opens_with_every_whole_group() {
         assert_eq!(events as u32, kept.map(|block| block.header.count).sum::<u32>(), "cut at {cut}");
         counts.push(events);
     }
-    assert_eq!((counts[0], counts.last().copied()), (0, Some(5)));
+    assert_eq!((counts[0], counts.last().copied()), (0, Some(6)));
 }
 
 #[tokio::test]
 async fn a_flipped_bit_is_never_a_wrong_or_missing_event_without_a_word() {
     let disk = Disk::new(0);
-    let options = Options { segment_bytes: 1024, first_segment_bytes: 1024, ..small() };
+    let options = Options { segment_bytes: 1536, first_segment_bytes: 1536, ..small() };
     small_log(on(&disk, options)).await;
     let whole = get(&disk, &segment(1));
     let undamaged = seen(&disk).await.unwrap();
@@ -215,7 +217,7 @@ async fn verify_counts_events_and_finds_what_is_damaged_without_hiding_the_rest(
     small_log(open(folder.path(), small())).await;
     let sound = verify(folder.path()).unwrap();
     let counts: Vec<_> = sound.topics[0].partitions.iter().map(|own| (own.events, own.last)).collect();
-    assert_eq!((counts.as_slice(), sound.damage.len()), ([(4, 4), (1, 1)].as_slice(), 0));
+    assert_eq!((counts.as_slice(), sound.damage.len()), ([(4, 4), (1, 1), (1, 1)].as_slice(), 0));
     let mut bytes = fs::read(folder.path().join(segment(1))).unwrap();
     let at = bytes.windows(3).position(|three| three == b"1/1").unwrap();
     bytes[at] ^= 1;
@@ -224,5 +226,38 @@ async fn verify_counts_events_and_finds_what_is_damaged_without_hiding_the_rest(
     assert_eq!(damaged.damage.len(), 1, "{damaged:?}");
     assert!(damaged.damage[0].offset < at as u64);
     let counts: Vec<_> = damaged.topics[0].partitions.iter().map(|own| (own.events, own.last)).collect();
-    assert_eq!(counts, [(4, 4), (0, 0)]);
+    assert_eq!(counts, [(4, 4), (0, 0), (1, 1)]);
+}
+
+#[tokio::test]
+async fn verify_and_opening_know_generations_in_sealed_segments() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path(), small());
+    let topic = topic(&log, 1).await;
+    append(&log, &topic, 0, 1..=4).await.unwrap();
+    let topic = divide(&log, &topic, &[1, 2]).await.unwrap();
+    for round in 0..40 {
+        append(&log, &topic, 2, round * 3 + 1..=round * 3 + 3).await.unwrap();
+    }
+    log.close().await;
+    let sound = verify(folder.path()).unwrap();
+    assert!(sound.segments > 2 && sound.damage.is_empty(), "{sound:?}");
+    let counts: Vec<_> = sound.topics[0].partitions.iter().map(|own| (own.events, own.last)).collect();
+    assert_eq!(
+        (&sound.topics[0].generations, counts),
+        (&topic.generations, vec![(4, 4), (0, 0), (120, 120)])
+    );
+    let log = open(folder.path(), small());
+    assert_eq!(log.topic(&topic.name).await.unwrap(), topic, "from the sidecar of its first segment");
+    log.close().await;
+}
+
+#[test]
+fn verify_finds_what_lies_behind_a_seal() {
+    let storage = Memory::default();
+    let bytes = super::golden::behind_a_seal();
+    storage.create(&segment(1)).unwrap().write_at(&bytes, 0).unwrap();
+    let found = inspect(&storage).unwrap();
+    assert_eq!(found.damage.len(), 1, "{found:?}");
+    assert!(found.damage[0].found.contains("sequence 4 of orders/1, which was sealed"), "{found:?}");
 }

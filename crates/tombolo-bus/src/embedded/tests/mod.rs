@@ -67,6 +67,11 @@ pub(super) async fn topic(log: &Log, partitions: u32) -> Topic {
     log.ensure_topic(&spec(partitions)).await.unwrap()
 }
 
+pub(super) async fn divide(log: &Log, topic: &Topic, each: &[u32]) -> Result<Topic> {
+    let generations = Generations::try_from(each.to_vec()).unwrap();
+    log.divide(&topic.name, topic.incarnation, topic.epoch, &generations).await
+}
+
 pub(super) fn batch(topic: &Topic, partition: u32, sequences: std::ops::RangeInclusive<u64>) -> Append {
     Append {
         topic: topic.name.clone(),

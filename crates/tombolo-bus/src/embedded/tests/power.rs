@@ -161,3 +161,49 @@ async fn a_power_cut_at_every_operation_around_a_roll_loses_nothing_acknowledged
         );
     }
 }
+
+/// Appends and divides in turn until the power is cut; returns the generations that were acknowledged, and how many events
+/// of each partition.
+async fn divide_on(log: &Log, topic: &Topic) -> (Vec<u32>, Vec<u64>) {
+    let (mut each, mut acknowledged) = (vec![1], vec![0]);
+    loop {
+        let partition = each.len() as u32 - 1;
+        let Ok(last) = append(log, topic, partition, 1..=2).await else { return (each, acknowledged) };
+        acknowledged[partition as usize] = last;
+        let more = [&each[..], &[1]].concat();
+        if each.len() == 30 || divide(log, topic, &more).await.is_err() {
+            return (each, acknowledged);
+        }
+        each = more;
+        acknowledged.push(0);
+    }
+}
+
+#[tokio::test]
+async fn a_division_that_was_acknowledged_survives_a_power_cut_at_every_operation() {
+    let mut divided = 0;
+    for (seed, cut_after) in (0..4).flat_map(|seed| (1..60).map(move |cut| (seed, cut))) {
+        let what = format!("seed {seed}, cut {cut_after}");
+        let disk = Disk::new(seed);
+        let log = on(&disk, small());
+        let topic = topic(&log, 1).await;
+        disk.set(Faults { cut_at: Some(cut_after), ..Faults::default() });
+        let (each, acknowledged) = divide_on(&log, &topic).await;
+        log.close().await;
+        disk.restart();
+        let opened = Log::start(Arc::new(disk.clone()), small(), None);
+        let (log, _) = opened.unwrap_or_else(|error| panic!("{what}: {error}"));
+        let found = log.topic(&topic.name).await.unwrap();
+        assert!(found.generations.each().starts_with(&each), "{what}: {} after {each:?}", found.generations);
+        for (partition, last) in (0..).zip(acknowledged) {
+            let kept = records(&log, &topic, partition).await.unwrap();
+            assert!(kept.len() as u64 >= last, "{what}: partition {partition}");
+            if found.generations.is_sealed(partition) {
+                let more = append(&log, &topic, partition, kept.len() as u64 + 1..=3).await;
+                assert_eq!(more.unwrap_err().kind(), crate::Kind::Sealed, "{what}: partition {partition}");
+            }
+        }
+        divided = divided.max(each.len());
+    }
+    assert!(divided > 5, "the cuts come after up to {divided} generations");
+}
