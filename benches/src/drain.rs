@@ -130,7 +130,6 @@ async fn commits<D: Store>(
 async fn gather<D: Store>(database: &D) -> Result<()> {
     let publisher = Publisher {
         service: ServiceName::new("bench-source")?,
-        partitions: tombolo_event::key::PARTITIONS_DEFAULT,
         declared: Arc::new([Ticked::TYPE.to_owned()].into()),
         full: Arc::default(),
         wake: Arc::new(|| {}),

@@ -51,7 +51,6 @@ async fn measure<D: Database>(database: D) -> Outcome {
     database.prepare(&Owner { service: service.clone(), partitions: PARTITIONS }, Schema::Apply).await?;
     let publisher = Publisher {
         service,
-        partitions: PARTITIONS,
         declared: Arc::new([Measured::TYPE.to_owned()].into()),
         full: Arc::default(),
         wake: Arc::new(|| {}),

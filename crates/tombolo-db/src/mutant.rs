@@ -19,6 +19,10 @@ pub enum Mutant {
     RenewsAnyLife,
     /// A cursor moves from wherever it is.
     NoCursorCheck,
+    /// A new generation of partitions is read without looking whether the earlier ones are.
+    EntersEarly,
+    /// A row is numbered in the partition that whoever published it knew of, though the topic was divided since.
+    NumbersWhereHinted,
     /// An effect's completion is stored apart from the transaction of what goes with it.
     CompletionApart,
     /// Only the event that failed is parked, not those of its key behind it.

@@ -30,8 +30,6 @@ pub const EVENTS_PER_TRANSACTION_MAX: usize = 10_000;
 pub struct Publisher {
     /// The service: the source of its events and the name of its topic.
     pub service: ServiceName,
-    /// The number of partitions of its topic.
-    pub partitions: u32,
     /// The types that it declared.
     pub declared: Arc<BTreeSet<String>>,
     /// Set while the outbox is full.
@@ -90,10 +88,8 @@ pub struct Outgoing {
 pub struct Row {
     /// Its identity.
     pub id: EventId,
-    /// The hash of its key: its stripe.
+    /// The hash of its key: its stripe, and its partition once the commit knows how the topic is divided.
     pub key_hash: KeyHash,
-    /// Its partition.
-    pub partition: u32,
     /// Its type.
     pub event_type: String,
     /// The stored bytes.
@@ -131,6 +127,15 @@ impl Taken {
 pub fn sorted_stripes(keys: impl Iterator<Item = KeyHash>, stripes: u32) -> Vec<u32> {
     let set: BTreeSet<u32> = keys.map(|key| key.stripe(stripes)).collect();
     set.into_iter().collect()
+}
+
+/// The hash of a stored event's key; of its id if the bytes are not an event, which then stands for itself.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(crate) fn key_of(id: EventId, bytes: Bytes) -> KeyHash {
+    match Envelope::decode(bytes) {
+        Ok(envelope) => KeyHash::of(&envelope.key),
+        Err(_) => KeyHash::of(&id.to_string()),
+    }
 }
 
 impl Outgoing {
@@ -217,8 +222,7 @@ impl Outgoing {
         let bytes = envelope.encode();
         envelope.check(&bytes)?;
         let key_hash = KeyHash::of(&envelope.key);
-        let partition = key_hash.partition(self.publisher.partitions);
-        self.rows.push(Row { id, key_hash, partition, event_type: envelope.event_type, bytes, due });
+        self.rows.push(Row { id, key_hash, event_type: envelope.event_type, bytes, due });
         Ok(id)
     }
 

@@ -29,14 +29,14 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
 use tombolo_event::operator::Outcome;
-use tombolo_event::{Cursor, EventId, Incarnation, Position, ServiceName};
+use tombolo_event::{Cursor, EventId, Generations, Incarnation, Position, ServiceName};
 use uuid::Uuid;
 
 pub use leases::{Claimed, Holder, Leases, Share, Standing};
 pub use parked::{ParkedCount, ParkedEvent, ParkedFilter, ParkedHead, Parking, Tries};
 pub use requests::Requests;
 
-use crate::{EffectCall, Effects, Outgoing, Publisher, Result, Views};
+use crate::{EffectCall, Effects, Goal, Outgoing, Publisher, Result, Views};
 
 pub mod recovery;
 
@@ -164,7 +164,8 @@ pub enum Schema {
 pub struct Owner {
     /// The service.
     pub service: ServiceName,
-    /// The number of partitions of its topic.
+    /// With how many partitions its topic begins. Once there is a topic, any number that one of its generations has is
+    /// accepted, so that programs of before and after a division run together.
     pub partitions: u32,
 }
 
@@ -187,7 +188,8 @@ pub trait Outbox: Recovery {
     /// What waits in the outbox.
     async fn depth(&self) -> Result<Depth>;
 
-    /// Completes the sequences of `positions` that the relay has given by now. A row that was removed meanwhile, or is
+    /// Completes the sequences of `positions` that the relay has given by now, and the partitions of those that went to a
+    /// later generation than they were meant for. A row that was removed meanwhile, or is
     /// not among the last [`NUMBERED_LOOK_BACK`] of its partition, is not found, and its position stays as it is.
     async fn complete(&self, positions: &mut [Position]) -> Result<()>;
 }
@@ -207,6 +209,17 @@ pub trait Leader: Send + Sync {
     /// # Errors
     /// `Mismatch` if another one is remembered: the topic was made again, or this is another bus.
     async fn pin(&mut self, found: Incarnation) -> Result<()>;
+
+    /// How the topic is divided, as this database has it. The bus follows.
+    fn generations(&self) -> &Generations;
+
+    /// Begins the next generation of partitions: `generations` is what is there and one more. An event that has no number
+    /// when this commits gets one in the new generation, whatever was told to whoever published it; no other number is
+    /// given in an earlier one any more. The request `asked` gets its outcome in the same transaction.
+    ///
+    /// # Errors
+    /// `Refused` if that is not the next generation, or the request has its outcome already; `Fenced` if somebody else leads.
+    async fn divide(&mut self, generations: &Generations, asked: Option<(Uuid, &Outcome)>) -> Result<()>;
 
     /// Removes the rows up to `done` (which the bus acknowledged), remembers the marks, numbers the next rows where the
     /// publishing transaction did not, and returns them: each partition's in sequence, none that was returned before.
@@ -311,7 +324,9 @@ pub(crate) fn due_time(due_us: i64) -> Timestamp {
 /// The subscriptions' half of the port.
 #[async_trait]
 pub trait Cursors: Send + Sync + 'static {
-    /// Makes the cursors that a subscription does not have yet, and remembers the types that it handles.
+    /// Makes the cursors that a subscription does not have yet, and remembers the types that it handles. In a topic of which
+    /// it has cursors already the others are of partitions that were made since: they begin before the first event, wherever
+    /// `starts` says.
     /// Returns the types that it did not handle before, none for a new subscription. Unless `accept` is true those are
     /// not remembered and no cursor is made, so that the next opening finds them again.
     async fn open(
@@ -332,6 +347,10 @@ pub trait Cursors: Send + Sync + 'static {
     /// Where a subscription stands in one partition; none if it has no cursor there.
     async fn cursor(&self, subscription: &str, topic: &ServiceName, partition: u32)
     -> Result<Option<Cursor>>;
+
+    /// Which of these places the cursors of a subscription have not reached, or are to go back from because an operator asked
+    /// for it: what has to be handled before what comes after them. One look at all of them.
+    async fn not_reached(&self, subscription: &str, places: &[Goal]) -> Result<Vec<Goal>>;
 
     /// Where every subscription stands.
     async fn cursors(&self) -> Result<Vec<CursorState>>;

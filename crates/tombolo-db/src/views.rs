@@ -385,6 +385,18 @@ pub(crate) fn behind(switch: &Switch, cursors: &[At], from: &str, to: &str) -> O
     (!goals.is_empty()).then_some(Switched::Behind { goals, events })
 }
 
+/// The places that these cursors have not reached, or that their partition is to go back from.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(crate) fn not_reached(places: &[Goal], cursors: &[(Goal, bool)]) -> Vec<Goal> {
+    let is_reached = |place: &&Goal| {
+        cursors.iter().any(|(at, goes_back)| {
+            let is_its = at.topic == place.topic && at.partition == place.partition;
+            is_its && at.incarnation == place.incarnation && at.sequence >= place.sequence && !goes_back
+        })
+    };
+    places.iter().filter(|place| !is_reached(place)).cloned().collect()
+}
+
 /// Why a build cannot be made or dropped, in the same words by every database.
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(crate) mod refusal {

@@ -50,7 +50,6 @@ async fn prepared() -> Option<Prepared> {
     sqlx::query("CREATE TABLE effect (k text PRIMARY KEY)").execute(database.pool()).await.unwrap();
     let publisher = Publisher {
         service,
-        partitions: 2,
         declared: Arc::new([Noted::TYPE.to_owned()].into()),
         full: Arc::default(),
         wake: Arc::new(|| {}),

@@ -39,7 +39,6 @@ fn publisher(woken: &Arc<AtomicU32>) -> Publisher {
     let woken = woken.clone();
     Publisher {
         service: service(),
-        partitions: 4,
         declared: Arc::new([Noted::TYPE.to_owned()].into()),
         full: Arc::default(),
         wake: Arc::new(move || {

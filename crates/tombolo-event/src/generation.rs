@@ -97,6 +97,18 @@ impl Generations {
         0..self.beside(partition).map_or(0, |beside| beside.start)
     }
 
+    /// The partitions in which the events of a key go in each generation after that of `partition`.
+    pub fn after(&self, partition: u32, key: KeyHash) -> impl Iterator<Item = u32> {
+        let mut first = 0;
+        let each = self.0.iter().map(move |partitions| {
+            let own = first + key.partition(*partitions);
+            first += partitions;
+            own
+        });
+        let end = self.beside(partition).map_or(u32::MAX, |beside| beside.end);
+        each.filter(move |own| *own >= end)
+    }
+
     /// Whether nothing more comes in `partition`, because its generation is not the present one.
     #[must_use]
     pub fn is_sealed(&self, partition: u32) -> bool {
@@ -163,6 +175,8 @@ mod tests {
         for key in ["a", "b", "c", "d"].map(KeyHash::of) {
             assert_eq!(two.partition(key), key.partition(2));
             assert_eq!(five.partition(key), 2 + key.partition(3));
+            let after = |partition| five.after(partition, key).collect::<Vec<_>>();
+            assert_eq!((after(1), after(2), after(9)), (vec![five.partition(key)], vec![], vec![]));
         }
     }
 

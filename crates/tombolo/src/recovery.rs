@@ -103,7 +103,7 @@ impl Recovery {
         if !standing.is_free {
             return Ok(Examined::Led);
         }
-        let topic = self.topic().await?;
+        let topic = self.topic(&standing).await?;
         let tails = self.bus.tails(&topic.name).await?;
         if self.compare(&standing, &topic, &tails).await?.is_none() {
             return match self.who_leads(&standing).await? {
@@ -142,7 +142,9 @@ impl Recovery {
         }
     }
 
-    async fn topic(&self) -> Result<Topic> {
+    /// The topic as it is on the bus; made if nobody has made it yet. Then it begins with the first generation, because rows may
+    /// wait that have their numbers there.
+    async fn topic(&self, standing: &Standing) -> Result<Topic> {
         if self.publisher.declared.is_empty() {
             let service = &self.publisher.service;
             return Err(Error::new(
@@ -152,8 +154,8 @@ impl Recovery {
                 ),
             ));
         }
-        let generations = Generations::first(self.publisher.partitions)?;
-        let spec = TopicSpec::new(self.publisher.service.clone(), generations);
+        let first = standing.generations.beside(0).map_or(1, |first| first.end);
+        let spec = TopicSpec::new(self.publisher.service.clone(), Generations::first(first)?);
         let topic = self.bus.ensure_topic(&spec).await?;
         if is_moved(topic.epoch) {
             return Err(moved(&topic));
@@ -225,7 +227,7 @@ impl Recovery {
             );
             return Err(Error::new(Kind::Undecided, message));
         }
-        let topic = self.topic().await?;
+        let topic = self.topic(&standing).await?;
         if self.who_leads(&standing).await? == Leads::Elsewhere {
             let finding = Finding::led_elsewhere(&standing, &topic);
             let message =
@@ -239,7 +241,8 @@ impl Recovery {
             on_bus.extend(self.on_bus(&standing, &topic, tail).await?.ids);
         }
         let tails = tails.iter().map(mark).collect();
-        let adoption = Adoption { incarnation: topic.incarnation, epoch, tails, on_bus };
+        let generations = standing.generations.clone();
+        let adoption = Adoption { incarnation: topic.incarnation, epoch, generations, tails, on_bus };
         let adopted = self.outbox.adopt(decision, &adoption).await.map_err(undecided)?;
         tracing::warn!(service = %self.publisher.service, by = decision.by, "the bus's word was taken: {adopted}");
         self.decided.notify_one();
@@ -248,7 +251,7 @@ impl Recovery {
 
     /// How it is now, whether halted or not. Changes nothing.
     async fn look(&self) -> Result<Look> {
-        let topic = self.topic().await?;
+        let topic = self.topic(&self.outbox.standing(self.holder).await?).await?;
         let tails = self.bus.tails(&topic.name).await?;
         let standing = self.outbox.standing(self.holder).await?;
         let mut finding = self.compare(&standing, &topic, &tails).await?;

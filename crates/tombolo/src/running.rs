@@ -413,7 +413,6 @@ fn publisher(descriptor: &Descriptor, woken: &Arc<Notify>) -> Publisher {
         descriptor.publishes.iter().map(|published| published.event_type.clone()).collect();
     Publisher {
         service: descriptor.service.clone(),
-        partitions: descriptor.partitions,
         declared: Arc::new(declared),
         full: Arc::new(AtomicBool::new(false)),
         wake: Arc::new(move || wake.notify_one()),

@@ -10,6 +10,7 @@
 
 mod publishing;
 mod relaying;
+mod dividing;
 mod later;
 mod fencing;
 mod following;
@@ -183,6 +184,7 @@ fn cases<F: Fixture>() -> Vec<Case<F>> {
         preparing::cases(),
         publishing::cases(),
         relaying::cases(),
+        dividing::cases(),
         later::cases(),
         fencing::cases(),
         following::cases(),

@@ -2,7 +2,7 @@
 //! is done whole.
 
 use jiff::Timestamp;
-use tombolo_event::{EventId, Incarnation};
+use tombolo_event::{EventId, Generations, Incarnation};
 use uuid::Uuid;
 
 use super::stage::{LONG, Ready, Wait, assert_contiguous, event_of, marks_of, names, noted};
@@ -45,7 +45,8 @@ pub(super) async fn halted<F: Fixture>(ready: &Ready<F>) -> Halt {
 }
 
 pub(super) fn adoption(tails: Vec<Mark>, on_bus: Vec<EventId>) -> Adoption {
-    Adoption { incarnation: Incarnation::new(), epoch: 40, tails, on_bus }
+    let generations = Generations::first(tails.len() as u32).expect("a few partitions");
+    Adoption { incarnation: Incarnation::new(), epoch: 40, generations, tails, on_bus }
 }
 
 pub(super) fn tail(partition: u32, sequence: u64) -> Mark {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tombolo_event::{Event, EventId, Incarnation, ServiceName, barrier};
+use tombolo_event::{Event, EventId, Generations, Incarnation, ServiceName, barrier};
 use uuid::Uuid;
 
 use super::{Abilities, Fixture, Tx};
@@ -125,7 +125,6 @@ impl<F: Fixture> Ready<F> {
         let woken = self.stage.woken.clone();
         Publisher {
             service: service(),
-            partitions: self.partitions,
             declared: Arc::new([Noted::TYPE.to_owned()].into()),
             full: Arc::default(),
             wake: Arc::new(move || {
@@ -176,6 +175,14 @@ impl<F: Fixture> Ready<F> {
             done = marks_of(&rows);
             all.extend(rows);
         }
+    }
+
+    /// Has the leader divide the topic anew, into so many partitions.
+    pub(super) async fn divide(&self, leader: &mut dyn Leader, partitions: u32) -> Generations {
+        let next = leader.generations().and(partitions).expect("a topic can be divided so");
+        leader.divide(&next, None).await.expect("the topic is divided");
+        assert_eq!(*leader.generations(), next);
+        next
     }
 
     /// A subscription with a cursor at the start of each partition.

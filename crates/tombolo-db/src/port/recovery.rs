@@ -13,7 +13,7 @@
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use tombolo_event::{EventId, Incarnation};
+use tombolo_event::{EventId, Generations, Incarnation};
 use uuid::Uuid;
 
 use super::Mark;
@@ -35,8 +35,8 @@ pub trait Recovery: Send + Sync + 'static {
     /// than `holder` leads, or if the database is halted already: then look again. Durable when it returns.
     async fn halt(&self, halt: &Halt, epoch: u64, holder: Uuid) -> Result<bool>;
 
-    /// Ends the halt by taking the bus's word: what is on the bus is published, what is not is numbered after it, and
-    /// a consequence that is on the bus is not published again when its cause is handled again.
+    /// Ends the halt by taking the bus's word: what is on the bus is published, what is not is numbered after it, in the last
+    /// generation of either side, and a consequence that is on the bus is not published again when its cause is handled again.
     ///
     /// # Errors
     /// `Mismatch` if the database is not halted for this reason.
@@ -65,6 +65,8 @@ pub struct Standing {
     pub incarnation: Option<Incarnation>,
     /// Why nobody leads, if nobody may.
     pub halt: Option<Halt>,
+    /// How the topic is divided.
+    pub generations: Generations,
     /// Its partitions, in order.
     pub partitions: Vec<Counted>,
 }
@@ -107,6 +109,8 @@ pub struct Adoption {
     pub incarnation: Incarnation,
     /// The epoch that was raised at the bus, above every other, before the tails were read.
     pub epoch: u64,
+    /// How the topic is divided there.
+    pub generations: Generations,
     /// The end of each partition.
     pub tails: Vec<Mark>,
     /// The events on the bus of which the database does not know that they are published.

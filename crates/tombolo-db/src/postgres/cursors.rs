@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::{Postgres, signed, unsigned};
 use crate::mutant::Mutant;
-use crate::{Claim, CursorState, Cursors, Error, Result, StartAt, fencing};
+use crate::{Claim, CursorState, Cursors, Error, Goal, Result, StartAt, fencing};
 
 /// The most bytes of an error's text that are kept.
 const ERROR_BYTES_MAX: usize = 2_000;
@@ -75,6 +75,28 @@ impl Cursors for Postgres {
         ));
         let found = found.bind(subscription).bind(topic.as_str()).bind(signed(partition));
         found.fetch_optional(&self.pool).await?.as_ref().map(cursor).transpose()
+    }
+
+    async fn not_reached(&self, subscription: &str, places: &[Goal]) -> Result<Vec<Goal>> {
+        if self.mutation.is(Mutant::EntersEarly) {
+            return Ok(Vec::new());
+        }
+        let cursors = sqlx::query(self.sql(
+            "SELECT topic, partition, incarnation, sequence, id, EXISTS (
+                 SELECT 1 FROM tombolo.request AS r
+                 WHERE r.subscription = c.subscription AND r.done_ms IS NULL AND r.action = 'reset'
+                   AND r.topic = c.topic AND r.partition = c.partition)
+             FROM tombolo.cursor AS c WHERE subscription = $1",
+        ));
+        let at = |row: &PgRow| {
+            let (topic, partition): (String, i32) = (row.try_get(0)?, row.try_get(1)?);
+            let Cursor { incarnation, sequence, .. } = cursor(row)?;
+            let (topic, partition) = (ServiceName::new(topic)?, partition.unsigned_abs());
+            Ok((Goal { topic, partition, incarnation, sequence }, row.try_get(5)?))
+        };
+        let cursors = cursors.bind(subscription).fetch_all(&self.pool).await?;
+        let cursors: Vec<_> = cursors.iter().map(at).collect::<Result<_>>()?;
+        Ok(crate::views::not_reached(places, &cursors))
     }
 
     async fn cursors(&self) -> Result<Vec<CursorState>> {
@@ -180,7 +202,12 @@ impl Postgres {
         subscription: &str,
         starts: &[StartAt],
     ) -> Result<()> {
+        let read =
+            sqlx::query_scalar(self.sql("SELECT DISTINCT topic FROM tombolo.cursor WHERE subscription = $1"));
+        let read: Vec<String> = read.bind(subscription).fetch_all(&mut *connection).await?;
         for start in starts {
+            let is_read = read.iter().any(|topic| topic == start.topic.as_str());
+            let cursor = if is_read { Cursor::start(start.cursor.incarnation) } else { start.cursor };
             sqlx::query(self.sql(
                 "INSERT INTO tombolo.cursor (subscription, topic, partition, incarnation, sequence, id, paused_by)
                  VALUES ($1, $2, $3, $4, $5, $6, (SELECT max(paused_by) FROM tombolo.cursor WHERE subscription = $1))
@@ -189,9 +216,9 @@ impl Postgres {
             .bind(subscription)
             .bind(start.topic.as_str())
             .bind(signed(start.partition))
-            .bind(start.cursor.incarnation.0)
-            .bind(start.cursor.sequence as i64)
-            .bind(start.cursor.id.map(|id| id.0))
+            .bind(cursor.incarnation.0)
+            .bind(cursor.sequence as i64)
+            .bind(cursor.id.map(|id| id.0))
             .execute(&mut *connection)
             .await?;
         }

@@ -74,13 +74,13 @@ impl Postgres {
             return Ok(Vec::new());
         }
         let stripes = sorted_stripes(found.iter().map(|found| found.key_hash), STRIPES);
-        if !self.lock_stripes(connection, stripes).await? {
+        if self.lock_stripes(connection, stripes).await?.is_none() {
             return Err(lost());
         }
         let nths: Vec<i64> = found.iter().map(|found| found.nth).collect();
         let locked = sqlx::query(self.sql(
-            "SELECT nth, id, key_hash, event_type, bytes, (SELECT partitions FROM tombolo.service)
-             FROM tombolo.later WHERE nth = ANY($1) ORDER BY due_us, nth FOR UPDATE SKIP LOCKED",
+            "SELECT nth, id, key_hash, event_type, bytes FROM tombolo.later
+             WHERE nth = ANY($1) ORDER BY due_us, nth FOR UPDATE SKIP LOCKED",
         ));
         let locked = locked.bind(nths).fetch_all(connection).await?;
         let free: BTreeSet<i64> = locked.iter().map(|row| row.try_get(0)).collect::<sqlx::Result<_>>()?;
@@ -139,13 +139,9 @@ fn movable(found: &[Found], free: &BTreeSet<i64>) -> BTreeSet<i64> {
 
 fn due_row(row: &PgRow) -> Result<Row> {
     let (key_hash, bytes): (i64, Vec<u8>) = (row.try_get(2)?, row.try_get(4)?);
-    let key_hash = KeyHash(key_hash.cast_unsigned());
-    let partitions: i32 = row.try_get(5)?;
     Ok(Row {
         id: EventId(row.try_get(1)?),
-        key_hash,
-        // Of today, should the topic have been divided anew meanwhile.
-        partition: key_hash.partition(partitions.unsigned_abs()),
+        key_hash: KeyHash(key_hash.cast_unsigned()),
         event_type: row.try_get(3)?,
         bytes: bytes.into(),
         due: None,

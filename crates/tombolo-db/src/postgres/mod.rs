@@ -15,6 +15,7 @@
 mod schema;
 mod transaction;
 mod outbox;
+mod generations;
 mod later;
 mod cursors;
 mod leases;
@@ -173,7 +174,7 @@ fn unsigned(number: i64) -> u64 {
     u64::try_from(number).unwrap_or(0)
 }
 
-/// A partition as the database keeps it; there are at most 1,024.
+/// A partition as the database keeps it; there are at most some ten thousand.
 fn signed(partition: u32) -> i32 {
     i32::try_from(partition).unwrap_or(i32::MAX)
 }

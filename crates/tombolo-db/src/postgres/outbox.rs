@@ -14,12 +14,14 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use sqlx::Row;
 use sqlx::postgres::{PgConnection, PgRow};
-use tombolo_event::{EventId, Incarnation, Position, barrier};
+use tombolo_event::operator::Outcome;
+use tombolo_event::{EventId, Generations, Incarnation, Position, barrier};
 use uuid::Uuid;
 
+use super::generations::{self, Place, later_places};
 use super::{Postgres, millis, signed, unsigned};
 use crate::mutant::Mutant;
-use crate::port::{NUMBERED_LOOK_BACK, due_time};
+use crate::port::due_time;
 use crate::{Depth, Leader, Mark, Outbox, OutboxRow, Owner, Result, RoundLimit, Schema, fencing};
 
 /// The rows that [`Outbox::depth`] counts one by one, in the outbox and for later; beyond them it estimates from the
@@ -45,11 +47,12 @@ impl Outbox for Postgres {
         sync_commit(&mut transaction).await?;
         let won = self.win(&mut transaction, holder, lease).await?;
         transaction.commit().await?;
-        Ok(won.map(|(epoch, marks)| {
+        Ok(won.map(|Won { epoch, generations, marks }| {
             let taken = marks.iter().map(|mark| (mark.partition, mark.sequence)).collect();
             Box::new(PostgresLeader {
                 database: self.clone(),
                 epoch,
+                generations,
                 lease,
                 removed: marks.clone(),
                 marks,
@@ -93,34 +96,28 @@ impl Outbox for Postgres {
     }
 
     async fn complete(&self, positions: &mut [Position]) -> Result<()> {
-        let open: Vec<&Position> = positions.iter().filter(|position| position.sequence.is_none()).collect();
-        let partitions: Vec<i32> = open.iter().map(|position| signed(position.partition)).collect();
-        let ids: Vec<Uuid> = open.iter().map(|position| position.id.0).collect();
-        let found = sqlx::query(self.sql(
-            "SELECT o.id, o.sequence
-             FROM unnest($1::integer[], $2::uuid[]) AS wanted (partition, id)
-             JOIN tombolo.partition AS p USING (partition)
-             JOIN tombolo.outbox AS o
-               ON o.partition = p.partition AND o.sequence > p.numbered - $3 AND o.id = wanted.id",
-        ));
-        let found = found.bind(partitions).bind(ids).bind(NUMBERED_LOOK_BACK as i64);
-        for row in found.fetch_all(&self.pool).await? {
-            let (id, sequence): (Uuid, i64) = (row.try_get(0)?, row.try_get(1)?);
-            let numbered = positions.iter_mut().filter(|position| position.id.0 == id);
-            numbered.for_each(|position| position.sequence = Some(unsigned(sequence)));
+        let open = positions.iter().filter(|position| position.sequence.is_none());
+        let meant: Vec<Place> = open.map(|position| (signed(position.partition), position.id.0)).collect();
+        let generations = self.complete_at(positions, meant).await?;
+        let open = positions.iter().filter(|position| position.sequence.is_none());
+        let later: Vec<Place> = open.flat_map(|position| later_places(&generations, position)).collect();
+        match later.is_empty() {
+            true => Ok(()),
+            false => self.complete_at(positions, later).await.map(drop),
         }
-        Ok(())
     }
+}
+
+/// What somebody who leads begins with.
+struct Won {
+    epoch: u64,
+    generations: Generations,
+    marks: Vec<Mark>,
 }
 
 impl Postgres {
     /// Raises the epoch, if the lease is free, and reads the marks.
-    async fn win(
-        &self,
-        connection: &mut PgConnection,
-        holder: Uuid,
-        lease: Duration,
-    ) -> Result<Option<(u64, Vec<Mark>)>> {
+    async fn win(&self, connection: &mut PgConnection, holder: Uuid, lease: Duration) -> Result<Option<Won>> {
         let raised = sqlx::query(self.sql(
             "UPDATE tombolo.leader
              SET epoch = epoch + 1, holder = $1, until = clock_timestamp() + $2 * interval '1 millisecond'
@@ -137,8 +134,9 @@ impl Postgres {
             sqlx::query(self.sql(
                 "SELECT partition, removed_sequence, removed_id FROM tombolo.partition ORDER BY partition",
             ));
-        let marks = rows.fetch_all(connection).await?.iter().map(mark).collect::<Result<_>>()?;
-        Ok(Some((unsigned(raised.try_get(0)?), marks)))
+        let marks = rows.fetch_all(&mut *connection).await?.iter().map(mark).collect::<Result<_>>()?;
+        let generations = self.generations(connection).await?;
+        Ok(Some(Won { epoch: unsigned(raised.try_get(0)?), generations, marks }))
     }
 }
 
@@ -164,6 +162,7 @@ pub(super) async fn sync_commit(connection: &mut PgConnection) -> Result<()> {
 struct PostgresLeader {
     database: Postgres,
     epoch: u64,
+    generations: Generations,
     lease: Duration,
     marks: Vec<Mark>,
     removed: Vec<Mark>,
@@ -245,6 +244,11 @@ impl PostgresLeader {
 
     /// Gives numbers to the next rows that have none, in the order of their positions.
     async fn number(&mut self, connection: &mut PgConnection, limit: RoundLimit) -> Result<Vec<OutboxRow>> {
+        let as_hinted = self.database.mutation.is(Mutant::NumbersWhereHinted);
+        if !as_hinted {
+            self.database.place(connection, &self.generations, limit).await?;
+        }
+        let first = if as_hinted { 0 } else { generations::first(&self.generations) };
         let above =
             if self.database.mutation.is(Mutant::NaiveOutboxCursor) { self.highest } else { i64::MIN };
         let numbered = sqlx::query(self.database.sql(
@@ -253,7 +257,10 @@ impl PostgresLeader {
                  WHERE sequence IS NULL AND position > $1 ORDER BY position LIMIT $2
              ), fitting AS (
                  SELECT position, partition, row_number() OVER w AS nth, sum(size) OVER w AS total
-                 FROM waiting WINDOW w AS (ORDER BY position)
+                 FROM waiting
+                 -- What came in since it was placed, and its successors, have their turn in the next round.
+                 WHERE position < coalesce((SELECT min(position) FROM waiting WHERE partition < $4), $5)
+                 WINDOW w AS (ORDER BY position)
              ), next AS (
                  SELECT position, partition, row_number() OVER (PARTITION BY partition ORDER BY position) AS nth
                  FROM fitting WHERE nth = 1 OR total <= $3
@@ -268,6 +275,7 @@ impl PostgresLeader {
              RETURNING o.position, o.partition, o.sequence, o.id, o.event_type, o.bytes",
         ));
         let numbered = numbered.bind(above).bind(limit.rows.max(1) as i64).bind(limit.bytes as i64);
+        let numbered = numbered.bind(first).bind(i64::MAX);
         let found = numbered.fetch_all(connection).await?;
         for row in &found {
             self.highest = self.highest.max(row.try_get(0)?);
@@ -340,6 +348,26 @@ impl Leader for PostgresLeader {
         Ok(transaction.commit().await?)
     }
 
+    fn generations(&self) -> &Generations {
+        &self.generations
+    }
+
+    async fn divide(&mut self, generations: &Generations, asked: Option<(Uuid, &Outcome)>) -> Result<()> {
+        let mut transaction = self.begin().await?;
+        self.database.divide(&mut transaction, generations).await?;
+        if let Some((request, outcome)) = asked {
+            self.database.finish_request(&mut transaction, request, outcome).await?;
+        }
+        barrier::reach("divide.before-commit");
+        transaction.commit().await?;
+        barrier::reach("divide.after-commit");
+        self.generations = generations.clone();
+        for partition in 0..generations.partitions() {
+            self.taken.entry(partition).or_default();
+        }
+        Ok(())
+    }
+
     async fn round(&mut self, done: &[Mark], limit: RoundLimit) -> Result<Vec<OutboxRow>> {
         let news = self.news(done);
         if news.is_empty() && !self.is_backlog && !self.is_waiting().await? {
@@ -366,7 +394,7 @@ impl Leader for PostgresLeader {
     async fn move_due(&mut self, now: Timestamp, limit: RoundLimit) -> Result<usize> {
         let mut transaction = self.begin().await?;
         let due = self.database.lock_due(&mut transaction, now, limit).await?;
-        self.database.insert(&mut transaction, &due).await?;
+        self.database.insert(&mut transaction, &due, &self.generations).await?;
         let apart = self.database.mutation.is(Mutant::LaterRemovedApart);
         if !apart {
             self.database.remove_later(&mut transaction, &due).await?;

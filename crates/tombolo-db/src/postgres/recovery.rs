@@ -10,12 +10,13 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use sqlx::Row;
 use sqlx::postgres::{PgConnection, PgRow};
-use tombolo_event::{EventId, Incarnation};
+use tombolo_event::{EventId, Generations, Incarnation};
 use uuid::Uuid;
 
 use super::outbox::sync_commit;
-use super::{Postgres, signed, unsigned};
+use super::{Postgres, generations, signed, unsigned};
 use crate::mutant::Mutant;
+use crate::owner;
 use crate::port::STRIPES;
 use crate::port::recovery::{Adopted, Adoption, Counted, Decision, Halt, Halted, Standing};
 use crate::{Error, Kind, Mark, Recovery, Result, fencing};
@@ -29,7 +30,8 @@ impl Recovery for Postgres {
         let rows = sqlx::query(self.sql(
             "SELECT l.epoch, l.until <= clock_timestamp() OR coalesce(l.holder = $1, false), s.incarnation,
                     h.id, (extract(epoch FROM h.found) * 1000)::bigint, h.finding,
-                    p.partition, p.removed_sequence, p.removed_id, p.numbered, l.until::text
+                    p.partition, p.removed_sequence, p.removed_id, p.numbered, l.until::text,
+                    s.generations, s.partitions
              FROM tombolo.partition AS p CROSS JOIN tombolo.service AS s CROSS JOIN tombolo.leader AS l
              LEFT JOIN tombolo.halt AS h ON h.id = l.halt
              ORDER BY p.partition",
@@ -43,6 +45,7 @@ impl Recovery for Postgres {
             lease: first.try_get(10)?,
             incarnation: incarnation.map(Incarnation),
             halt: halt(first, 3)?,
+            generations: generations::of(first, 11)?,
             partitions: rows.iter().map(counted).collect::<Result<_>>()?,
         })
     }
@@ -94,7 +97,8 @@ impl Recovery for Postgres {
         if !self.mutation.is(Mutant::NoMemoryOfTheBus) {
             self.remember(&mut transaction, &adoption.on_bus).await?;
         }
-        let adopted = self.unnumber(&mut transaction, &adoption.tails).await?;
+        let generations = owner::adopted(&self.generations(&mut transaction).await?, &adoption.generations);
+        let adopted = self.unnumber(&mut transaction, &generations, &adoption.tails).await?;
         let said = sqlx::query(self.sql("UPDATE tombolo.halt SET outcome = $1 WHERE id = $2"));
         said.bind(adopted.to_string()).bind(decision.halt).execute(&mut *transaction).await?;
         transaction.commit().await?;
@@ -163,8 +167,17 @@ impl Postgres {
         Ok(())
     }
 
-    /// Drops the rows that are on the bus, those that were kept for later included, and takes the others' numbers away: the next leader gives them new ones.
-    async fn unnumber(&self, connection: &mut PgConnection, tails: &[Mark]) -> Result<Adopted> {
+    /// Drops the rows that are on the bus, those that were kept for later included, and takes the others' numbers away: the
+    /// next leader gives them new ones.
+    async fn unnumber(
+        &self,
+        connection: &mut PgConnection,
+        generations: &Generations,
+        tails: &[Mark],
+    ) -> Result<Adopted> {
+        let unsealed = "UPDATE tombolo.partition SET sealed = NULL, numbered = 0, removed_sequence = 0, removed_id = NULL";
+        sqlx::query(self.sql(unsealed)).execute(&mut *connection).await?;
+        self.store_generations(connection, generations).await?;
         let dropped = "DELETE FROM tombolo.outbox AS o USING tombolo.known AS k WHERE o.id = k.id";
         let dropped = sqlx::query(self.sql(dropped)).execute(&mut *connection).await?.rows_affected();
         let later = "DELETE FROM tombolo.later AS l USING tombolo.known AS k WHERE l.id = k.id";
@@ -185,6 +198,7 @@ impl Postgres {
              WHERE p.partition = t.partition",
         ));
         moved.bind(partitions).bind(sequences).bind(ids).execute(&mut *connection).await?;
+        self.seal(connection, generations).await?;
         let kept = sqlx::query(self.sql("SELECT count(*) FROM tombolo.outbox"));
         Ok(Adopted { dropped, kept: unsigned(kept.fetch_one(connection).await?.try_get(0)?) })
     }

@@ -7,8 +7,9 @@ use std::borrow::Cow;
 
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Row};
+use tombolo_event::Generations;
 
-use super::{Postgres, SCHEMA};
+use super::{Postgres, SCHEMA, generations};
 use crate::port::STRIPES;
 use crate::{Error, Kind, Owner, Result, Schema};
 
@@ -180,6 +181,9 @@ CREATE TABLE tombolo.member (           -- who wants each subscription, for as l
     until timestamptz NOT NULL,
     PRIMARY KEY (subscription, replica)
 );
+", "
+ALTER TABLE tombolo.service ADD COLUMN generations text;    -- JSON: how many partitions each generation has; null: `partitions`
+ALTER TABLE tombolo.partition ADD COLUMN sealed bigint CHECK (numbered <= sealed);  -- its last number, in earlier generations
 "];
 
 const VERSION_TABLE: &str = "CREATE TABLE IF NOT EXISTS tombolo.schema (version integer NOT NULL);\n";
@@ -299,10 +303,10 @@ impl Postgres {
 
     /// Whether the tables are `owner`'s already; `false` if they are nobody's yet.
     async fn is_owned_by(&self, connection: &mut PgConnection, owner: &Owner) -> Result<bool> {
-        let row = sqlx::query(self.sql("SELECT service, partitions FROM tombolo.service"));
+        let row = sqlx::query(self.sql("SELECT service, generations, partitions FROM tombolo.service"));
         let Some(row) = row.fetch_optional(connection).await? else { return Ok(false) };
-        let (service, partitions): (String, i32) = (row.try_get(0)?, row.try_get(1)?);
-        crate::owner::check(owner, &service, i64::from(partitions))?;
+        let service: String = row.try_get(0)?;
+        crate::owner::check(owner, &service, &generations::of(&row, 1)?)?;
         Ok(true)
     }
 
@@ -319,11 +323,7 @@ impl Postgres {
         sqlx::query(self.sql("INSERT INTO tombolo.leader (epoch, until) VALUES (0, '-infinity')"))
             .execute(&mut *connection)
             .await?;
-        sqlx::query(self.sql("INSERT INTO tombolo.partition (partition) SELECT generate_series(0, $1 - 1)"))
-            .bind(super::signed(owner.partitions))
-            .execute(connection)
-            .await?;
-        Ok(())
+        self.store_generations(connection, &Generations::first(owner.partitions)?).await
     }
 }
 

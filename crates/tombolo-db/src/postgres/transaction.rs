@@ -14,19 +14,22 @@ use jiff::Timestamp;
 use sqlx::postgres::PgConnection;
 use sqlx::{Row, SqlStr};
 use tombolo_event::operator::Outcome;
-use tombolo_event::{Cursor, Event, EventId, Position, ServiceName, barrier};
+use tombolo_event::{Cursor, Event, EventId, Generations, Position, barrier};
 use uuid::Uuid;
 
-use super::{Postgres, signed};
+use super::{Postgres, generations, signed};
 use crate::mutant::Mutant;
 use crate::outgoing::{Row as Outbound, Taken};
 use crate::port::STRIPES;
-use crate::{Claim, Committed, EffectCall, Error, Kind, Outgoing, ParkedEvent, Result, Transaction};
+use crate::{Claim, Committed, EffectCall, Error, Kind, Outgoing, ParkedEvent, Result, Transaction, fencing};
 
 /// The most rows of one insert.
 const INSERT_ROWS_MAX: usize = 1_000;
 /// The most bytes of events of one insert; one larger event is an insert of its own.
 const INSERT_BYTES_MAX: usize = 16 << 20;
+
+/// The setting by which a transaction is known again.
+const MARK: &str = "tombolo.transaction";
 
 /// A transaction: dereferences to sqlx's connection for the user's own statements. Dropped, it is rolled back.
 pub struct Tx {
@@ -97,13 +100,13 @@ impl Tx {
             self.inner.commit().await.map_err(name_unknown)?;
             return Ok(Committed::default());
         }
-        if !self.database.write(&mut self.inner, &taken).await? {
+        let Some(generations) = self.database.write(&mut self.inner, &taken).await? else {
             return Err(lost());
-        }
+        };
         barrier::reach("outbox.before-commit");
         self.inner.commit().await.map_err(name_unknown)?;
         barrier::reach("outbox.after-commit");
-        let committed = committed(&self.outgoing, &taken.rows);
+        let committed = committed(&self.outgoing, &taken.rows, &generations);
         self.outgoing.committed(&committed.positions);
         Ok(committed)
     }
@@ -125,45 +128,54 @@ impl Tx {
 }
 
 impl Postgres {
-    /// Writes what is to be published, under the locks of its stripes; returns whether the marked transaction is open.
-    async fn write(&self, connection: &mut PgConnection, taken: &Taken) -> Result<bool> {
-        let is_open = self.lock_stripes(connection, taken.stripes(STRIPES)).await.map_err(name_aborted)?;
-        if is_open {
-            self.insert(connection, &taken.rows).await?;
+    /// Writes what is to be published, under the locks of its stripes; returns how the topic is divided, or nothing if the
+    /// marked transaction is not open.
+    async fn write(&self, connection: &mut PgConnection, taken: &Taken) -> Result<Option<Generations>> {
+        let open = self.lock_stripes(connection, taken.stripes(STRIPES)).await.map_err(name_aborted)?;
+        if let Some(generations) = &open {
+            self.insert(connection, &taken.rows, generations).await?;
             self.keep(connection, &taken.later).await?;
         }
-        Ok(is_open)
+        Ok(open)
     }
 
     /// Locks stripes, which are sorted, until the commit, and makes the commit a synced one, in one statement that proves
-    /// the same as `check_alive`: returns whether the marked transaction is open.
+    /// the same as `check_alive`: returns nothing if the marked transaction is not open; else how the topic is divided,
+    /// which may be older than the locks.
     pub(super) async fn lock_stripes(
         &self,
         connection: &mut PgConnection,
         stripes: Vec<u32>,
-    ) -> Result<bool> {
+    ) -> Result<Option<Generations>> {
         let is_locked = !self.mutation.is(Mutant::NoKeyLock);
         let stripes: Vec<i32> = stripes.into_iter().filter(|_| is_locked).map(signed).collect();
-        let locked = sqlx::query(
-            "SELECT current_setting('tombolo.transaction', true),
+        let locked = sqlx::query(self.sql(
+            "SELECT current_setting($3, true),
                     set_config('synchronous_commit', CASE current_setting('synchronous_commit')
                         WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true),
-                    pg_advisory_xact_lock($1, stripe)
-             FROM unnest($2::integer[]) AS stripe",
-        );
-        let locked = locked.bind(self.lock_class).bind(stripes).fetch_all(connection).await?;
-        let is_open = |row: &sqlx::postgres::PgRow| {
-            row.try_get(0).is_ok_and(|mark: Option<String>| mark.as_deref() == Some("open"))
-        };
-        Ok(locked.iter().all(is_open))
+                    (SELECT count(pg_advisory_xact_lock($1, stripe)) FROM unnest($2::integer[]) AS stripe),
+                    generations, partitions
+             FROM tombolo.service",
+        ));
+        let locked = locked.bind(self.lock_class).bind(stripes).bind(MARK);
+        let locked = locked.fetch_optional(connection).await?;
+        let locked = locked.ok_or_else(fencing::nobodys)?;
+        let mark: Option<String> = locked.try_get(0)?;
+        if mark.as_deref() == Some("open") { Ok(Some(generations::of(&locked, 3)?)) } else { Ok(None) }
     }
 
     /// Writes `rows` to the outbox, but for consequences that are on the bus already. Under the locks of their keys.
-    pub(super) async fn insert(&self, connection: &mut PgConnection, rows: &[Outbound]) -> Result<()> {
+    pub(super) async fn insert(
+        &self,
+        connection: &mut PgConnection,
+        rows: &[Outbound],
+        generations: &Generations,
+    ) -> Result<()> {
         let known = self.on_bus_already(connection, &Outgoing::consequences(rows)).await?;
         let new: Vec<&Outbound> = rows.iter().filter(|row| !known.contains(&row.id.0)).collect();
         for some in chunks(&new) {
-            let partitions: Vec<i32> = some.iter().map(|row| signed(row.partition)).collect();
+            let partitions: Vec<i32> =
+                some.iter().map(|row| signed(generations.partition(row.key_hash))).collect();
             let ids: Vec<_> = some.iter().map(|row| row.id.0).collect();
             let types: Vec<&str> = some.iter().map(|row| row.event_type.as_str()).collect();
             let bytes: Vec<&[u8]> = some.iter().map(|row| &row.bytes[..]).collect();
@@ -194,8 +206,8 @@ impl Postgres {
         let mark = sqlx::query("SELECT set_config('tombolo.transaction', 'open', true)");
         mark.execute(&mut *connection).await.map_err(|error| name_aborted(error.into()))?;
         match self.write(connection, &taken).await? {
-            true => Ok(committed(&outgoing, &taken.rows)),
-            false => Err(no_transaction()),
+            Some(generations) => Ok(committed(&outgoing, &taken.rows, &generations)),
+            None => Err(no_transaction()),
         }
     }
 }
@@ -218,19 +230,15 @@ pub(super) fn chunks<'a, 'r>(rows: &'a [&'r Outbound]) -> Vec<&'a [&'r Outbound]
     cut
 }
 
-fn committed(outgoing: &Outgoing, rows: &[Outbound]) -> Committed {
-    let topic = &outgoing.publisher().service;
-    Committed { positions: rows.iter().map(|row| position(topic, row)).collect() }
-}
-
-fn position(topic: &ServiceName, row: &Outbound) -> Position {
-    Position {
-        topic: topic.clone(),
-        partition: row.partition,
+fn committed(outgoing: &Outgoing, rows: &[Outbound], generations: &Generations) -> Committed {
+    let position = |row: &Outbound| Position {
+        topic: outgoing.publisher().service.clone(),
+        partition: generations.partition(row.key_hash),
         key_hash: row.key_hash,
         id: row.id,
         sequence: None,
-    }
+    };
+    Committed { positions: rows.iter().map(position).collect() }
 }
 
 fn no_transaction() -> Error {

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::outbox::unsigned;
 use super::{Sqlite, views};
 use crate::mutant::{Mutant, Mutation};
-use crate::{Claim, CursorState, Cursors, Error, Result, StartAt, fencing};
+use crate::{Claim, CursorState, Cursors, Error, Goal, Result, StartAt, fencing};
 
 /// The most bytes of an error's text that are kept.
 pub(super) const ERROR_BYTES_MAX: usize = 2_000;
@@ -38,8 +38,11 @@ impl Cursors for Sqlite {
             let is_new = known.is_empty();
             if accept || is_new || added.is_empty() {
                 remember_types(connection, subscription, &added).await?;
+                let read = read_topics(connection, subscription).await?;
                 for start in starts {
-                    insert_cursor(connection, subscription, start).await?;
+                    let is_read = read.iter().any(|topic| topic == start.topic.as_str());
+                    let at = if is_read { Cursor::start(start.cursor.incarnation) } else { start.cursor };
+                    insert_cursor(connection, subscription, &StartAt { cursor: at, ..start.clone() }).await?;
                 }
             }
             Ok(if is_new { Vec::new() } else { added })
@@ -78,6 +81,27 @@ impl Cursors for Sqlite {
         );
         let found = found.bind(subscription).bind(topic.as_str()).bind(partition);
         found.fetch_optional(&self.pool).await?.as_ref().map(cursor).transpose()
+    }
+
+    async fn not_reached(&self, subscription: &str, places: &[Goal]) -> Result<Vec<Goal>> {
+        if self.mutation.is(Mutant::EntersEarly) {
+            return Ok(Vec::new());
+        }
+        let cursors = sqlx::query(
+            "SELECT topic, partition, incarnation, sequence, id, EXISTS (
+                 SELECT 1 FROM tombolo_request AS r
+                 WHERE r.subscription = c.subscription AND r.done_ms IS NULL AND r.action = 'reset'
+                   AND r.topic = c.topic AND r.partition = c.partition)
+             FROM tombolo_cursor AS c WHERE subscription = ?",
+        );
+        let at = |row: &SqliteRow| {
+            let (topic, partition, cursor) = (row.try_get::<String, _>(0)?, row.try_get(1)?, cursor(row)?);
+            let Cursor { incarnation, sequence, .. } = cursor;
+            Ok((Goal { topic: ServiceName::new(topic)?, partition, incarnation, sequence }, row.try_get(5)?))
+        };
+        let cursors = cursors.bind(subscription).fetch_all(&self.pool).await?;
+        let cursors: Vec<_> = cursors.iter().map(at).collect::<Result<_>>()?;
+        Ok(crate::views::not_reached(places, &cursors))
     }
 
     async fn cursors(&self) -> Result<Vec<CursorState>> {
@@ -175,6 +199,12 @@ async fn insert_cursor(connection: &mut SqliteConnection, subscription: &str, st
     .execute(connection)
     .await?;
     Ok(())
+}
+
+/// The topics that a subscription has cursors of.
+async fn read_topics(connection: &mut SqliteConnection, subscription: &str) -> Result<Vec<String>> {
+    let read = sqlx::query_scalar("SELECT DISTINCT topic FROM tombolo_cursor WHERE subscription = ?");
+    Ok(read.bind(subscription).fetch_all(connection).await?)
 }
 
 async fn known_types(connection: &mut SqliteConnection, subscription: &str) -> Result<Vec<String>> {

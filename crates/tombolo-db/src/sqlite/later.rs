@@ -13,6 +13,7 @@ use sqlx::Row as _;
 use sqlx::sqlite::SqliteConnection;
 use tombolo_event::{EventId, KeyHash};
 
+use super::generations;
 use super::transaction::write_rows;
 use crate::outgoing::Row;
 use crate::port::due_us;
@@ -49,9 +50,7 @@ pub(super) async fn due(
     limit: RoundLimit,
 ) -> Result<Vec<Row>> {
     let query = sqlx::query(
-        "SELECT l.id, l.key_hash, l.event_type, l.bytes, s.partitions
-         FROM tombolo_service AS s CROSS JOIN tombolo_later AS l
-         WHERE l.due_us <= ? ORDER BY l.due_us, l.nth LIMIT ?",
+        "SELECT id, key_hash, event_type, bytes FROM tombolo_later WHERE due_us <= ? ORDER BY due_us, nth LIMIT ?",
     );
     let mut found = query.bind(now.as_microsecond()).bind(limit.rows.max(1) as i64).fetch(connection);
     let (mut rows, mut bytes) = (Vec::new(), 0);
@@ -65,8 +64,6 @@ pub(super) async fn due(
         rows.push(Row {
             id: EventId(found.try_get(0)?),
             key_hash,
-            // Of today, should the topic have been divided anew meanwhile.
-            partition: key_hash.partition(found.try_get(4)?),
             event_type: found.try_get(2)?,
             bytes: stored.into(),
             due: None,
@@ -77,7 +74,8 @@ pub(super) async fn due(
 
 /// Writes what is due to the end of the outbox.
 pub(super) async fn publish(connection: &mut SqliteConnection, due: &[Row]) -> Result<()> {
-    write_rows(connection, due).await.map(|_numbers| ())
+    let generations = generations::read(connection).await?;
+    write_rows(connection, due, &generations).await.map(|_numbers| ())
 }
 
 /// Removes it from where it was kept.

@@ -19,6 +19,7 @@
 mod schema;
 mod transaction;
 mod outbox;
+mod generations;
 mod later;
 mod cursors;
 mod leases;

@@ -14,10 +14,11 @@ use futures_util::TryStreamExt;
 use jiff::Timestamp;
 use sqlx::Row;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
-use tombolo_event::{EventId, Incarnation, Position, barrier};
+use tombolo_event::operator::Outcome;
+use tombolo_event::{EventId, Generations, Incarnation, Position, barrier};
 use uuid::Uuid;
 
-use super::{Sqlite, later};
+use super::{Sqlite, generations, later, requests};
 use crate::mutant::{Mutant, Mutation};
 use crate::port::due_time;
 use crate::{Depth, Leader, Mark, Outbox, OutboxRow, Owner, Result, RoundLimit, Schema, fencing};
@@ -42,10 +43,11 @@ impl Outbox for Sqlite {
         let won = self
             .write(&self.writer, async |connection| win(connection, holder, lease, self.mutation).await)
             .await?;
-        Ok(won.map(|(epoch, marks)| {
+        Ok(won.map(|Won { epoch, generations, marks }| {
             let leader = SqliteLeader {
                 database: self.clone(),
                 epoch,
+                generations,
                 holder,
                 lease,
                 removed: marks.clone(),
@@ -83,13 +85,20 @@ impl Outbox for Sqlite {
     }
 }
 
+/// What somebody who leads begins with.
+struct Won {
+    epoch: u64,
+    generations: Generations,
+    marks: Vec<Mark>,
+}
+
 /// Raises the epoch, if the lease is free, and reads the marks.
 async fn win(
     connection: &mut SqliteConnection,
     holder: Uuid,
     lease: Duration,
     mutation: Mutation,
-) -> Result<Option<(u64, Vec<Mark>)>> {
+) -> Result<Option<Won>> {
     let raised = sqlx::query(
         "UPDATE tombolo_leader
          SET epoch = epoch + 1, holder = ?1, until_ms = CAST(unixepoch('subsec') * 1000 AS INTEGER) + ?2
@@ -102,8 +111,9 @@ async fn win(
     let rows = sqlx::query(
         "SELECT partition, removed_sequence, removed_id FROM tombolo_partition ORDER BY partition",
     );
-    let marks = rows.fetch_all(connection).await?.iter().map(mark).collect::<Result<_>>()?;
-    Ok(Some((unsigned(raised.try_get(0)?), marks)))
+    let marks = rows.fetch_all(&mut *connection).await?.iter().map(mark).collect::<Result<_>>()?;
+    let generations = generations::read(connection).await?;
+    Ok(Some(Won { epoch: unsigned(raised.try_get(0)?), generations, marks }))
 }
 
 /// The epoch under which somebody may lead; 0, which nobody has, while the database is halted.
@@ -112,6 +122,7 @@ const LED: &str = "SELECT CASE WHEN halt IS NULL THEN epoch ELSE 0 END FROM tomb
 struct SqliteLeader {
     database: Sqlite,
     epoch: u64,
+    generations: Generations,
     holder: Uuid,
     lease: Duration,
     marks: Vec<Mark>,
@@ -224,6 +235,26 @@ impl Leader for SqliteLeader {
             fencing::compare_incarnation(&service, Incarnation(row.try_get(0)?), found)
         };
         self.database.write(&self.database.writer, work).await
+    }
+
+    fn generations(&self) -> &Generations {
+        &self.generations
+    }
+
+    async fn divide(&mut self, generations: &Generations, asked: Option<(Uuid, &Outcome)>) -> Result<()> {
+        let work = async |connection: &mut SqliteConnection| {
+            self.check_epoch(connection).await?;
+            generations::divide(connection, generations).await?;
+            if let Some((request, outcome)) = asked {
+                requests::finish(connection, request, outcome).await?;
+            }
+            barrier::reach("divide.before-commit");
+            Ok(())
+        };
+        self.database.write(&self.database.writer, work).await?;
+        barrier::reach("divide.after-commit");
+        self.generations = generations.clone();
+        Ok(())
     }
 
     async fn round(&mut self, done: &[Mark], limit: RoundLimit) -> Result<Vec<OutboxRow>> {

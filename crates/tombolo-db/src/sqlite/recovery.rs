@@ -10,12 +10,13 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use sqlx::Row;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
-use tombolo_event::{EventId, Incarnation};
+use tombolo_event::{EventId, Generations, Incarnation};
 use uuid::Uuid;
 
-use super::Sqlite;
 use super::outbox::unsigned;
+use super::{Sqlite, generations};
 use crate::mutant::Mutant;
+use crate::owner;
 use crate::port::recovery::{Adopted, Adoption, Counted, Decision, Halt, Halted, Standing};
 use crate::{Error, Kind, Mark, Recovery, Result, fencing};
 
@@ -28,7 +29,7 @@ impl Recovery for Sqlite {
         let rows = sqlx::query(
             "SELECT l.epoch, l.until_ms <= CAST(unixepoch('subsec') * 1000 AS INTEGER) OR coalesce(l.holder = ?, 0),
                     s.incarnation, h.id, h.found_ms, h.finding, p.partition, p.removed_sequence, p.removed_id, p.numbered,
-                    CAST(l.until_ms AS TEXT)
+                    CAST(l.until_ms AS TEXT), s.generations, s.partitions
              FROM tombolo_leader AS l, tombolo_service AS s, tombolo_partition AS p
              LEFT JOIN tombolo_halt AS h ON h.id = l.halt
              ORDER BY p.partition",
@@ -42,6 +43,7 @@ impl Recovery for Sqlite {
             lease: first.try_get(10)?,
             incarnation: incarnation.map(Incarnation),
             halt: halt(first, 3)?,
+            generations: generations::of(first, 11)?,
             partitions: rows.iter().map(counted).collect::<Result<_>>()?,
         })
     }
@@ -87,7 +89,8 @@ impl Recovery for Sqlite {
             if !forgets {
                 remember(connection, &adoption.on_bus).await?;
             }
-            let adopted = number(connection, &adoption.tails).await?;
+            let generations = owner::adopted(&generations::read(connection).await?, &adoption.generations);
+            let adopted = number(connection, &generations, &adoption.tails).await?;
             let outcome = adopted.to_string();
             let said = sqlx::query("UPDATE tombolo_halt SET outcome = ? WHERE id = ?");
             said.bind(outcome).bind(decision.halt).execute(connection).await?;
@@ -139,8 +142,16 @@ async fn remember(connection: &mut SqliteConnection, ids: &[EventId]) -> Result<
     Ok(())
 }
 
-/// Drops the rows that are on the bus, those that were kept for later included, and numbers the others after its tails in the order of their positions.
-async fn number(connection: &mut SqliteConnection, tails: &[Mark]) -> Result<Adopted> {
+/// Drops the rows that are on the bus, those that were kept for later included, and numbers the others after its tails, in the
+/// last generation, in the order of their positions.
+async fn number(
+    connection: &mut SqliteConnection,
+    generations: &Generations,
+    tails: &[Mark],
+) -> Result<Adopted> {
+    let unsealed = "UPDATE tombolo_partition SET sealed = NULL, removed_sequence = 0, removed_id = NULL";
+    sqlx::query(unsealed).execute(&mut *connection).await?;
+    generations::store(connection, generations).await?;
     let dropped = "DELETE FROM tombolo_outbox WHERE id IN (SELECT id FROM tombolo_known)";
     let dropped = sqlx::query(dropped).execute(&mut *connection).await?.rows_affected();
     let later = "DELETE FROM tombolo_later WHERE id IN (SELECT id FROM tombolo_known)";
@@ -157,8 +168,7 @@ async fn number(connection: &mut SqliteConnection, tails: &[Mark]) -> Result<Ado
             .execute(&mut *connection)
             .await?;
     }
-    // By way of numbers that nobody has, because each number is unique at any moment.
-    sqlx::query("UPDATE tombolo_outbox SET sequence = -position").execute(&mut *connection).await?;
+    generations::place_all(connection, generations).await?;
     let kept = sqlx::query(
         "UPDATE tombolo_outbox AS o SET sequence = n.sequence
          FROM (SELECT w.position, p.removed_sequence + row_number()
@@ -172,8 +182,9 @@ async fn number(connection: &mut SqliteConnection, tails: &[Mark]) -> Result<Ado
              numbered = removed_sequence + (SELECT count(*) FROM tombolo_outbox AS o WHERE o.partition = p.partition),
              waiting_bytes = (SELECT coalesce(sum(length(bytes)), 0) FROM tombolo_outbox AS o WHERE o.partition = p.partition)",
     )
-    .execute(connection)
+    .execute(&mut *connection)
     .await?;
+    generations::seal(connection, generations).await?;
     Ok(Adopted { dropped, kept })
 }
 

@@ -5,8 +5,9 @@
 
 use sqlx::Row;
 use sqlx::sqlite::SqliteConnection;
+use tombolo_event::Generations;
 
-use super::Sqlite;
+use super::{Sqlite, generations};
 use crate::{Error, Kind, Owner, Result, Schema};
 
 /// The steps from an empty database to the present version, one for each version.
@@ -179,6 +180,10 @@ CREATE TABLE tombolo_member (           -- who wants each subscription, for as l
     until_ms INTEGER NOT NULL,
     PRIMARY KEY (subscription, replica)
 ) WITHOUT ROWID;
+",
+    "
+ALTER TABLE tombolo_service ADD COLUMN generations TEXT;    -- JSON: how many partitions each generation has; null: `partitions`
+ALTER TABLE tombolo_partition ADD COLUMN sealed INTEGER CHECK (numbered <= sealed);  -- its last number, in earlier generations
 "];
 
 /// The SQL that makes the tables in an empty database, as `tombolo schema print` shows it.
@@ -261,10 +266,10 @@ async fn apply(connection: &mut SqliteConnection) -> Result<()> {
 
 /// Whether the database is `owner`'s already; `false` if it is nobody's yet.
 async fn is_owned_by(connection: &mut SqliteConnection, owner: &Owner) -> Result<bool> {
-    let row = sqlx::query("SELECT service, partitions FROM tombolo_service");
+    let row = sqlx::query("SELECT service, generations, partitions FROM tombolo_service");
     let Some(row) = row.fetch_optional(connection).await? else { return Ok(false) };
-    let (service, partitions): (String, i64) = (row.try_get(0)?, row.try_get(1)?);
-    crate::owner::check(owner, &service, partitions)?;
+    let service: String = row.try_get(0)?;
+    crate::owner::check(owner, &service, &generations::of(&row, 1)?)?;
     Ok(true)
 }
 
@@ -280,11 +285,5 @@ async fn own(connection: &mut SqliteConnection, owner: &Owner) -> Result<()> {
     sqlx::query("INSERT INTO tombolo_leader (one, epoch, until_ms) VALUES (1, 0, 0)")
         .execute(&mut *connection)
         .await?;
-    for partition in 0..owner.partitions {
-        sqlx::query("INSERT INTO tombolo_partition (partition) VALUES (?)")
-            .bind(partition)
-            .execute(&mut *connection)
-            .await?;
-    }
-    Ok(())
+    generations::store(connection, &Generations::first(owner.partitions)?).await
 }

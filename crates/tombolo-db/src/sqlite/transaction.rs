@@ -15,10 +15,10 @@ use sqlx::sqlite::SqliteConnection;
 use sqlx::{AssertSqlSafe, Connection, Row, SqlStr};
 use tokio::sync::OwnedSemaphorePermit;
 use tombolo_event::operator::Outcome;
-use tombolo_event::{Cursor, Event, EventId, Position, barrier};
+use tombolo_event::{Cursor, Event, EventId, Generations, Position, barrier};
 use uuid::Uuid;
 
-use super::{Gate, cursors, effects, later, parked, recovery, requests};
+use super::{Gate, cursors, effects, generations, later, parked, recovery, requests};
 use crate::mutant::Mutation;
 use crate::outgoing::{Row as Outbound, Taken};
 use crate::{
@@ -139,10 +139,14 @@ async fn write(
     taken: &Taken,
 ) -> Result<Vec<Position>> {
     later::keep(connection, &taken.later).await?;
-    let given = write_rows(connection, &taken.rows).await?;
+    if taken.rows.is_empty() {
+        return Ok(Vec::new());
+    }
+    let generations = generations::read(connection).await?;
+    let given = write_rows(connection, &taken.rows, &generations).await?;
     let position = |row: &Outbound| Position {
         topic: publisher.service.clone(),
-        partition: row.partition,
+        partition: generations.partition(row.key_hash),
         key_hash: row.key_hash,
         id: row.id,
         sequence: given.get(&row.id.0).and_then(|sequence| u64::try_from(*sequence).ok()),
@@ -165,27 +169,38 @@ pub(super) async fn write_outgoing(
     Ok(Committed { positions: write(connection, outgoing.publisher(), &taken).await? })
 }
 
+/// A row with the number that it gets.
+struct Numbered<'r> {
+    row: &'r Outbound,
+    partition: u32,
+    sequence: i64,
+}
+
 /// Writes rows to the outbox with the next numbers of their partitions, but for consequences that are on the bus already;
 /// returns the numbers by event.
 pub(super) async fn write_rows(
     connection: &mut SqliteConnection,
     rows: &[Outbound],
+    generations: &Generations,
 ) -> Result<BTreeMap<Uuid, i64>> {
     let known = recovery::on_bus_already(connection, &Outgoing::consequences(rows)).await?;
-    let new: Vec<&Outbound> = rows.iter().filter(|row| !known.contains(&row.id.0)).collect();
+    let new = rows.iter().filter(|row| !known.contains(&row.id.0));
+    let mut new: Vec<Numbered<'_>> = new
+        .map(|row| Numbered { row, partition: generations.partition(row.key_hash), sequence: 0 })
+        .collect();
     if new.is_empty() {
         return Ok(BTreeMap::new());
     }
-    let sequences = number(connection, &new).await?;
-    insert(connection, &new, &sequences).await?;
-    Ok(new.iter().map(|row| row.id.0).zip(sequences).collect())
+    number(connection, &mut new).await?;
+    insert(connection, &new).await?;
+    Ok(new.iter().map(|new| (new.row.id.0, new.sequence)).collect())
 }
 
 /// Takes the next numbers of each partition, in one statement for all of them, and gives them out in order.
-async fn number(connection: &mut SqliteConnection, rows: &[&Outbound]) -> Result<Vec<i64>> {
+async fn number(connection: &mut SqliteConnection, rows: &mut [Numbered<'_>]) -> Result<()> {
     let mut counts: BTreeMap<u32, (i64, i64)> = BTreeMap::new();
-    for row in rows {
-        let (count, bytes) = counts.entry(row.partition).or_default();
+    for Numbered { row, partition, .. } in &*rows {
+        let (count, bytes) = counts.entry(*partition).or_default();
         *count += 1;
         *bytes += row.bytes.len() as i64;
     }
@@ -205,15 +220,15 @@ async fn number(connection: &mut SqliteConnection, rows: &[&Outbound]) -> Result
         let (partition, last): (u32, i64) = (row.try_get(0)?, row.try_get(1)?);
         next.insert(partition, last - counts.get(&partition).map_or(0, |(count, _)| *count));
     }
-    let mut take = |row: &&Outbound| {
-        let last = next.get_mut(&row.partition).ok_or_else(|| no_partition(row.partition))?;
+    for Numbered { partition, sequence, .. } in rows {
+        let last = next.get_mut(partition).ok_or_else(|| no_partition(*partition))?;
         *last += 1;
-        Ok(*last)
-    };
-    rows.iter().map(&mut take).collect()
+        *sequence = *last;
+    }
+    Ok(())
 }
 
-async fn insert(connection: &mut SqliteConnection, rows: &[&Outbound], sequences: &[i64]) -> Result<()> {
+async fn insert(connection: &mut SqliteConnection, rows: &[Numbered<'_>]) -> Result<()> {
     let mut done = 0;
     while done < rows.len() {
         let size = insert_rows(&rows[done..]);
@@ -222,8 +237,8 @@ async fn insert(connection: &mut SqliteConnection, rows: &[&Outbound], sequences
             "INSERT INTO tombolo_outbox (partition, sequence, id, event_type, bytes) VALUES {values}"
         );
         let mut query = sqlx::query(AssertSqlSafe(sql));
-        for (row, sequence) in rows[done..done + size].iter().zip(&sequences[done..]) {
-            query = query.bind(row.partition).bind(*sequence).bind(row.id.0);
+        for Numbered { row, partition, sequence } in &rows[done..done + size] {
+            query = query.bind(*partition).bind(*sequence).bind(row.id.0);
             query = query.bind(row.event_type.as_str()).bind(&row.bytes[..]);
         }
         query.execute(&mut *connection).await?;
@@ -233,10 +248,10 @@ async fn insert(connection: &mut SqliteConnection, rows: &[&Outbound], sequences
 }
 
 /// How many of `rows` the next insert takes.
-fn insert_rows(rows: &[&Outbound]) -> usize {
+fn insert_rows(rows: &[Numbered<'_>]) -> usize {
     let fits = |size: &usize| {
-        rows.get(..*size)
-            .is_some_and(|some| some.iter().map(|row| row.bytes.len()).sum::<usize>() <= INSERT_BYTES_MAX)
+        let bytes = |some: &[Numbered<'_>]| some.iter().map(|new| new.row.bytes.len()).sum::<usize>();
+        rows.get(..*size).is_some_and(|some| bytes(some) <= INSERT_BYTES_MAX)
     };
     INSERT_ROWS.into_iter().find(fits).unwrap_or(1)
 }

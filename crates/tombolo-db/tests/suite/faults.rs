@@ -13,6 +13,9 @@ const FAULTS: &[(Mutant, &str)] = &[
     (Mutant::NoFencing, "a_replaced_leader_is_fenced_and_changes_nothing"),
     (Mutant::NoFencing, "a_worker_that_lost_its_lease_is_fenced"),
     (Mutant::NoFencing, "a_replaced_leader_moves_nothing"),
+    (Mutant::NoFencing, "a_replaced_leader_divides_nothing"),
+    (Mutant::NumbersWhereHinted, "what_commits_after_a_division_goes_to_the_new_generation"),
+    (Mutant::EntersEarly, "places_are_reached_when_the_cursors_are_there_and_stay"),
     (Mutant::LaterRemovedApart, "a_crash_at_a_move_neither_loses_nor_doubles"),
     (Mutant::RenewsAnyLife, "a_later_life_takes_over_at_once_and_an_earlier_one_never"),
     (Mutant::ClaimsHeld, "members_share_and_nobody_takes_what_another_holds"),
@@ -39,8 +42,13 @@ async fn assert_caught<F: Fixture>(fixture: Arc<F>, abilities: Abilities, fault:
 async fn the_suite_catches_every_fault_of_sqlite() {
     use crate::sqlite::{ABILITIES, Files};
     // About commits at once, which SQLite does not have, and about what is one statement there.
-    let elsewhere =
-        [Mutant::NaiveOutboxCursor, Mutant::NoKeyLock, Mutant::NumberingNotDurable, Mutant::CompletionApart];
+    let elsewhere = [
+        Mutant::NaiveOutboxCursor,
+        Mutant::NoKeyLock,
+        Mutant::NumberingNotDurable,
+        Mutant::NumbersWhereHinted,
+        Mutant::CompletionApart,
+    ];
     for &(fault, case) in FAULTS.iter().filter(|(fault, _)| !elsewhere.contains(fault)) {
         let mut files = Files::new();
         files.fault = Some(fault);

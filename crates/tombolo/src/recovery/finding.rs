@@ -197,6 +197,7 @@ impl Finding {
 mod tests {
     use super::*;
     use tombolo_db::Mark;
+    use tombolo_event::Generations;
 
     struct Stage {
         standing: Standing,
@@ -216,6 +217,7 @@ mod tests {
                 lease: String::new(),
                 incarnation: Some(incarnation),
                 halt: None,
+                generations: Generations::first(1).unwrap(),
                 partitions: vec![Counted { removed, numbered: 43 }],
             };
             let name = ServiceName::new("orders").unwrap();

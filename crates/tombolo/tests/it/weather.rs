@@ -62,7 +62,6 @@ async fn a_row_that_nobody_was_woken_for_is_found_by_the_poll() {
     .await;
     let silent = Publisher {
         service: orders.app.service().clone(),
-        partitions: 8,
         declared: Arc::new([Placed::TYPE.to_owned()].into()),
         full: Arc::default(),
         wake: Arc::new(|| ()),
