@@ -1,4 +1,4 @@
-//! What an operator can ask of a subscription, as the CLI sends it, the database keeps it and the holder of the
+//! What an operator can ask of a subscription, a view or the service's topic, as the CLI sends it, the database keeps it and the holder of the
 //! partition's lease carries it out.
 //!
 //! Invariant: a request is only ever written down by whoever takes it. It is carried out under the lease, once, and what
@@ -18,7 +18,7 @@ pub const OPERATOR_TOKEN: &str = "TOMBOLO_OPERATOR_TOKEN";
 /// What is asked, of which subscription, by whom.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ask {
-    /// The subscription; for an action on a view, [`of_view`] its name.
+    /// The subscription; for an action on a view, [`of_view`] its name; for one on the topic, [`of_topic`] its name.
     pub subscription: String,
     /// Who asks, as the operator's tool says it: `user@host`.
     pub asked_by: String,
@@ -71,6 +71,11 @@ pub enum Action {
         /// The build, like `v1-b1`.
         build: String,
     },
+    /// Divide the service's own topic anew, into so many partitions.
+    Divide {
+        /// How many, from then on.
+        partitions: u32,
+    },
 }
 
 impl Action {
@@ -87,6 +92,7 @@ impl Action {
             Self::Rebuild { .. } => "rebuild",
             Self::Switch { .. } => "switch",
             Self::Drop { .. } => "drop",
+            Self::Divide { .. } => "divide",
         }
     }
 }
@@ -95,6 +101,12 @@ impl Action {
 #[must_use]
 pub fn of_view(view: &str) -> String {
     format!("view/{view}")
+}
+
+/// What a request names in the place of a subscription if it is about the service's own topic.
+#[must_use]
+pub fn of_topic(topic: &ServiceName) -> String {
+    format!("topic/{topic}")
 }
 
 /// Which parked events are meant: one key's, one event, or all.
@@ -326,6 +338,7 @@ mod tests {
             Action::Rebuild { switch: true },
             Action::Switch { to: "v2-b1".into(), accept_parked: false },
             Action::Drop { build: "v1-b1".into() },
+            Action::Divide { partitions: 16 },
         ];
         for action in actions {
             let ask = Ask { subscription: "copies-v1".into(), asked_by: "ann@host".into(), action };

@@ -18,7 +18,8 @@ use tombolo_event::descriptor::Descriptor;
 use crate::Result;
 use crate::question::Listeners;
 
-const SUBJECT: &str = "directory";
+/// The subject on which everybody is told to look again: somebody registered, or divided its topic anew.
+pub(crate) const SUBJECT: &str = "directory";
 const REFRESH_EVERY: Duration = Duration::from_secs(15);
 
 /// A replica of a service, as it described itself.

@@ -12,7 +12,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use futures_util::future::try_join_all;
+use futures_util::future::{select_all, try_join_all};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tombolo_db::{Database, Outbox};
@@ -31,6 +31,8 @@ pub const FRESH_WAIT_MAX: Duration = Duration::from_secs(2);
 pub const NUMBER_WAIT_MAX: Duration = Duration::from_millis(8);
 /// How often it looks for them.
 const NUMBER_LOOK: Backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(4));
+/// How often a reader that does not know an event's number looks whether the topic was divided anew, and it went elsewhere.
+const ELSEWHERE_LOOK: Duration = Duration::from_millis(250);
 /// How often a reader looks at a cursor that another process moves.
 const CURSOR_LOOK: Backoff = Backoff::new(Duration::from_millis(4), Duration::from_millis(100));
 
@@ -118,10 +120,35 @@ impl<D: Database> App<D> {
         Ok(if is_parked.await? { Freshness::Parked(position.clone()) } else { Freshness::Current })
     }
 
-    /// Returns once the event at `position` is applied or parked: told by the worker here, or found in the database.
+    /// Returns once the event at `position` is applied or parked, wherever it got its number.
     async fn passed(&self, reader: &Reader, position: &Position) -> Result<()> {
+        if position.sequence.is_some() {
+            return self.passed_in(reader, position, position.partition).await;
+        }
+        loop {
+            let places = self.places(position).await.into_iter();
+            let places = places.map(|partition| Box::pin(self.passed_in(reader, position, partition)));
+            if let Ok((passed, ..)) = timeout(ELSEWHERE_LOOK, select_all(places)).await {
+                return passed;
+            }
+        }
+    }
+
+    /// Where an event without a number may be: where it was meant to go, and, if the topic was divided anew before it was
+    /// numbered, where its key goes since. Without the bus it is only the first.
+    async fn places(&self, position: &Position) -> Vec<u32> {
+        let topic = self.desk().bus().topic(&position.topic).await.ok();
+        let later = topic.map(|topic| {
+            topic.generations.after(position.partition, position.key_hash).collect::<Vec<_>>()
+        });
+        std::iter::once(position.partition).chain(later.unwrap_or_default()).collect()
+    }
+
+    /// Returns once the event at `position` is applied or parked in `partition`: told by the worker here, or found in the
+    /// database.
+    async fn passed_in(&self, reader: &Reader, position: &Position, partition: u32) -> Result<()> {
         for look in 0.. {
-            let (topic, partition) = (&position.topic, position.partition);
+            let topic = &position.topic;
             if let Some(mut told) = self.progress().of(&reader.subscription, topic, partition)
                 && told.wait_for(|applied| applied.covers(position)).await.is_ok()
             {

@@ -1,11 +1,11 @@
-//! The operator's door: `POST /tombolo/requests` writes down what is asked of a subscription, `GET` tells what became
-//! of it.
+//! The operator's door: `POST /tombolo/requests` writes down what is asked of a subscription, a view or the topic, `GET`
+//! tells what became of it.
 //!
 //! takes: what an operator asks · writes: one request for each partition that it is about · commits when: all are
 //! written down · if we crash here: they wait, and whoever holds the partitions finds them · if it repeats: asked twice,
 //! each with its own outcome.
 //!
-//! Invariant: nothing is done here. Only the holder of a partition's lease carries a request out; it is woken by a
+//! Invariant: nothing is done here. Only the holder of a partition's lease (or a view's keeper, or the relay's leader) carries a request out; it is woken by a
 //! signal, and a slow poll is the net under that.
 
 mod desk;
@@ -23,8 +23,10 @@ use axum::{Json, Router};
 use http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use tombolo_db::{CursorState, Database, ParkedFilter};
-use tombolo_event::KeyHash;
-use tombolo_event::operator::{Action, Ask, OPERATOR_TOKEN, PartitionOf, Request, Which, of_view};
+use tombolo_event::operator::{
+    Action, Ask, OPERATOR_TOKEN, PartitionOf, Request, Which, of_topic, of_view,
+};
+use tombolo_event::{Generations, KeyHash};
 use uuid::Uuid;
 
 use crate::problem::Problem;
@@ -83,6 +85,10 @@ async fn requests<D: Database>(app: &App<D>, ask: &Ask) -> Result<Vec<Request>, 
         check_view(app, &ask.subscription)?;
         return Ok(vec![Request::new(&ask.subscription, None, &ask.action, &ask.asked_by)]);
     }
+    if let Action::Divide { partitions } = &ask.action {
+        check_topic(app, &ask.subscription, *partitions)?;
+        return Ok(vec![Request::new(&ask.subscription, None, &ask.action, &ask.asked_by)]);
+    }
     let cursors = cursors_of(app, &ask.subscription).await?;
     let request =
         |of: PartitionOf, action: &Action| Request::new(&ask.subscription, Some(of), action, &ask.asked_by);
@@ -136,6 +142,20 @@ fn check_view<D: Database>(app: &App<D>, asked: &str) -> Result<(), Problem> {
     let views = if views.is_empty() { "none".into() } else { views.join(", ") };
     let detail = format!("service {} has no view {asked:?}; it has: {views}", app.service());
     Err(Problem::new(StatusCode::NOT_FOUND, detail))
+}
+
+/// The relay's leader divides the topic, so there has to be one, and a number that a topic can have.
+fn check_topic<D: Database>(app: &App<D>, asked: &str, partitions: u32) -> Result<(), Problem> {
+    let service = app.service();
+    if asked != of_topic(service) {
+        let detail = format!("found {asked:?}; a service divides only its own topic, {:?}", of_topic(service));
+        return Err(Problem::new(StatusCode::NOT_FOUND, detail));
+    }
+    if app.status().relay.is_none() {
+        let detail = format!("service {service} publishes nothing, so it has no topic that could be divided");
+        return Err(wrong(detail));
+    }
+    Generations::first(partitions).map(drop).map_err(|error| wrong(error.to_string()))
 }
 
 fn of(cursor: &CursorState) -> PartitionOf {

@@ -165,7 +165,8 @@ impl Recovery {
 
     async fn compare(&self, standing: &Standing, topic: &Topic, tails: &[Tail]) -> Result<Option<Finding>> {
         let mut ids = Vec::with_capacity(tails.len());
-        for (counted, tail) in standing.partitions.iter().zip(tails) {
+        for tail in tails {
+            let counted = finding::counted(standing, tail.partition);
             let waits = tail.sequence > counted.removed.sequence && tail.sequence <= counted.numbered;
             ids.push(match waits {
                 true => self.outbox.numbered(tail.partition, tail.sequence).await?,
@@ -241,7 +242,7 @@ impl Recovery {
             on_bus.extend(self.on_bus(&standing, &topic, tail).await?.ids);
         }
         let tails = tails.iter().map(mark).collect();
-        let generations = standing.generations.clone();
+        let generations = topic.generations.clone();
         let adoption = Adoption { incarnation: topic.incarnation, epoch, generations, tails, on_bus };
         let adopted = self.outbox.adopt(decision, &adoption).await.map_err(undecided)?;
         tracing::warn!(service = %self.publisher.service, by = decision.by, "the bus's word was taken: {adopted}");
@@ -263,8 +264,9 @@ impl Recovery {
 
     /// Reads what the bus has behind what the database knows to be published; all of it, if that is not there.
     async fn on_bus(&self, standing: &Standing, topic: &Topic, tail: &Tail) -> Result<OnBus> {
-        let counted = standing.partitions.iter().find(|counted| counted.removed.partition == tail.partition);
-        let proven = counted.and_then(|counted| published(topic.incarnation, &counted.removed));
+        // Of a partition that the database does not have it knows that nothing is published there.
+        let counted = finding::counted(standing, tail.partition);
+        let proven = published(topic.incarnation, &counted.removed);
         if let Some(after) = proven.filter(|after| after.sequence <= tail.sequence) {
             match self.ids_after(topic, tail, after).await {
                 Ok(ids) => return Ok(OnBus { is_proven: true, ids }),

@@ -12,6 +12,7 @@
 
 mod lanes;
 mod later;
+mod dividing;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,11 +20,11 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use jiff::Timestamp;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tombolo_bus::{Bus, Signal, Topic};
-use tombolo_db::{Depth, Leader, Mark, Outbox, Publisher, RoundLimit};
+use tombolo_db::{Depth, Leader, Mark, Outbox, Publisher, Requests, RoundLimit};
 use tombolo_event::Backoff;
 use tombolo_event::barrier;
 use uuid::Uuid;
@@ -53,6 +54,9 @@ fn wake_subject(service: &str) -> String {
 /// What the relay needs.
 pub(crate) struct Relay {
     pub(crate) outbox: Arc<dyn Outbox>,
+    pub(crate) requests: Arc<dyn Requests>,
+    /// Changes whenever an operator may have asked for something.
+    pub(crate) announced: watch::Receiver<u64>,
     pub(crate) recovery: Arc<Recovery>,
     pub(crate) bus: Arc<dyn Bus>,
     pub(crate) publisher: Publisher,
@@ -160,6 +164,8 @@ impl Relay {
         let mut lanes = Lanes::new(Arc::clone(&self.bus), topic.clone(), leader.epoch());
         let mut renew = Instant::now() + self.lease.renew_every();
         let mut later = Schedule::new(self.clock.clone());
+        let mut announced = self.announced.clone();
+        announced.mark_changed();
         let (mut idle, mut look, mut moved, mut poll) = (0, true, true, Instant::now());
         loop {
             if self.stop.is_cancelled() {
@@ -177,17 +183,19 @@ impl Relay {
                 poll = Instant::now() + POLL.delay(idle, 1.0);
                 moved |= taken.rows > 0;
             }
+            self.divide_bus(leader, &mut lanes).await?;
             let has_room = lanes.rows() < IN_FLIGHT_ROWS_MAX;
             let upkeep = lanes.removal_at().filter(|_| has_room).map_or(renew, |at| at.min(renew));
             tokio::select! {
                 biased;
                 Some(question) = asked.next() => self.recovery.answer(leader, question).await?,
-                acknowledged = lanes.next(), if lanes.rows() > 0 => self.note(acknowledged)?,
+                acknowledged = lanes.next(), if lanes.is_sending() => self.note(acknowledged)?,
+                Ok(()) = announced.changed() => self.carry_out(leader).await?,
                 () = std::future::ready(()), if look && has_room => {}
                 () = self.woken.notified() => (look, moved) = (true, true),
                 () = self.stop.cancelled() => {}
                 () = later.due(leader.next_due(), upkeep) => {}
-                () = sleep_until(poll), if lanes.rows() == 0 => (idle, look) = (idle + 1, true),
+                () = sleep_until(poll), if !lanes.is_sending() => (idle, look) = (idle + 1, true),
             }
         }
     }
@@ -222,9 +230,9 @@ impl Relay {
         Ok(taken)
     }
 
-    /// Waits for what is on its way, so that a successor need not send it again.
+    /// Waits for what is on its way, so that a successor need not send it again. What waits for a division it finds again.
     async fn finish(&self, mut lanes: Lanes) -> Result<Vec<Mark>> {
-        while lanes.rows() > 0 {
+        while lanes.is_sending() {
             lanes.next().await?;
         }
         Ok(lanes.take_done())

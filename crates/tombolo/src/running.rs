@@ -353,6 +353,8 @@ impl Starting {
     fn relay<D: Database>(&self, database: &D, recovery: &Arc<Recovery>) -> Relay {
         Relay {
             outbox: Arc::new(database.clone()),
+            requests: Arc::new(database.clone()),
+            announced: self.desk.announcements(),
             recovery: Arc::clone(recovery),
             bus: Arc::clone(&self.bus),
             publisher: self.publisher.clone(),

@@ -10,6 +10,7 @@
 mod apply;
 mod effect;
 mod lane;
+mod turn;
 mod parking;
 mod tries;
 mod redrive;
@@ -41,10 +42,11 @@ use crate::subscription::{Role, Start, Subscription};
 use crate::{App, Clock, Error, Kind, Result};
 use apply::Delivery;
 use lane::Lane;
+use turn::LookAhead;
 use requests::Redriving;
 pub(crate) use requests::VIEW_RESET;
 
-/// How often a topic that does not exist yet is looked for on the bus.
+/// How often it is looked for what does not come by itself: a topic that does not exist yet, a turn that another replica holds up.
 const LOOK_AGAIN: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(3));
 /// Events of one transaction, at most.
 const BATCH_EVENTS_MAX: usize = 1_000;
@@ -76,8 +78,12 @@ pub(crate) struct Worker<D: Database> {
 struct Session {
     lanes: Vec<Lane>,
     streams: StreamMap<usize, RecordStream>,
+    /// The topics that exist.
+    topics: Topics,
     /// Topics that do not exist yet.
     absent: BTreeSet<ServiceName>,
+    /// When it is looked whether what is parked in earlier generations has left.
+    look_ahead: LookAhead,
     /// What is heard of the leases.
     membership: Membership,
     /// How many events the next transaction takes; grows while they are quick.
@@ -86,6 +92,9 @@ struct Session {
     redriving: Vec<Redriving>,
     kept: Kept,
 }
+
+/// Topics as they are on the bus.
+type Topics = BTreeMap<ServiceName, Topic>;
 
 /// What a worker remembers from one session to the next.
 #[derive(Default)]
@@ -117,13 +126,13 @@ impl Session {
 
     /// When the next parked key is due.
     fn redrive_at(&self) -> Option<Timestamp> {
-        let lanes = self.lanes.iter().filter(|lane| !lane.is_paused());
+        let lanes = self.lanes.iter().filter(|lane| !lane.rests());
         lanes.filter_map(|lane| lane.parked.next_due()).map(|(at, _)| at).min()
     }
 
     /// A parked key whose time has come, with its lane.
     fn due(&self, now: Timestamp) -> Option<(usize, KeyHash)> {
-        let lanes = self.lanes.iter().enumerate().filter(|(_, lane)| !lane.is_paused());
+        let lanes = self.lanes.iter().enumerate().filter(|(_, lane)| !lane.rests());
         let due = lanes.filter_map(|(index, lane)| Some((lane.parked.next_due()?, index))).min();
         due.filter(|((at, _), _)| *at <= now).map(|((_, key), index)| (index, key))
     }
@@ -172,16 +181,23 @@ impl<D: Database> Worker<D> {
 
     async fn session(&mut self, calls: &mut effect::Calls) -> Result<Ended> {
         self.registered.borrow_and_update();
-        let (topics, absent) = self.find_topics().await?;
+        let (mut topics, mut absent) = self.find_topics().await?;
         self.open(&topics).await?;
         let share = self.subscription.share();
         let (claimed, membership) = self.app.sharing().claim(&self.subscription.name, share).await?;
+        let is_known = |claim: &Claim| topics.get(&claim.topic).is_some_and(|topic| has(topic, claim.partition));
+        if !claimed.claims.iter().all(is_known) {
+            // Another replica has found a newer generation.
+            (topics, absent) = self.find_topics().await?;
+        }
         // What is parked changes only under the leases, so it is looked at once they are held.
         let heads = self.database.parked_heads(&self.subscription.name).await?;
         let mut session = Session {
-            lanes: self.lanes(claimed.claims, &heads),
+            lanes: self.lanes(claimed.claims, &topics, &heads),
             streams: StreamMap::new(),
+            topics,
             absent,
+            look_ahead: LookAhead::new(),
             membership: membership.clone(),
             batch_events: 1,
             redriving: Vec::new(),
@@ -202,25 +218,26 @@ impl<D: Database> Worker<D> {
         ended
     }
 
-    fn lanes(&mut self, claims: Vec<Claim>, heads: &[ParkedHead]) -> Vec<Lane> {
+    fn lanes(&mut self, claims: Vec<Claim>, topics: &Topics, heads: &[ParkedHead]) -> Vec<Lane> {
         let in_hand = claims.iter().map(|claim| claim.in_hand).max().unwrap_or_default();
         let mut lanes = Vec::new();
         for claim in claims {
             let careful_to = self.kept.careful_to(&claim, in_hand);
             let of = PartitionOf { topic: claim.topic.clone(), partition: claim.partition };
             self.kept.held.insert(of, (claim.lease_epoch, careful_to));
-            lanes.push(Lane::new(claim, heads, careful_to, &self.progress));
+            let topic = topics.get(&claim.topic).filter(|topic| has(topic, claim.partition));
+            lanes.push(Lane::new(claim, topic, heads, careful_to, &self.progress));
         }
         lanes
     }
 
     /// The topics that exist, and those that nobody has made yet, which are said by name.
-    async fn find_topics(&self) -> Result<(Vec<Topic>, BTreeSet<ServiceName>)> {
-        let mut topics = Vec::new();
+    async fn find_topics(&self) -> Result<(Topics, BTreeSet<ServiceName>)> {
+        let mut topics = Topics::new();
         let mut absent = BTreeSet::new();
         for name in self.subscription.topic_names()? {
             match self.bus.topic(&name).await {
-                Ok(topic) => topics.push(topic),
+                Ok(topic) => drop(topics.insert(name, topic)),
                 Err(error) if error.kind() == tombolo_bus::Kind::UnknownTopic => {
                     tracing::info!(
                         subscription = self.subscription.name,
@@ -235,9 +252,9 @@ impl<D: Database> Worker<D> {
     }
 
     /// Makes the cursors that are not there yet.
-    async fn open(&self, topics: &[Topic]) -> Result<()> {
+    async fn open(&self, topics: &Topics) -> Result<()> {
         let mut starts = Vec::new();
-        for topic in topics {
+        for topic in topics.values() {
             let tails = match self.subscription.start {
                 Start::FromStart => Vec::new(),
                 Start::FromNow => self.bus.tails(&topic.name).await?,
@@ -280,17 +297,27 @@ impl<D: Database> Worker<D> {
     }
 
     async fn read_all(&self, session: &mut Session) -> Result<()> {
-        for index in 0..session.lanes.len() {
-            if !session.lanes[index].is_paused() {
-                self.read(session, index).await?;
-            }
-        }
+        let lanes: Vec<usize> =
+            (0..session.lanes.len()).filter(|&index| !session.lanes[index].is_paused()).collect();
+        self.read_each(session, &lanes).await?;
         self.report(session);
         Ok(())
     }
 
-    /// Begins to read a lane after its cursor, or stops it by name if the log is not the one that the cursor was in.
+    /// Begins to read a lane, if it is its turn.
     async fn read(&self, session: &mut Session, index: usize) -> Result<()> {
+        self.read_each(session, &[index]).await
+    }
+
+    async fn read_each(&self, session: &mut Session, lanes: &[usize]) -> Result<()> {
+        for index in self.turns(session, lanes).await? {
+            self.read_now(session, index).await?;
+        }
+        Ok(())
+    }
+
+    /// Begins to read a lane after its cursor, or stops it by name if the log is not the one that the cursor was in.
+    async fn read_now(&self, session: &mut Session, index: usize) -> Result<()> {
         let lane = &mut session.lanes[index];
         let claim = &lane.claim;
         match self.bus.read(Read::following(&claim.topic, claim.partition, claim.cursor)).await {
@@ -317,53 +344,63 @@ impl<D: Database> Worker<D> {
     async fn work(&self, session: &mut Session) -> Result<Ended> {
         let mut announced = self.announced.clone();
         announced.mark_changed();
-        let (membership, absent) = (session.membership.clone(), session.absent.clone());
-        let changed = self.has_changed(&membership, &absent);
+        let changed = self.has_changed(session);
         tokio::pin!(changed);
         loop {
             let retry_at = session.lanes.iter().filter_map(Lane::retry_at).min();
-            let redrive_at = session.redrive_at();
+            let (redrive_at, follow_at) = (session.redrive_at(), session.follow_at());
+            let keys = session.keys_ahead();
             tokio::select! {
                 () = self.stop.cancelled() => return Ok(Ended::Stopped),
                 Some((index, batch)) = session.streams.next(), if !session.streams.is_empty() => {
                     self.take(session, index, batch).await?;
                     self.report(session);
                 }
-                () = at(retry_at) => self.read_again(session).await?,
+                () = at(retry_at) => {
+                    self.read_again(session).await?;
+                    self.report(session);
+                }
+                () = at(follow_at) => self.follow_on(session).await?,
                 () = self.clock.until(redrive_at.unwrap_or(Timestamp::MAX)), if redrive_at.is_some() => {
                     self.redrive(session).await?;
                     self.report(session);
                 }
                 Ok(()) = announced.changed() => {
                     self.carry_out(session).await?;
+                    session.look_at_once();
                     self.report(session);
                 }
                 () = &mut changed => return Ok(Ended::Again),
             }
+            self.pass_on(session, keys).await;
         }
     }
 
-    /// Waits until a new session would have other partitions: they are shared anew, or a topic was made.
-    async fn has_changed(&self, membership: &Membership, absent: &BTreeSet<ServiceName>) {
-        tokio::select! {
-            () = membership.is_shared_anew() => {}
-            () = self.is_made(absent) => {}
+    /// Waits until a new session would have other partitions: they are shared anew, or a topic was made or divided anew.
+    fn has_changed(&self, session: &Session) -> impl Future<Output = ()> + use<'_, D> {
+        let membership = session.membership.clone();
+        let (topics, absent) = (session.topics.clone(), session.absent.clone());
+        async move {
+            tokio::select! {
+                () = membership.is_shared_anew() => {}
+                () = self.is_other(&topics, &absent) => {}
+            }
         }
     }
 
-    /// Waits until one of these topics exists.
-    async fn is_made(&self, absent: &BTreeSet<ServiceName>) {
-        if absent.is_empty() {
-            return std::future::pending().await;
-        }
+    /// Waits until one of the absent topics exists, or one of the others was divided anew. Its owner tells everybody when it
+    /// does that, and everybody looks who there is now and then.
+    async fn is_other(&self, topics: &Topics, absent: &BTreeSet<ServiceName>) {
         let mut registered = self.registered.clone();
         for look in 0.. {
+            let again = (!absent.is_empty()).then(|| Instant::now() + LOOK_AGAIN.delay(look, 1.0));
             tokio::select! {
                 Ok(()) = registered.changed() => {}
-                () = sleep(LOOK_AGAIN.delay(look, 1.0)) => {}
+                () = at(again) => {}
             }
-            for topic in absent {
-                if self.bus.topic(topic).await.is_ok() {
+            for name in topics.keys().chain(absent) {
+                let known = topics.get(name).map(|topic| &topic.generations);
+                if self.bus.topic(name).await.is_ok_and(|topic| known != Some(&topic.generations)) {
                     return;
                 }
             }
@@ -405,10 +442,7 @@ impl<D: Database> Worker<D> {
         let due: Vec<usize> = (0..session.lanes.len())
             .filter(|&index| session.lanes[index].retry_at().is_some_and(|at| at <= now))
             .collect();
-        for index in due {
-            self.read(session, index).await?;
-        }
-        Ok(())
+        self.read_each(session, &due).await
     }
 
     fn report(&self, session: &Session) {
@@ -462,6 +496,11 @@ impl<D: Database> Worker<D> {
             detail: None,
         }
     }
+}
+
+/// Whether a topic has a partition.
+fn has(topic: &Topic, partition: u32) -> bool {
+    partition < topic.partitions()
 }
 
 /// Waits until `instant`, or for ever.

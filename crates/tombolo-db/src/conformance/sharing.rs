@@ -12,6 +12,7 @@ pub(super) fn cases<F: Fixture>() -> Vec<Case<F>> {
     vec![
         Case::new(members_share_and_nobody_takes_what_another_holds),
         Case::new(five_members_of_eight_partitions_all_have_some),
+        Case::new(members_have_some_of_each_generation),
         Case::new(a_member_gives_up_what_is_beyond_its_share),
         Case::new(a_leaving_members_share_is_free_at_once),
         Case::new(all_of_a_view_goes_to_one_member),
@@ -63,10 +64,10 @@ async fn members_share_and_nobody_takes_what_another_holds<F: Fixture>(stage: St
     assert_eq!(standing(&ready, a).await, Some((8, 4)));
     assert_eq!(standing(&other, b).await, Some((0, 0)), "nothing is free yet");
     let kept = ready.share(NAME, a, Share::Split, LONG).await;
-    assert_eq!((partitions(&kept.claims), kept.concerns_others), (vec![0, 1, 2, 3], true));
+    assert_eq!((partitions(&kept.claims), kept.concerns_others), (vec![0, 2, 4, 6], true));
     assert!(kept.claims[0].lease_epoch > alone.claims[0].lease_epoch);
     assert_eq!(standing(&other, b).await, Some((0, 4)));
-    assert_eq!(partitions(&claim(&other, b).await), [4, 5, 6, 7]);
+    assert_eq!(partitions(&claim(&other, b).await), [1, 3, 5, 7]);
     assert!(claim(&ready, c).await.is_empty(), "each partition has one worker");
     assert_eq!((claim(&ready, a).await.len(), claim(&other, b).await.len()), (3, 3));
     let third = ready.share(NAME, c, Share::Split, LONG).await;
@@ -92,6 +93,21 @@ async fn five_members_of_eight_partitions_all_have_some<F: Fixture>(stage: Stage
     assert_eq!(shares, [(2, 2), (2, 2), (2, 2), (1, 1), (1, 1)]);
 }
 
+async fn members_have_some_of_each_generation<F: Fixture>(stage: Stage<F>) {
+    let ready = opened(&stage, 8 + 16).await;
+    let members: [Holder; 4] = holders();
+    for _ in 0..2 {
+        for member in members {
+            claim(&ready, member).await;
+        }
+    }
+    for member in members {
+        let held = partitions(&claim(&ready, member).await);
+        let of_first = held.iter().filter(|partition| **partition < 8).count();
+        assert_eq!((held.len(), of_first), (6, 2), "{held:?}");
+    }
+}
+
 async fn a_member_gives_up_what_is_beyond_its_share<F: Fixture>(stage: Stage<F>) {
     let ready = opened(&stage, 4).await;
     let [a, b] = holders();
@@ -99,8 +115,8 @@ async fn a_member_gives_up_what_is_beyond_its_share<F: Fixture>(stage: Stage<F>)
     claim(&ready, b).await;
     claim(&ready, a).await;
     let taken = claim(&ready, b).await;
-    assert_eq!(partitions(&taken), [2, 3]);
-    assert!(taken[0].lease_epoch > old[2].lease_epoch, "what was given up is fenced");
+    assert_eq!(partitions(&taken), [1, 3]);
+    assert!(taken[0].lease_epoch > old[1].lease_epoch, "what was given up is fenced");
     let held: Vec<bool> = ready.database.cursors().await.expect("readable").iter().map(|c| c.held).collect();
     assert_eq!(held, [true; 4]);
 }

@@ -2,13 +2,14 @@
 //!
 //! ```text
 //!  8 partitions     a alone       b joins           c joins            a leaves
-//!      a            0 … 7         0 1 2 3           0 1 2              –
-//!      b                          4 5 6 7           4 5 6              4 5 6 0
-//!      c                                            3 7                3 7 1 2
+//!      a            0 … 7         0 2 4 6           0 2 6              –
+//!      b                          1 3 5 7           1 3 7              1 3 7 0
+//!      c                                            4 5                4 5 2 6
 //! ```
 //!
 //! Whoever wants a subscription is its member for as long as its lease lasts, and every member gets the same number of
-//! partitions, or one more. Each gives up by itself what is beyond its share, once its batch has ended, and takes what is free.
+//! partitions, or one more. Each gives up by itself what is beyond its share, once its batch has ended, and takes what is free:
+//! of m members the nth prefers every mth partition, so that all have some of each generation of a topic that was divided anew.
 //!
 //! Invariant: leases are for liveness. Each claim raises the partition's lease epoch, and the compare-and-set of the
 //! cursor under that epoch is what keeps the promise.
@@ -120,9 +121,14 @@ impl Counts {
         usize::try_from(due).unwrap_or(0)
     }
 
+    /// How many members there are, this one in any case.
+    pub(crate) fn members(self) -> i64 {
+        self.members.max(1)
+    }
+
     /// The same for all, and one more for the first ones; together all partitions.
     fn fair(self) -> i64 {
-        let members = self.members.max(1);
+        let members = self.members();
         self.partitions / members + i64::from(self.rank < self.partitions % members)
     }
 }

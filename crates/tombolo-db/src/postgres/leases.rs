@@ -39,7 +39,7 @@ impl Leases for Postgres {
         lock.execute(&mut *transaction).await?;
         let is_new = self.join(&mut transaction, subscription, holder, share, lease).await?;
         let counts = self.counts(&mut transaction, subscription, holder).await?;
-        let claims = self.take(&mut transaction, subscription, holder, lease, counts.due(share)).await?;
+        let claims = self.take(&mut transaction, subscription, holder, lease, (counts, share)).await?;
         let gave_up = self.give_up(&mut transaction, subscription, holder, &claims).await?;
         transaction.commit().await?;
         Ok(Claimed {
@@ -155,7 +155,7 @@ impl Postgres {
         subscription: &str,
         holder: Holder,
         lease: Duration,
-        due: usize,
+        (counts, share): (Counts, Share),
     ) -> Result<Vec<Claim>> {
         let taken = sqlx::query(self.sql(
             "UPDATE tombolo.cursor AS c
@@ -165,14 +165,16 @@ impl Postgres {
                    WHERE subscription = $3 AND (holder = $1 OR $5 OR until <= clock_timestamp()
                        AND NOT EXISTS (SELECT 1 FROM tombolo.member AS m
                                        WHERE m.subscription = $3 AND m.replica = holder))
-                   ORDER BY holder IS DISTINCT FROM $1, topic, partition LIMIT $4 FOR UPDATE) AS free
+                   ORDER BY holder IS DISTINCT FROM $1, partition % $6 <> $7, topic, partition
+                   LIMIT $4 FOR UPDATE) AS free
              WHERE c.subscription = $3 AND c.topic = free.topic AND c.partition = free.partition
              RETURNING c.topic, c.partition, incarnation, sequence, id, lease_epoch, attempts,
                        attempt_id, abandoned, in_hand, paused_by",
         ));
         let taken = taken.bind(holder.replica).bind(millis(lease)).bind(subscription);
-        let taken = taken.bind(i64::try_from(due).unwrap_or(i64::MAX));
-        let rows = taken.bind(self.mutation.is(Mutant::ClaimsHeld)).fetch_all(connection).await?;
+        let taken = taken.bind(i64::try_from(counts.due(share)).unwrap_or(i64::MAX));
+        let taken = taken.bind(self.mutation.is(Mutant::ClaimsHeld)).bind(counts.members()).bind(counts.rank);
+        let rows = taken.fetch_all(connection).await?;
         let mut claims: Vec<Claim> =
             rows.iter().map(|row| claim(subscription, row)).collect::<Result<_>>()?;
         claims.sort_by(|a, b| (&a.topic, a.partition).cmp(&(&b.topic, b.partition)));

@@ -33,8 +33,7 @@ impl Leases for Sqlite {
         self.write(&self.upkeep, async |connection| {
             let is_new = join(connection, subscription, holder, share, lease).await?;
             let counts = counts(connection, subscription, holder, mutation).await?;
-            let due = counts.due(share);
-            let claims = take(connection, subscription, holder, lease, due, mutation).await?;
+            let claims = take(connection, subscription, holder, lease, (counts, share), mutation).await?;
             let gave_up = give_up(connection, subscription, holder, &claims).await?;
             Ok(Claimed {
                 claims,
@@ -145,13 +144,13 @@ async fn counts(
     Ok(counts)
 }
 
-/// Takes `due` partitions, those that are held already first.
+/// Takes what is due, those that are held already first, and every so many-th before others.
 async fn take(
     connection: &mut SqliteConnection,
     subscription: &str,
     holder: Holder,
     lease: Duration,
-    due: usize,
+    (counts, share): (Counts, Share),
     mutation: Mutation,
 ) -> Result<Vec<Claim>> {
     let taken = sqlx::query(
@@ -164,12 +163,14 @@ async fn take(
                AND (holder = ?1 OR ?5 OR until_ms <= CAST(unixepoch('subsec') * 1000 AS INTEGER)
                    AND NOT EXISTS (SELECT 1 FROM tombolo_member AS m
                                    WHERE m.subscription = ?3 AND m.replica = holder))
-             ORDER BY holder IS NOT ?1, topic, partition LIMIT ?4)
+             ORDER BY holder IS NOT ?1, partition % ?6 <> ?7, topic, partition LIMIT ?4)
          RETURNING topic, partition, incarnation, sequence, id, lease_epoch, attempts,
                    attempt_id, abandoned, in_hand, paused_by",
     );
     let taken = taken.bind(holder.replica).bind(millis(lease)).bind(subscription);
-    let taken = taken.bind(i64::try_from(due).unwrap_or(i64::MAX)).bind(mutation.is(Mutant::ClaimsHeld));
+    let due = i64::try_from(counts.due(share)).unwrap_or(i64::MAX);
+    let taken =
+        taken.bind(due).bind(mutation.is(Mutant::ClaimsHeld)).bind(counts.members()).bind(counts.rank);
     let rows = taken.fetch_all(connection).await?;
     let mut claims: Vec<Claim> = rows.iter().map(|row| claim(subscription, row)).collect::<Result<_>>()?;
     claims.sort_by(|a, b| (&a.topic, a.partition).cmp(&(&b.topic, b.partition)));

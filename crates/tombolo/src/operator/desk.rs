@@ -39,7 +39,7 @@ impl Desk {
     }
 
     /// The bus.
-    pub(super) fn bus(&self) -> &dyn Bus {
+    pub(crate) fn bus(&self) -> &dyn Bus {
         &*self.bus
     }
 

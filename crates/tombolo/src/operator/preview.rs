@@ -27,20 +27,32 @@ pub(super) async fn preview<D: Database>(
     let cursors = cursors_of(&app, &plan.subscription).await?;
     let kind = app.status().subscriptions.into_iter().find(|status| status.name == plan.subscription);
     let kind = kind.map_or_else(|| "subscription".to_owned(), |status| status.kind);
-    let bus = app.desk().bus();
-    let mut moves = Vec::new();
-    for cursor in &cursors {
-        if is_meant(&plan.to, cursor) {
-            let topic = bus.topic(&cursor.topic).await.map_err(Error::from)?;
-            moves.extend(moved(bus, &topic, cursor, &plan.to).await?);
-        }
-    }
+    let moves = moves(app.desk().bus(), &cursors, &plan.to).await?;
     if moves.is_empty() {
         return Err(wrong(nothing_moves(&plan, &cursors)));
     }
     let is_skip = matches!(plan.to, Goal::Over { .. });
     let (warning, needs_force) = if is_skip { (skipping(), false) } else { resetting(&kind) };
     Ok(Json(Preview { kind, moves, warning: Some(warning.into()), needs_force }))
+}
+
+/// The moves of all cursors. What goes back in a partition takes the partitions of later generations back to their start:
+/// there the same keys go on.
+async fn moves(bus: &dyn Bus, cursors: &[CursorState], goal: &Goal) -> Result<Vec<Move>, Problem> {
+    let is_skip = matches!(goal, Goal::Over { .. });
+    let mut moves: Vec<Move> = Vec::new();
+    for cursor in cursors {
+        let topic = bus.topic(&cursor.topic).await.map_err(Error::from)?;
+        let earlier = topic.generations.before(cursor.partition);
+        let is_earlier =
+            |of: &PartitionOf| of.topic == cursor.topic && earlier.contains(&of.partition);
+        if !is_skip && moves.iter().any(|moved| is_earlier(&moved.to.of)) {
+            moves.extend(moved(bus, &topic, cursor, &Goal::Start).await?);
+        } else if is_meant(goal, cursor) {
+            moves.extend(moved(bus, &topic, cursor, goal).await?);
+        }
+    }
+    Ok(moves)
 }
 
 fn is_meant(goal: &Goal, cursor: &CursorState) -> bool {

@@ -6,14 +6,17 @@
 //!              tail < 41: the bus lost its tail     tail > 43: the database is an older copy
 //! ```
 //!
+//! How the topic is divided is compared, too: the bus follows the database, so it never has a generation more.
+//!
 //! Invariant: whatever a crash of our own can leave behind agrees; everything else is found, and named.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use tombolo_bus::{Tail, Topic};
+use tombolo_db::Mark;
 use tombolo_db::port::recovery::{Counted, Standing};
-use tombolo_event::{EventId, Incarnation, ServiceName};
+use tombolo_event::{EventId, Generations, Incarnation, ServiceName};
 
 /// In what the database of a service and the bus do not agree.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,12 +51,27 @@ pub enum What {
 }
 
 /// What one side says of the topic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Side {
     /// The epoch of the relay that led last.
     pub epoch: u64,
     /// The topic's incarnation; none before it was seen.
     pub incarnation: Option<Incarnation>,
+    /// How the topic is divided; none in what was written down by a program that knew of no divisions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generations: Option<Generations>,
+}
+
+impl Side {
+    fn of_database(standing: &Standing) -> Self {
+        let generations = Some(standing.generations.clone());
+        Self { epoch: standing.epoch, incarnation: standing.incarnation, generations }
+    }
+
+    fn of_bus(topic: &Topic) -> Self {
+        let generations = Some(topic.generations.clone());
+        Self { epoch: topic.epoch, incarnation: Some(topic.incarnation), generations }
+    }
 }
 
 /// In what they differ in one partition.
@@ -73,6 +91,23 @@ pub struct Difference {
     pub database_id: Option<EventId>,
 }
 
+/// What the database counted in a partition; nothing if it does not have it.
+pub(super) fn counted(standing: &Standing, partition: u32) -> Counted {
+    let known = standing.partitions.iter().find(|counted| counted.removed.partition == partition);
+    let nothing = Mark { partition, sequence: 0, id: None };
+    known.copied().unwrap_or(Counted { removed: nothing, numbered: 0 })
+}
+
+/// In what the two differ in each partition. One that only the database has ends at 0 on the bus, which follows.
+fn differences(standing: &Standing, tails: &[Tail], ids: &[Option<EventId>]) -> Vec<Difference> {
+    let there = tails.iter().zip(ids).map(|(tail, id)| (*tail, *id));
+    let only_here = standing.partitions.iter().map(|counted| counted.removed.partition);
+    let only_here = only_here.filter(|partition| !tails.iter().any(|tail| tail.partition == *partition));
+    let only_here = only_here.map(|partition| (Tail { partition, sequence: 0, id: None }, None));
+    let all = there.chain(only_here);
+    all.filter_map(|(tail, id)| difference(&counted(standing, tail.partition), &tail, id)).collect()
+}
+
 /// Holds one side against the other. `ids` are the events that wait in the outbox under the numbers at which the bus ends.
 pub(crate) fn compare(
     standing: &Standing,
@@ -80,26 +115,29 @@ pub(crate) fn compare(
     tails: &[Tail],
     ids: &[Option<EventId>],
 ) -> Option<Finding> {
-    let database = Side { epoch: standing.epoch, incarnation: standing.incarnation };
-    let bus = Side { epoch: topic.epoch, incarnation: Some(topic.incarnation) };
-    let sides = standing.partitions.iter().zip(tails).zip(ids);
-    let partitions: Vec<_> =
-        sides.filter_map(|((counted, tail), id)| difference(counted, tail, *id)).collect();
-    let finding = |what| {
-        Some(Finding { service: topic.name.clone(), what, database, bus, partitions: partitions.clone() })
-    };
+    let (database, bus) = (Side::of_database(standing), Side::of_bus(topic));
+    let partitions = differences(standing, tails, ids);
     let any = |differs: fn(&Difference) -> bool| partitions.iter().any(differs);
-    if database.incarnation.is_some_and(|known| known != topic.incarnation) {
-        finding(What::OtherTopic)
+    let what = if standing.incarnation.is_some_and(|known| known != topic.incarnation) {
+        What::OtherTopic
     } else if any(|found| found.bus < found.published) {
-        finding(What::BusBehind)
-    } else if any(|found| found.bus <= found.numbered) {
-        finding(What::Parted)
-    } else if bus.epoch > database.epoch || !partitions.is_empty() {
-        finding(What::DatabaseBehind)
+        What::BusBehind
+    } else if any(|found| found.bus <= found.numbered) || are_parted(&standing.generations, &topic.generations) {
+        What::Parted
+    } else if topic.epoch > standing.epoch
+        || !partitions.is_empty()
+        || !standing.generations.continue_from(&topic.generations)
+    {
+        What::DatabaseBehind
     } else {
-        None
-    }
+        return None;
+    };
+    Some(Finding { service: topic.name.clone(), what, database, bus, partitions })
+}
+
+/// Whether each was divided otherwise.
+fn are_parted(one: &Generations, other: &Generations) -> bool {
+    !one.continue_from(other) && !other.continue_from(one)
 }
 
 fn difference(counted: &Counted, tail: &Tail, waiting: Option<EventId>) -> Option<Difference> {
@@ -154,8 +192,8 @@ impl Finding {
         Self {
             service: topic.name.clone(),
             what: What::LedElsewhere,
-            database: Side { epoch: standing.epoch, incarnation: standing.incarnation },
-            bus: Side { epoch: topic.epoch, incarnation: Some(topic.incarnation) },
+            database: Side::of_database(standing),
+            bus: Side::of_bus(topic),
             partitions: Vec::new(),
         }
     }
@@ -164,18 +202,23 @@ impl Finding {
         let id = |id: Option<EventId>| id.map_or_else(|| "no event".to_owned(), |id| id.to_string());
         match self.what {
             What::OtherTopic => {
-                let incarnation = |side: Side| side.incarnation.map_or_else(String::new, |i| i.to_string());
+                let incarnation = |side: &Side| side.incarnation.map_or_else(String::new, |i| i.to_string());
                 write!(
                     f,
                     " (incarnation {} there, {} here)",
-                    incarnation(self.bus),
-                    incarnation(self.database)
+                    incarnation(&self.bus),
+                    incarnation(&self.database)
                 )?;
             }
             _ if self.bus.epoch > self.database.epoch => {
                 write!(f, " (epoch {} there, {} here)", self.bus.epoch, self.database.epoch)?;
             }
             _ => {}
+        }
+        if let (Some(there), Some(here)) = (&self.bus.generations, &self.database.generations)
+            && there != here
+        {
+            write!(f, " (partitions {there} there, {here} here)")?;
         }
         let Some(first) = self.partitions.first() else { return Ok(()) };
         let Difference { partition, bus, published, numbered, .. } = *first;
@@ -196,8 +239,6 @@ impl Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tombolo_db::Mark;
-    use tombolo_event::Generations;
 
     struct Stage {
         standing: Standing,
@@ -221,12 +262,7 @@ mod tests {
                 partitions: vec![Counted { removed, numbered: 43 }],
             };
             let name = ServiceName::new("orders").unwrap();
-            let topic = Topic {
-                name,
-                generations: tombolo_event::Generations::first(1).unwrap(),
-                incarnation,
-                epoch: 3,
-            };
+            let topic = Topic { name, generations: Generations::first(1).unwrap(), incarnation, epoch: 3 };
             Self { standing, topic, tail: Tail { partition: 0, sequence: 41, id: Some(id) }, waiting: None }
         }
 
@@ -271,6 +307,25 @@ mod tests {
         let mut other = Stage::agreeing();
         other.topic.incarnation = Incarnation::new();
         assert_eq!(other.found(), Some(What::OtherTopic));
+    }
+
+    #[test]
+    fn the_bus_may_be_behind_in_its_division_and_never_ahead() {
+        let divided = |each: &[u32]| Generations::try_from(each.to_vec()).unwrap();
+        let mut ahead = Stage::agreeing();
+        ahead.standing.generations = divided(&[1, 1]);
+        let new = Mark { partition: 1, sequence: 0, id: None };
+        ahead.standing.partitions.push(Counted { removed: new, numbered: 7 });
+        assert_eq!(ahead.found(), None, "the bus follows");
+        ahead.standing.partitions[1].removed.sequence = 3;
+        assert_eq!(ahead.found(), Some(What::BusBehind), "it had followed before");
+        let mut behind = Stage::agreeing();
+        behind.topic.generations = divided(&[1, 1]);
+        assert_eq!(behind.found(), Some(What::DatabaseBehind));
+        behind.standing.generations = divided(&[1, 2]);
+        assert_eq!(behind.found(), Some(What::Parted));
+        let found = compare(&behind.standing, &behind.topic, &[behind.tail], &[None]).unwrap();
+        assert!(found.to_string().contains("(partitions 1 → 1 there, 1 → 2 here)"), "{found}");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use tombolo_db::port::recovery::{Decision, Standing};
 use tombolo_event::EventId;
 use uuid::Uuid;
 
-use super::{Finding, Look, Recovery, What, finding_of};
+use super::{Finding, Look, Recovery, What, finding, finding_of};
 use crate::Result;
 
 /// How many earlier halts are shown.
@@ -159,7 +159,8 @@ impl Recovery {
     ) -> Result<Vec<InPartition>> {
         let waiting = self.outbox.waiting().await?;
         let mut partitions = Vec::new();
-        for (tail, counted) in tails.iter().zip(&standing.partitions) {
+        for tail in tails {
+            let counted = finding::counted(standing, tail.partition);
             let on_bus = self.on_bus(standing, topic, tail).await?;
             let there: BTreeSet<EventId> = on_bus.ids.iter().copied().collect();
             let here: Vec<_> = waiting.iter().filter(|(partition, _)| *partition == tail.partition).collect();

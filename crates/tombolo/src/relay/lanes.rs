@@ -1,7 +1,7 @@
 //! The relay's lanes: one append at a time for each partition, all partitions at once.
 //!
-//! Invariant: a partition's rows are sent in the order of their sequences, and a mark is done only when the bus
-//! has acknowledged everything up to it.
+//! Invariant: a partition's rows are sent in the order of their sequences, a mark is done only when the bus
+//! has acknowledged everything up to it, and rows of a generation that the bus does not have yet wait.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -69,6 +69,35 @@ impl Lanes {
         self.rows
     }
 
+    /// Whether any row is on its way. What waits for a partition that the bus has is.
+    pub(super) fn is_sending(&self) -> bool {
+        !self.sent.is_empty()
+    }
+
+    /// The topic as it is on the bus.
+    pub(super) fn topic(&self) -> &Topic {
+        &self.topic
+    }
+
+    /// The bus has another generation now: its rows are sent.
+    pub(super) fn follow(&mut self, topic: Topic) {
+        self.topic = topic;
+        self.make(self.topic.partitions() as usize);
+        (0..self.busy.len()).for_each(|lane| self.start(lane));
+    }
+
+    fn make(&mut self, lanes: usize) {
+        if lanes > self.busy.len() {
+            self.waiting.resize_with(lanes, VecDeque::new);
+            self.busy.resize(lanes, false);
+        }
+    }
+
+    /// What was acknowledged and is not removed yet.
+    pub(super) fn done(&self) -> &[Mark] {
+        &self.done
+    }
+
     /// When it is worth a write to remove what was acknowledged.
     pub(super) fn removal_at(&self) -> Option<Instant> {
         let since = self.done_since?;
@@ -102,13 +131,15 @@ impl Lanes {
                 event_type: Bytes::from(row.event_type),
                 bytes: row.bytes,
             };
+            self.make(row.partition as usize + 1);
             self.waiting[row.partition as usize].push_back(record);
         }
         (0..self.busy.len()).for_each(|lane| self.start(lane));
     }
 
     fn start(&mut self, lane: usize) {
-        if self.busy[lane] || self.waiting[lane].is_empty() {
+        let is_there = lane < self.topic.partitions() as usize;
+        if !is_there || self.busy[lane] || self.waiting[lane].is_empty() {
             return;
         }
         let records = self.next_batch(lane);

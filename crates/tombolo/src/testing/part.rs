@@ -14,6 +14,7 @@ use tombolo_bus::{Bus, TopicSpec};
 use tombolo_db::{ParkedEvent, ParkedFilter, Transaction};
 use tombolo_event::descriptor::{Descriptor, Subscribed};
 use tombolo_event::{Event, Generations, ServiceName};
+use uuid::Uuid;
 
 use super::bus::Switch;
 use super::dice::lock;
@@ -370,12 +371,15 @@ impl<D: Database> Member for Part<D> {
             let heads = app.database().parked_heads(subscription).await?;
             parked.extend(heads.into_iter().map(|head| (subscription.clone(), head)));
         }
+        let outbox = app.database().depth().await?;
         Ok(Standing {
             label: Part::label(self),
+            service: self.0.name.clone(),
+            generations: app.database().standing(Uuid::nil()).await?.generations,
             reads,
             switches,
             cursors,
-            outbox: app.database().depth().await?,
+            outbox,
             now: self.0.ground.clock.now(),
             parked,
             asked: app.database().has_open_requests().await?,

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use tombolo_bus::{Bus, Tail, Topic};
 use tombolo_db::{CursorState, Depth, ParkedHead};
-use tombolo_event::ServiceName;
+use tombolo_event::{Generations, ServiceName};
 
 use super::bus::WorldBus;
 use crate::status::{PartitionStatus, ServiceStatus};
@@ -33,6 +33,9 @@ pub(super) trait Member: Send + Sync {
 /// Where a part stands. The cursors were looked at before the outbox.
 pub(super) struct Standing {
     pub(super) label: String,
+    pub(super) service: ServiceName,
+    /// How its topic is divided, as its database says.
+    pub(super) generations: Generations,
     /// What it subscribes to now.
     pub(super) reads: Vec<Reads>,
     /// The builds that its views are to be switched to.
@@ -124,6 +127,11 @@ impl Look {
             self.open
                 .push(format!("{label}: {} in its outbox; its relay: {relay}", events(standing.outbox.rows)));
         }
+        if let Some(end) = ends.iter().find(|end| end.topic.name == standing.service)
+            && !end.topic.generations.continue_from(&standing.generations)
+        {
+            self.open.push(format!("{label}: its topic is not divided on the bus yet: {}", standing.generations));
+        }
         if let Some(due) = standing.outbox.next_due.filter(|due| *due <= standing.now) {
             self.open.push(format!("{label}: an event that was due at {due} is not in its outbox"));
         }
@@ -155,6 +163,12 @@ impl Look {
         );
         let cursor = standing.cursor(subscription, topic, partition);
         let paused = cursor.is_some_and(|cursor| cursor.paused_by.is_some());
+        // Partitions of earlier generations have lower numbers, so what waits there is ahead.
+        let is_ahead = |(its, other): &(String, ParkedHead)| {
+            let is_earlier = other.topic == *topic && other.partition < partition;
+            its == subscription && other.key_hash == head.key_hash && is_earlier
+        };
+        let paused = paused || standing.parked.iter().any(is_ahead);
         let due = head.tries.attempts == 0 || head.tries.retry_at.is_some_and(|at| at <= standing.now);
         if due && !paused { self.open.push(line) } else { self.parked.push(line) }
     }
@@ -176,8 +190,12 @@ impl Look {
             sequence,
         ));
         let is_elsewhere = sequence < tail.sequence || cursor.cursor.incarnation != end.topic.incarnation;
-        // What an operator paused is not waited for.
-        if is_elsewhere && cursor.paused_by.is_none() {
+        // What an operator paused is not waited for, nor what waits for it.
+        let earlier = end.topic.generations.before(tail.partition);
+        let paused = earlier.chain([tail.partition]).any(|partition| {
+            standing.cursor(subscription, topic, partition).is_some_and(|cursor| cursor.paused_by.is_some())
+        });
+        if is_elsewhere && !paused {
             let behind = events(tail.sequence.saturating_sub(sequence));
             let why = why(standing, subscription, topic, tail.partition);
             self.open.push(format!("{place} is {behind} behind, at {sequence} of {}{why}", tail.sequence));

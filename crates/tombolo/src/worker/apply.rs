@@ -225,7 +225,7 @@ impl<D: Database> Worker<D> {
             session.kept.alike = 0;
         }
         for (lane, event) in behind.lanes.into_iter().zip(&behind.events) {
-            session.lanes[lane].parked.follow(event.key_hash);
+            session.lanes[lane].parked.follow(event.key_hash, event.parked_at);
         }
         for (lane, (cursor, time)) in ends {
             let applied = steps.iter().filter(|step| step.lane == lane).map(|step| step.to);

@@ -84,8 +84,7 @@ impl<D: Database> Worker<D> {
     /// begins anew for another reason takes them over.
     async fn make_calls(&self, session: &mut Session, calls: &mut Calls) -> Result<SessionEnded> {
         let mut fronts = self.fronts(&session.lanes, calls).await?;
-        let (membership, absent) = (session.membership.clone(), session.absent.clone());
-        let (mut announced, changed) = (self.announced.clone(), self.has_changed(&membership, &absent));
+        let (mut announced, changed) = (self.announced.clone(), self.has_changed(session));
         announced.mark_changed();
         tokio::pin!(changed);
         let mut ending = None;
@@ -100,6 +99,7 @@ impl<D: Database> Worker<D> {
             let has_room = goes_on && calls.running() < self.subscription.calls.at_once;
             let call_at = fronts.next_at().filter(|_| has_room);
             let redrive_at = session.redrive_at().filter(|_| has_room);
+            let (follow_at, keys) = (session.follow_at(), session.keys_ahead());
             tokio::select! {
                 () = self.stop.cancelled(), if goes_on => ending = Some(SessionEnded::Stopped),
                 () = &mut changed, if goes_on => ending = Some(SessionEnded::Again),
@@ -116,9 +116,17 @@ impl<D: Database> Worker<D> {
                     if self.carry_out_anew(session).await? {
                         return Ok(SessionEnded::Again);
                     }
+                    session.look_at_once();
                 }
-                () = at(retry_at), if goes_on => return Ok(SessionEnded::Again),
+                () = at(follow_at), if goes_on => self.follow_on(session).await?,
+                () = at(retry_at), if goes_on => {
+                    if session.has_other_retries(Instant::now()) {
+                        return Ok(SessionEnded::Again);
+                    }
+                    self.read_again(session).await?;
+                }
             }
+            self.pass_on(session, keys).await;
             self.report(session);
         }
     }

@@ -2,16 +2,20 @@
 //!
 //! Invariant: batches join without a hole. Each begins where the one before ended, or the lane stops by name.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tombolo_bus::{Batch, Record};
+use tombolo_bus::{Batch, Record, Topic};
 use tombolo_db::{Claim, ParkedHead};
 use tombolo_event::operator::PartitionOf;
-use tombolo_event::{Backoff, Cursor, EventId};
+use tombolo_event::{Backoff, Cursor, EventId, KeyHash};
 
+use super::LOOK_AGAIN;
 use super::apply::Delivery;
 use super::parking::{Failing, Parked};
+use super::turn::Wait;
 use crate::progress::{Progress, Telling};
 use crate::status::{PartitionStatus, State};
 use crate::{Error, Kind, Result};
@@ -35,6 +39,15 @@ pub(super) struct Lane {
     careful_to: u64,
     /// How often in a row it was stuck at the event after the cursor.
     stuck: u32,
+    /// The partitions of earlier generations: what has to be handled before anything here is. None if the topic on the bus
+    /// has no such partition.
+    earlier: Option<Range<u32>>,
+    /// Whether nothing more comes, because its generation is not the present one.
+    is_sealed: bool,
+    /// Whether all of it was handled just now, so that others may have their turn.
+    has_ended: bool,
+    /// How often it was looked whether it is its turn.
+    looks: u32,
 }
 
 /// Why nothing of a lane is handled for now.
@@ -54,8 +67,14 @@ pub(super) struct Step {
 }
 
 impl Lane {
-    pub(super) fn new(claim: Claim, heads: &[ParkedHead], careful_to: u64, progress: &Progress) -> Self {
-        let sequence = claim.cursor.sequence;
+    pub(super) fn new(
+        claim: Claim,
+        topic: Option<&Topic>,
+        heads: &[ParkedHead],
+        careful_to: u64,
+        progress: &Progress,
+    ) -> Self {
+        let (sequence, partition) = (claim.cursor.sequence, claim.partition);
         let telling = progress.tell(&claim);
         let mut lane = Self {
             claim,
@@ -67,6 +86,10 @@ impl Lane {
             halted: None,
             careful_to,
             stuck: 0,
+            earlier: topic.map(|topic| topic.generations.before(partition)),
+            is_sealed: topic.is_some_and(|topic| topic.generations.is_sealed(partition)),
+            has_ended: false,
+            looks: 0,
         };
         lane.load_parked(heads);
         if let Some(by) = lane.claim.paused_by.clone() {
@@ -79,6 +102,26 @@ impl Lane {
     pub(super) fn resume(&mut self) {
         self.read_to = self.claim.cursor.sequence;
         self.halted = None;
+        self.looks = 0;
+    }
+
+    /// Nothing is handled before what is in the partitions of earlier generations.
+    pub(super) fn wait_for_turn(&mut self, wait: &Wait) {
+        let until = Some(Instant::now() + LOOK_AGAIN.delay(self.looks, 1.0));
+        self.looks += 1;
+        self.tail = wait.tail.max(self.claim.cursor.sequence);
+        let why = wait.to_string();
+        self.halted = Some(Halted { state: State::Waiting, until, why });
+    }
+
+    /// It may be its turn by now.
+    pub(super) fn look_at_once(&mut self) {
+        if self.is_waiting()
+            && let Some(halted) = &mut self.halted
+        {
+            halted.until = Some(Instant::now());
+            self.looks = 0;
+        }
     }
 
     /// Turns a batch into steps; `deliver` picks the records that are handled here.
@@ -123,6 +166,7 @@ impl Lane {
         self.claim.attempted = None;
         self.stuck = 0;
         self.behind = if cursor.sequence < self.tail { age } else { Duration::ZERO };
+        self.has_ended = self.is_sealed && cursor.sequence >= self.tail;
     }
 
     /// A try of an event after the cursor was recorded.
@@ -171,11 +215,50 @@ impl Lane {
         self.halted = Some(Halted { state: State::Paused, until: None, why });
     }
 
-    /// What is parked here, as the database says.
+    /// What is parked here, and ahead, as the database says.
     pub(super) fn load_parked(&mut self, heads: &[ParkedHead]) {
-        let (topic, partition) = (&self.claim.topic, self.claim.partition);
-        let its = heads.iter().filter(|head| head.topic == *topic && head.partition == partition);
-        self.parked = Parked::load(its);
+        let ahead = self.ahead(heads);
+        self.parked = Parked::load(self.own(heads), ahead);
+    }
+
+    /// What was parked ahead may have left.
+    pub(super) fn follow_on(&mut self, heads: &[ParkedHead]) {
+        let ahead = self.ahead(heads);
+        let own = self.own(heads);
+        self.parked.follow_on(own, &ahead);
+    }
+
+    /// The heads of this partition.
+    fn own<'h>(&self, heads: &'h [ParkedHead]) -> impl Iterator<Item = &'h ParkedHead> {
+        let (topic, partition) = (self.claim.topic.clone(), self.claim.partition);
+        heads.iter().filter(move |head| head.topic == topic && head.partition == partition)
+    }
+
+    /// The keys of which something is parked in earlier generations.
+    fn ahead(&self, heads: &[ParkedHead]) -> BTreeSet<KeyHash> {
+        let is_ahead =
+            |head: &&ParkedHead| head.topic == self.claim.topic && self.is_earlier(head.partition);
+        heads.iter().filter(is_ahead).map(|head| head.key_hash).collect()
+    }
+
+    /// The partitions of earlier generations; none if the topic on the bus has no such partition as this one.
+    pub(super) fn earlier(&self) -> Option<Range<u32>> {
+        self.earlier.clone()
+    }
+
+    /// Whether a partition of the topic comes before this one.
+    pub(super) fn is_earlier(&self, partition: u32) -> bool {
+        self.earlier.as_ref().is_some_and(|earlier| earlier.contains(&partition))
+    }
+
+    /// How many keys are parked here of which something may wait in later generations.
+    pub(super) fn keys_ahead(&self) -> usize {
+        if self.is_sealed { self.parked.keys() } else { 0 }
+    }
+
+    /// Whether all of it was handled just now; told once.
+    pub(super) fn take_ended(&mut self) -> bool {
+        std::mem::take(&mut self.has_ended)
     }
 
     /// The partition's name.
@@ -189,6 +272,16 @@ impl Lane {
 
     pub(super) fn is_paused(&self) -> bool {
         self.claim.paused_by.is_some()
+    }
+
+    /// Whether it is not its turn, as far as is known.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.halted.as_ref().is_some_and(|halted| halted.state == State::Waiting)
+    }
+
+    /// Whether not even what is parked is tried.
+    pub(super) fn rests(&self) -> bool {
+        self.is_paused() || self.is_waiting()
     }
 
     pub(super) fn retry_at(&self) -> Option<Instant> {

@@ -2,8 +2,8 @@
 //!
 //! Pure: the worker brings the time, and does what is decided here.
 //!
-//! Invariant: a key of which anything is parked is in [`Parked`] until its last event has left, so nothing of it goes
-//! straight through meanwhile.
+//! Invariant: a key of which anything is parked, here or in an earlier generation of the topic's partitions, is in [`Parked`]
+//! until its last event has left, so nothing of it goes straight through meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -112,6 +112,11 @@ fn due(pause: u32, now: Timestamp) -> Option<Timestamp> {
     Some(now.checked_add(pause).unwrap_or(Timestamp::MAX))
 }
 
+/// When a head is tried next. One that was never tried became one when the head before it left, so its time has come.
+fn turn(head: &ParkedHead) -> Option<Timestamp> {
+    if head.tries.attempts == 0 { Some(Timestamp::MIN) } else { head.tries.retry_at }
+}
+
 /// The parked keys of a partition, as its holder keeps them in memory.
 #[derive(Debug, Default)]
 pub(super) struct Parked {
@@ -119,6 +124,9 @@ pub(super) struct Parked {
     /// The keys whose time comes by itself.
     due: BTreeSet<(Timestamp, KeyHash)>,
     events: u64,
+    /// The keys of which something is parked in an earlier generation: what comes of them goes behind it, and is not tried
+    /// before that has left. Nothing is added to it while this partition is read, because what is parked there only leaves.
+    ahead: BTreeSet<KeyHash>,
 }
 
 #[derive(Debug)]
@@ -129,15 +137,39 @@ struct Key {
 }
 
 impl Parked {
-    /// What was found when the partition was claimed. A head that was never tried became one when the head before it
-    /// left, so its time has come.
-    pub(super) fn load<'a>(heads: impl Iterator<Item = &'a ParkedHead>) -> Self {
-        let mut parked = Self::default();
+    /// What was found when the partition was claimed, and the keys of which something is parked in earlier generations.
+    pub(super) fn load<'a>(
+        heads: impl Iterator<Item = &'a ParkedHead>,
+        ahead: BTreeSet<KeyHash>,
+    ) -> Self {
+        let mut parked = Self { ahead, ..Self::default() };
         for head in heads {
-            let retry_at = if head.tries.attempts == 0 { Some(Timestamp::MIN) } else { head.tries.retry_at };
+            let retry_at = if parked.ahead.contains(&head.key_hash) { None } else { turn(head) };
             parked.insert(head.key_hash, Key { events: head.events, parked_at: head.parked_at, retry_at });
         }
         parked
+    }
+
+    /// Of some keys nothing is parked in earlier generations any more: it is the turn of what waits here behind it.
+    pub(super) fn follow_on<'a>(
+        &mut self,
+        heads: impl Iterator<Item = &'a ParkedHead>,
+        ahead: &BTreeSet<KeyHash>,
+    ) {
+        let free: BTreeSet<KeyHash> = self.ahead.extract_if(.., |key| !ahead.contains(key)).collect();
+        for head in heads.filter(|head| free.contains(&head.key_hash)) {
+            self.schedule(head.key_hash, turn(head));
+        }
+    }
+
+    /// Whether anything may wait here behind what is parked in earlier generations.
+    pub(super) fn has_ahead(&self) -> bool {
+        !self.ahead.is_empty()
+    }
+
+    /// Whether something of a key is parked in an earlier generation.
+    pub(super) fn is_behind(&self, hash: KeyHash) -> bool {
+        self.ahead.contains(&hash)
     }
 
     fn insert(&mut self, hash: KeyHash, key: Key) {
@@ -151,11 +183,13 @@ impl Parked {
         self.insert(hash, Key { events: 1, parked_at: now, retry_at: tries.retry_at });
     }
 
-    /// One more event waits behind the first of its key.
-    pub(super) fn follow(&mut self, hash: KeyHash) {
+    /// One more event waits behind the first of its key, which is here or in an earlier generation.
+    pub(super) fn follow(&mut self, hash: KeyHash, now: Timestamp) {
         if let Some(key) = self.keys.get_mut(&hash) {
             key.events += 1;
             self.events += 1;
+        } else if self.ahead.contains(&hash) {
+            self.insert(hash, Key { events: 1, parked_at: now, retry_at: None });
         }
     }
 
@@ -175,8 +209,9 @@ impl Parked {
         }
     }
 
-    /// When the key is tried next: at a time, or only when it is told.
+    /// When the key is tried next: at a time, or only when it is told. Never while something of it is parked ahead.
     pub(super) fn schedule(&mut self, hash: KeyHash, retry_at: Option<Timestamp>) {
+        let retry_at = retry_at.filter(|_| !self.ahead.contains(&hash));
         if let Some(key) = self.keys.get_mut(&hash) {
             self.due.remove(&(key.retry_at.unwrap_or_default(), hash));
             key.retry_at = retry_at;
@@ -184,11 +219,12 @@ impl Parked {
         }
     }
 
-    /// Whether anything of a key is parked.
+    /// Whether anything of a key is parked, here or ahead.
     pub(super) fn contains(&self, hash: KeyHash) -> bool {
-        self.keys.contains_key(&hash)
+        self.keys.contains_key(&hash) || self.ahead.contains(&hash)
     }
 
+    /// The keys of which something is parked here.
     pub(super) fn hashes(&self) -> impl Iterator<Item = KeyHash> {
         self.keys.keys().copied()
     }
@@ -240,6 +276,8 @@ impl Parked {
 
 #[cfg(test)]
 mod tests {
+    use tombolo_event::ServiceName;
+
     use super::*;
     use crate::reject;
 
@@ -301,8 +339,8 @@ mod tests {
         let later = NOW.checked_add(SignedDuration::from_secs(5)).unwrap();
         let mut parked = Parked::default();
         parked.park(key, &Tries { retry_at: Some(later), ..Tries::default() }, NOW);
-        parked.follow(key);
-        parked.follow(other);
+        parked.follow(key, NOW);
+        parked.follow(other, NOW);
         assert_eq!((parked.keys(), parked.events(), parked.next_due()), (1, 2, Some((later, key))));
         parked.leave(key);
         parked.leave(key);
@@ -313,5 +351,32 @@ mod tests {
         assert_eq!(parked.next_due(), Some((NOW, key)));
         parked.remove(key);
         assert_eq!((parked.keys(), parked.events(), parked.next_due()), (0, 0, None));
+    }
+
+    #[test]
+    fn what_is_parked_in_an_earlier_generation_holds_its_key_and_no_other() {
+        let (key, other) = (KeyHash::of("a"), KeyHash::of("b"));
+        let head = |key_hash| ParkedHead {
+            topic: ServiceName::new("orders").unwrap(),
+            partition: 9,
+            key_hash,
+            events: 2,
+            parked_at: NOW,
+            tries: Tries::default(),
+        };
+        let mut parked = Parked::load([head(other)].iter(), BTreeSet::from([key]));
+        assert!(parked.contains(key) && parked.contains(other));
+        assert_eq!(parked.next_due(), Some((Timestamp::MIN, other)), "nothing of it is parked ahead");
+        parked.remove(other);
+        parked.follow(key, NOW);
+        parked.follow(key, NOW);
+        parked.schedule(key, Some(NOW));
+        assert_eq!((parked.keys(), parked.events(), parked.next_due()), (1, 2, None), "told, it still waits");
+        parked.follow_on([head(key)].iter(), &BTreeSet::from([key]));
+        assert_eq!(parked.next_due(), None);
+        parked.follow_on([head(key)].iter(), &BTreeSet::new());
+        assert_eq!((parked.has_ahead(), parked.next_due()), (false, Some((Timestamp::MIN, key))));
+        let again = Parked::load([head(key)].iter(), BTreeSet::from([key]));
+        assert_eq!(again.next_due(), None, "after a restart it waits as before");
     }
 }

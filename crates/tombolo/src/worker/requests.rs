@@ -76,8 +76,8 @@ impl<D: Database> Worker<D> {
                 _ => self.refuse(request, "a reset names one place for each partition".into()).await,
             },
             Action::Skip { to } => self.skip(session, lane, request, &to).await,
-            // These are about builds of a view, not about partitions: their keeper carries them out.
-            Action::Rebuild { .. } | Action::Switch { .. } | Action::Drop { .. } => Ok(()),
+            // These are about builds of a view, or about the topic: the view's keeper and the relay's leader carry them out.
+            Action::Rebuild { .. } | Action::Switch { .. } | Action::Drop { .. } | Action::Divide { .. } => Ok(()),
         }
     }
 
@@ -133,6 +133,9 @@ impl<D: Database> Worker<D> {
             None => lane.parked.hashes().collect(),
             Some(key) => lane.parked.hashes().filter(|hash| *hash == key).collect(),
         };
+        // What waits behind earlier partitions follows by itself.
+        let keys: BTreeSet<KeyHash> =
+            keys.into_iter().filter(|key| !lane.parked.is_behind(*key)).collect();
         let lane = &mut session.lanes[index];
         for key in &keys {
             lane.parked.schedule(*key, Some(jiff::Timestamp::MIN));
@@ -163,7 +166,7 @@ impl<D: Database> Worker<D> {
         for done in session.redriving.extract_if(.., |redriving| redriving.keys.is_empty()) {
             let at = place(lanes[done.lane].of());
             let text = match (done.handled, done.failed) {
-                (0, 0) => format!("nothing of it is parked in {at}"),
+                (0, 0) => format!("nothing of it is parked in {at}, but for what follows by itself behind what is parked in earlier partitions"),
                 (handled, 0) => format!("{} of {at} handled", events(handled)),
                 (handled, failed) => format!(
                     "{} of {at} handled; {failed} {} again and stays parked: `tombolo parked list` says with what",

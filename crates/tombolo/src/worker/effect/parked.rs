@@ -96,7 +96,7 @@ impl<D: Database> Worker<D> {
         tx.commit().await?;
         for event in &events {
             match event.tries.attempts {
-                0 => lane.parked.follow(event.key_hash),
+                0 => lane.parked.follow(event.key_hash, event.parked_at),
                 _ => lane.parked.park(event.key_hash, &event.tries, event.parked_at),
             }
         }
