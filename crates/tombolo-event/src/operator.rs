@@ -1,5 +1,5 @@
-//! What an operator can ask of a subscription, a view or the service's topic, as the CLI sends it, the database keeps it and the holder of the
-//! partition's lease carries it out.
+//! What an operator can ask of a subscription, a view or the service's topic, as the CLI sends it, the database keeps it and
+//! the holder of the partition's lease, the view's keeper or the relay's leader carries it out.
 //!
 //! Invariant: a request is only ever written down by whoever takes it. It is carried out under the lease, once, and what
 //! became of it stays beside it: the list of requests is the audit.

@@ -12,7 +12,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use futures_util::future::{select_all, try_join_all};
+use futures_util::future::{select, select_all, try_join_all};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tombolo_db::{Database, Outbox};
@@ -31,7 +31,7 @@ pub const FRESH_WAIT_MAX: Duration = Duration::from_secs(2);
 pub const NUMBER_WAIT_MAX: Duration = Duration::from_millis(8);
 /// How often it looks for them.
 const NUMBER_LOOK: Backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(4));
-/// How often a reader that does not know an event's number looks whether the topic was divided anew, and it went elsewhere.
+/// How often a reader that does not find an event without a number looks whether the topic was divided anew.
 const ELSEWHERE_LOOK: Duration = Duration::from_millis(250);
 /// How often a reader looks at a cursor that another process moves.
 const CURSOR_LOOK: Backoff = Backoff::new(Duration::from_millis(4), Duration::from_millis(100));
@@ -122,26 +122,29 @@ impl<D: Database> App<D> {
 
     /// Returns once the event at `position` is applied or parked, wherever it got its number.
     async fn passed(&self, reader: &Reader, position: &Position) -> Result<()> {
-        if position.sequence.is_some() {
-            return self.passed_in(reader, position, position.partition).await;
-        }
-        loop {
-            let places = self.places(position).await.into_iter();
-            let places = places.map(|partition| Box::pin(self.passed_in(reader, position, partition)));
-            if let Ok((passed, ..)) = timeout(ELSEWHERE_LOOK, select_all(places)).await {
-                return passed;
+        let meant = self.passed_in(reader, position, position.partition);
+        match position.sequence {
+            Some(_) => meant.await,
+            None => {
+                select(Box::pin(meant), Box::pin(self.passed_later(reader, position))).await.factor_first().0
             }
         }
     }
 
-    /// Where an event without a number may be: where it was meant to go, and, if the topic was divided anew before it was
-    /// numbered, where its key goes since. Without the bus it is only the first.
-    async fn places(&self, position: &Position) -> Vec<u32> {
-        let topic = self.desk().bus().topic(&position.topic).await.ok();
-        let later = topic.map(|topic| {
-            topic.generations.after(position.partition, position.key_hash).collect::<Vec<_>>()
-        });
-        std::iter::once(position.partition).chain(later.unwrap_or_default()).collect()
+    /// The same for an event that got its number in a later generation than it was meant for, because the topic was divided
+    /// anew in between.
+    async fn passed_later(&self, reader: &Reader, position: &Position) -> Result<()> {
+        loop {
+            sleep(ELSEWHERE_LOOK).await;
+            // Without the bus it is only looked for where it was meant to go.
+            let Ok(topic) = self.desk().bus().topic(&position.topic).await else { continue };
+            let later = topic.generations.after(position.partition, position.key_hash);
+            let places: Vec<_> =
+                later.map(|partition| Box::pin(self.passed_in(reader, position, partition))).collect();
+            if !places.is_empty() {
+                return select_all(places).await.0;
+            }
+        }
     }
 
     /// Returns once the event at `position` is applied or parked in `partition`: told by the worker here, or found in the

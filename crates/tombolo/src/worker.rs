@@ -42,9 +42,9 @@ use crate::subscription::{Role, Start, Subscription};
 use crate::{App, Clock, Error, Kind, Result};
 use apply::Delivery;
 use lane::Lane;
-use turn::LookAhead;
 use requests::Redriving;
 pub(crate) use requests::VIEW_RESET;
+use turn::LookAhead;
 
 /// How often it is looked for what does not come by itself: a topic that does not exist yet, a turn that another replica holds up.
 const LOOK_AGAIN: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(3));
@@ -185,7 +185,8 @@ impl<D: Database> Worker<D> {
         self.open(&topics).await?;
         let share = self.subscription.share();
         let (claimed, membership) = self.app.sharing().claim(&self.subscription.name, share).await?;
-        let is_known = |claim: &Claim| topics.get(&claim.topic).is_some_and(|topic| has(topic, claim.partition));
+        let is_known =
+            |claim: &Claim| topics.get(&claim.topic).is_some_and(|topic| has(topic, claim.partition));
         if !claimed.claims.iter().all(is_known) {
             // Another replica has found a newer generation.
             (topics, absent) = self.find_topics().await?;

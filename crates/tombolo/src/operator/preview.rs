@@ -44,8 +44,7 @@ async fn moves(bus: &dyn Bus, cursors: &[CursorState], goal: &Goal) -> Result<Ve
     for cursor in cursors {
         let topic = bus.topic(&cursor.topic).await.map_err(Error::from)?;
         let earlier = topic.generations.before(cursor.partition);
-        let is_earlier =
-            |of: &PartitionOf| of.topic == cursor.topic && earlier.contains(&of.partition);
+        let is_earlier = |of: &PartitionOf| of.topic == cursor.topic && earlier.contains(&of.partition);
         if !is_skip && moves.iter().any(|moved| is_earlier(&moved.to.of)) {
             moves.extend(moved(bus, &topic, cursor, &Goal::Start).await?);
         } else if is_meant(goal, cursor) {

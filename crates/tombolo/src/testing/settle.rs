@@ -130,7 +130,8 @@ impl Look {
         if let Some(end) = ends.iter().find(|end| end.topic.name == standing.service)
             && !end.topic.generations.continue_from(&standing.generations)
         {
-            self.open.push(format!("{label}: its topic is not divided on the bus yet: {}", standing.generations));
+            self.open
+                .push(format!("{label}: its topic is not divided on the bus yet: {}", standing.generations));
         }
         if let Some(due) = standing.outbox.next_due.filter(|due| *due <= standing.now) {
             self.open.push(format!("{label}: an event that was due at {due} is not in its outbox"));

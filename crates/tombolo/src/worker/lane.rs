@@ -229,15 +229,14 @@ impl Lane {
     }
 
     /// The heads of this partition.
-    fn own<'h>(&self, heads: &'h [ParkedHead]) -> impl Iterator<Item = &'h ParkedHead> {
+    fn own<'h>(&self, heads: &'h [ParkedHead]) -> impl Iterator<Item = &'h ParkedHead> + use<'h> {
         let (topic, partition) = (self.claim.topic.clone(), self.claim.partition);
         heads.iter().filter(move |head| head.topic == topic && head.partition == partition)
     }
 
     /// The keys of which something is parked in earlier generations.
     fn ahead(&self, heads: &[ParkedHead]) -> BTreeSet<KeyHash> {
-        let is_ahead =
-            |head: &&ParkedHead| head.topic == self.claim.topic && self.is_earlier(head.partition);
+        let is_ahead = |head: &&ParkedHead| head.topic == self.claim.topic && self.is_earlier(head.partition);
         heads.iter().filter(is_ahead).map(|head| head.key_hash).collect()
     }
 
@@ -281,7 +280,7 @@ impl Lane {
 
     /// Whether not even what is parked is tried.
     pub(super) fn rests(&self) -> bool {
-        self.is_paused() || self.is_waiting()
+        self.is_paused() || self.is_waiting() || self.earlier.is_none()
     }
 
     pub(super) fn retry_at(&self) -> Option<Instant> {

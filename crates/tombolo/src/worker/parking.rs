@@ -138,10 +138,7 @@ struct Key {
 
 impl Parked {
     /// What was found when the partition was claimed, and the keys of which something is parked in earlier generations.
-    pub(super) fn load<'a>(
-        heads: impl Iterator<Item = &'a ParkedHead>,
-        ahead: BTreeSet<KeyHash>,
-    ) -> Self {
+    pub(super) fn load<'a>(heads: impl Iterator<Item = &'a ParkedHead>, ahead: BTreeSet<KeyHash>) -> Self {
         let mut parked = Self { ahead, ..Self::default() };
         for head in heads {
             let retry_at = if parked.ahead.contains(&head.key_hash) { None } else { turn(head) };

@@ -77,7 +77,9 @@ impl<D: Database> Worker<D> {
             },
             Action::Skip { to } => self.skip(session, lane, request, &to).await,
             // These are about builds of a view, or about the topic: the view's keeper and the relay's leader carry them out.
-            Action::Rebuild { .. } | Action::Switch { .. } | Action::Drop { .. } | Action::Divide { .. } => Ok(()),
+            Action::Rebuild { .. } | Action::Switch { .. } | Action::Drop { .. } | Action::Divide { .. } => {
+                Ok(())
+            }
         }
     }
 
@@ -134,8 +136,7 @@ impl<D: Database> Worker<D> {
             Some(key) => lane.parked.hashes().filter(|hash| *hash == key).collect(),
         };
         // What waits behind earlier partitions follows by itself.
-        let keys: BTreeSet<KeyHash> =
-            keys.into_iter().filter(|key| !lane.parked.is_behind(*key)).collect();
+        let keys: BTreeSet<KeyHash> = keys.into_iter().filter(|key| !lane.parked.is_behind(*key)).collect();
         let lane = &mut session.lanes[index];
         for key in &keys {
             lane.parked.schedule(*key, Some(jiff::Timestamp::MIN));
@@ -166,7 +167,9 @@ impl<D: Database> Worker<D> {
         for done in session.redriving.extract_if(.., |redriving| redriving.keys.is_empty()) {
             let at = place(lanes[done.lane].of());
             let text = match (done.handled, done.failed) {
-                (0, 0) => format!("nothing of it is parked in {at}, but for what follows by itself behind what is parked in earlier partitions"),
+                (0, 0) => format!(
+                    "nothing of it is parked in {at}, but for what follows by itself behind what is parked in earlier partitions"
+                ),
                 (handled, 0) => format!("{} of {at} handled", events(handled)),
                 (handled, failed) => format!(
                     "{} of {at} handled; {failed} {} again and stays parked: `tombolo parked list` says with what",

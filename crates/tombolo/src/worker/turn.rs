@@ -136,8 +136,9 @@ impl<D: Database> Worker<D> {
     ) -> Result<Vec<usize>> {
         let Some(topic) = session.topics.get(name) else { return Ok(Vec::new()) };
         let tails = self.bus.tails(name).await?;
-        let goals =
-            goals(topic, &tails, |partition| lanes.iter().any(|&lane| session.lanes[lane].is_earlier(partition)));
+        let goals = goals(topic, &tails, |partition| {
+            lanes.iter().any(|&lane| session.lanes[lane].is_earlier(partition))
+        });
         let not_reached = self.database.not_reached(&self.subscription.name, &goals).await?;
         let mut turns = Vec::new();
         for &index in lanes {
