@@ -5,7 +5,8 @@
 //! written down · if we crash here: they wait, and whoever holds the partitions finds them · if it repeats: asked twice,
 //! each with its own outcome.
 //!
-//! Invariant: nothing is done here. Only the holder of a partition's lease (or a view's keeper, or the relay's leader) carries a request out; it is woken by a
+//! Invariant: nothing is done here. Only the holder of a partition's lease, the keeper of a view or the leader of the relay
+//! carries a request out; it is woken by a
 //! signal, and a slow poll is the net under that.
 
 mod desk;
@@ -23,9 +24,7 @@ use axum::{Json, Router};
 use http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use tombolo_db::{CursorState, Database, ParkedFilter};
-use tombolo_event::operator::{
-    Action, Ask, OPERATOR_TOKEN, PartitionOf, Request, Which, of_topic, of_view,
-};
+use tombolo_event::operator::{Action, Ask, OPERATOR_TOKEN, PartitionOf, Request, Which, of_topic, of_view};
 use tombolo_event::{Generations, KeyHash};
 use uuid::Uuid;
 
@@ -148,7 +147,8 @@ fn check_view<D: Database>(app: &App<D>, asked: &str) -> Result<(), Problem> {
 fn check_topic<D: Database>(app: &App<D>, asked: &str, partitions: u32) -> Result<(), Problem> {
     let service = app.service();
     if asked != of_topic(service) {
-        let detail = format!("found {asked:?}; a service divides only its own topic, {:?}", of_topic(service));
+        let detail =
+            format!("found {asked:?}; a service divides only its own topic, {:?}", of_topic(service));
         return Err(Problem::new(StatusCode::NOT_FOUND, detail));
     }
     if app.status().relay.is_none() {

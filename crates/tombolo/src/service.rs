@@ -67,7 +67,8 @@ impl<D: Database> Service<D> {
         }
     }
 
-    /// The number of partitions of the service's topic; fixed when the topic is made.
+    /// With how many partitions the service's topic begins. `tombolo topics divide` changes it while the service runs; the code
+    /// follows with a later deployment.
     #[must_use]
     pub fn partitions(mut self, partitions: u32) -> Self {
         self.partitions = partitions;

@@ -122,7 +122,9 @@ pub(crate) fn compare(
         What::OtherTopic
     } else if any(|found| found.bus < found.published) {
         What::BusBehind
-    } else if any(|found| found.bus <= found.numbered) || are_parted(&standing.generations, &topic.generations) {
+    } else if any(|found| found.bus <= found.numbered)
+        || are_parted(&standing.generations, &topic.generations)
+    {
         What::Parted
     } else if topic.epoch > standing.epoch
         || !partitions.is_empty()

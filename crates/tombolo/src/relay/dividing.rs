@@ -55,10 +55,9 @@ impl Relay {
         if !is_acknowledged(&standing, &topic, lanes.done()) {
             return Ok(());
         }
-        barrier::reach("relay.before-divide");
-        let divided =
-            self.bus.divide(&topic.name, topic.incarnation, leader.epoch(), &generations).await?;
-        barrier::reach("relay.after-divide");
+        barrier::reach("divide.before-seal");
+        let divided = self.bus.divide(&topic.name, topic.incarnation, leader.epoch(), &generations).await?;
+        barrier::reach("divide.after-seal");
         tracing::info!(service = %topic.name, "the topic is divided on the bus: {}", divided.generations);
         lanes.follow(divided);
         let look = Signal { reply_to: None, payload: Bytes::new() };

@@ -15,6 +15,7 @@ use tombolo::{App, Clock, Handled, Running, Service, Settings, State, View};
 use tombolo_bus::{Bus, Identity};
 use tombolo_db::{ParkedEvent, ParkedFilter, Parking};
 use tombolo_event::ServiceName;
+use tombolo_event::operator::{Action, Ask, of_topic};
 use uuid::Uuid;
 
 use crate::support::{Ground, Placed, eventually, until_copied};
@@ -122,6 +123,43 @@ fn assert_in_order(rows: &[(String, i64)]) {
             assert!(applied.is_sorted(), "{key}: {applied:?}");
         }
     }
+}
+
+/// Asks for another number of partitions, and waits until the bus has it.
+async fn divide(orders: &Running<Postgres>, bus: &dyn Bus, partitions: u32) {
+    let topic = ServiceName::new("orders").unwrap();
+    let action = Action::Divide { partitions };
+    let ask = Ask { subscription: of_topic(&topic), asked_by: "ann@host".into(), action };
+    let asked = reqwest::Client::new().post(format!("{}/tombolo/requests", orders.url)).json(&ask).send();
+    assert!(asked.await.unwrap().status().is_success());
+    eventually("a division", || async {
+        bus.topic(&topic).await.is_ok_and(|topic| topic.generations.present() == partitions)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_topic_is_divided_under_writes_on_postgres_and_nats() {
+    let (Some(source), Some(target)) = (postgres().await, postgres().await) else { return };
+    let namespace = format!("it-{}", Uuid::new_v4().simple());
+    let (Some(from), Some(to)) = (nats("orders", &namespace).await, nats("history", &namespace).await) else {
+        return;
+    };
+    let orders = start(Service::new("orders", source).publishes::<Placed>(), from).await;
+    let history =
+        start(Service::new("history", target).view(View::new("rows", 1).on(copy)), Arc::clone(&to)).await;
+    let dividing = async {
+        for partitions in [3, 12, 5] {
+            divide(&orders, &*to, partitions).await;
+        }
+    };
+    tokio::join!(place_many(&orders.app), dividing);
+    eventually("300 rows", || async { rows(&history.app).await.len() >= 300 }).await;
+    assert_in_order(&rows(&history.app).await);
+    let topic = to.topic(&ServiceName::new("orders").unwrap()).await.unwrap();
+    assert_eq!(topic.generations.each(), [8, 3, 12, 5]);
+    orders.shutdown().await;
+    history.shutdown().await;
 }
 
 #[tokio::test]

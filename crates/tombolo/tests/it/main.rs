@@ -14,6 +14,7 @@ mod questions;
 mod positions;
 mod views;
 mod replicas;
+mod dividing;
 mod wiring;
 mod weather;
 mod world;

@@ -56,7 +56,7 @@ impl Trouble {
 }
 
 /// Fails for bad orders, after it has written.
-async fn copy_unless_bad(event: Placed, State(trouble): State<Trouble>, tx: &mut Tx) -> Handled {
+pub(crate) async fn copy_unless_bad(event: Placed, State(trouble): State<Trouble>, tx: &mut Tx) -> Handled {
     sqlx::query("INSERT INTO copies (id, cents) VALUES (?, ?)")
         .bind(&event.order)
         .bind(event.cents)
