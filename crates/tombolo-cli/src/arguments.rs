@@ -199,6 +199,20 @@ pub(crate) enum Topics {
     Verify(Verify),
     /// Move topics to another bus, and seal them where they were; says which, and does it with --yes
     Copy(CopyTopics),
+    /// Give a running service's topic another number of partitions, without a stop
+    Divide(Divide),
+}
+
+/// Options of `topics divide`.
+#[derive(Debug, Args)]
+pub(crate) struct Divide {
+    /// The service whose topic it is
+    pub(crate) service: ServiceName,
+    /// How many partitions what comes from then on is spread over
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) partitions: u32,
+    #[command(flatten)]
+    pub(crate) how: How,
 }
 
 /// What can be seen of subscriptions, and done to them.

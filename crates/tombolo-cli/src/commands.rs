@@ -10,6 +10,7 @@ pub(crate) mod copying;
 pub(crate) mod subscriptions;
 pub(crate) mod views;
 mod asking;
+pub(crate) mod dividing;
 pub(crate) mod parked;
 pub(crate) mod moving;
 pub(crate) mod services;

@@ -22,8 +22,8 @@ use clap::Parser;
 
 use crate::arguments::{Arguments, Command, New, ParkedEvents, Schema, Services, Subscriptions, Topics};
 use crate::commands::{
-    bus, copying, dev, doctor, logs, moving, new, orders, parked, recover, schema, services, subscriptions,
-    topics, verify, views,
+    bus, copying, dev, dividing, doctor, logs, moving, new, orders, parked, recover, schema, services,
+    subscriptions, topics, verify, views,
 };
 use crate::error::{Context, Result};
 use crate::runner::control::Request;
@@ -66,6 +66,7 @@ fn act(command: Command) -> Result<()> {
             Command::Topics(Topics::Tail(arguments)) => topics::tail(arguments).await,
             Command::Topics(Topics::Verify(arguments)) => verify::verify(arguments).await,
             Command::Topics(Topics::Copy(arguments)) => copying::copy(arguments).await,
+            Command::Topics(Topics::Divide(arguments)) => dividing::divide(arguments).await,
             Command::Subscriptions(command) => on_subscriptions(command).await,
             Command::Parked(command) => on_parked(command).await,
             Command::Views(command) => views::views(command).await,

@@ -11,6 +11,7 @@ mod wait;
 mod running;
 mod doors;
 mod ways;
+mod dividing;
 mod payments;
 mod one;
 mod outage;
