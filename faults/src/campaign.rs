@@ -17,7 +17,7 @@ use crate::office::Office;
 use crate::process::{Outcome, Scene, Which, World};
 use crate::roles::LEASE_MS;
 use crate::verify::Broken;
-use crate::{away, copies, cut_off, full, kills, pauses, poison, power, rebuild};
+use crate::{away, copies, cut_off, dividing, full, kills, pauses, poison, power, rebuild};
 
 /// What to do.
 pub(crate) struct Plan {
@@ -66,10 +66,12 @@ pub(crate) enum Fault {
     Redrive,
     /// The view is built anew, under load and kills.
     Rebuild,
+    /// The topic is divided anew, under load and kills.
+    Divide,
 }
 
 impl Fault {
-    const REST: [Self; 11] = [
+    const REST: [Self; 12] = [
         Self::PowerCut,
         Self::BusFull,
         Self::DatabaseFull,
@@ -81,6 +83,7 @@ impl Fault {
         Self::DeadlyOrder,
         Self::Redrive,
         Self::Rebuild,
+        Self::Divide,
     ];
 
     fn all() -> Vec<Self> {
@@ -92,6 +95,8 @@ impl Fault {
     /// How often it lands unless the command line says otherwise.
     fn count(self) -> u32 {
         match self {
+            // Each takes a division, of which a topic can have so many.
+            Self::KillAt(barrier) if barrier.starts_with("divide.") => 10,
             Self::KillAt(_) => 20,
             Self::Kill => 60,
             Self::PauseAt(_) => 2,
@@ -99,7 +104,7 @@ impl Fault {
             Self::PowerCut => 20,
             Self::BusFull | Self::DatabaseFull | Self::DatabaseAway => 3,
             Self::OldDatabase | Self::OldBus | Self::SecondCopy | Self::DeadlyOrder | Self::Rebuild => 3,
-            Self::Redrive => 20,
+            Self::Redrive | Self::Divide => 20,
             Self::BusAway => 1,
         }
     }
@@ -145,6 +150,7 @@ impl fmt::Display for Fault {
             Self::DeadlyOrder => write!(f, "an event that kills the process"),
             Self::Redrive => write!(f, "redrive under load and kills"),
             Self::Rebuild => write!(f, "rebuild under load and kills"),
+            Self::Divide => write!(f, "divide under load and kills"),
         }
     }
 }
@@ -315,5 +321,6 @@ async fn happen(fault: Fault, stage: Stage<'_>, count: u32) -> Outcome<Tally> {
         Fault::DeadlyOrder => poison::deadly(stage).await,
         Fault::Redrive => poison::redrive(stage, count).await,
         Fault::Rebuild => rebuild::run(stage, count).await,
+        Fault::Divide => dividing::run(stage, count).await,
     }
 }

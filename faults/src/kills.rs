@@ -7,6 +7,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::campaign::{Stage, Tally};
+use crate::dividing;
 use crate::load::Load;
 use crate::poison::operators;
 use crate::process::{At, Outcome, Which, World};
@@ -14,8 +15,8 @@ use crate::verify;
 
 /// Who is there.
 const CAST: &[Which] = &[Which::Bus, Which::Producer, Which::SecondProducer, Which::Consumer];
-/// How often a process passes its barrier before something happens to it there, at most.
-pub(crate) const PASSES_MAX: u32 = 12;
+/// How often a process passes a barrier that is passed all the time.
+const PASSES_MAX: u32 = 12;
 /// Between two kills at random moments, at most.
 const RANDOM_PAUSE_MAX: Duration = Duration::from_millis(400);
 
@@ -50,6 +51,8 @@ pub(crate) async fn run(stage: Stage<'_>, barrier: Option<&str>, kills: u32) -> 
 pub(crate) fn load_for(barrier: Option<&str>, world: &World<'_>) -> (Load, Option<JoinSet<()>>) {
     if barrier.is_some_and(is_about_parked) {
         (Load::start_with_sour(world, "key"), Some(operators(world)))
+    } else if barrier.is_some_and(is_about_division) {
+        (Load::start(world, "key"), Some(dividing::operators(world)))
     } else {
         (Load::start(world, "key"), None)
     }
@@ -60,11 +63,25 @@ fn is_about_parked(barrier: &str) -> bool {
     barrier.starts_with("parking.") || barrier.starts_with("redrive.")
 }
 
+/// Whether only a division comes there.
+fn is_about_division(barrier: &str) -> bool {
+    barrier.starts_with("divide.")
+}
+
+/// How often a process passes its barrier before something happens to it there, at most.
+pub(crate) fn passes_max(barrier: &str) -> u32 {
+    match barrier {
+        _ if is_about_division(barrier) => 1,
+        _ if is_about_parked(barrier) => 2,
+        _ => PASSES_MAX,
+    }
+}
+
 /// Lets the process in which the barrier lies run until it dies there.
 async fn kill_at(barrier: &str, world: &mut World<'_>, random: &mut impl Rng) -> Outcome<Which> {
     let which = Which::of(barrier);
     world.kill(which).await?;
-    let passes = random.random_range(1..=if is_about_parked(barrier) { 2 } else { PASSES_MAX });
+    let passes = random.random_range(1..=passes_max(barrier));
     world.spawn(which, Some(At::Kill(&format!("{barrier}:{passes}"))))?;
     world.killed_itself(which).await?;
     Ok(which)

@@ -23,6 +23,7 @@ mod cut_off;
 mod copies;
 mod poison;
 mod rebuild;
+mod dividing;
 mod shop;
 
 use std::path::PathBuf;

@@ -26,6 +26,8 @@ pub(crate) enum Mutant {
     DatabaseNoFencing,
     /// A cursor moves from wherever it is.
     DatabaseNoCursorCheck,
+    /// A new generation of partitions is read without looking whether the earlier ones are.
+    DatabaseEntersEarly,
 }
 
 impl Mutant {
@@ -59,6 +61,7 @@ fn of_database() -> Option<tombolo_db::mutant::Mutant> {
         Mutant::DatabaseNoSync => Some(InDatabase::NoSync),
         Mutant::DatabaseNoFencing => Some(InDatabase::NoFencing),
         Mutant::DatabaseNoCursorCheck => Some(InDatabase::NoCursorCheck),
+        Mutant::DatabaseEntersEarly => Some(InDatabase::EntersEarly),
         _ => None,
     }
 }

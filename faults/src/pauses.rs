@@ -8,7 +8,7 @@ use rand::Rng;
 use tokio::time::{sleep, timeout};
 
 use crate::campaign::{Stage, Tally};
-use crate::kills::{PASSES_MAX, load_for};
+use crate::kills::{load_for, passes_max};
 use crate::process::{At, Outcome, Which, World, holds_all, leads};
 use crate::verify;
 
@@ -59,7 +59,7 @@ async fn stop_at(barrier: &str, world: &mut World<'_>, random: &mut impl Rng) ->
             which => which,
         };
         world.kill(which).await?;
-        let passes = random.random_range(1..=PASSES_MAX);
+        let passes = random.random_range(1..=passes_max(barrier));
         world.spawn(which, Some(At::Stop(&format!("{barrier}:{passes}"))))?;
         if let Ok(stopped) = timeout(STOP_BOUND, world.until_stopped(which)).await {
             return stopped.map(|()| which);

@@ -134,6 +134,12 @@ pub(crate) async fn live(world: &World<'_>) -> Outcome<String> {
     Ok(live)
 }
 
+/// How many generations of partitions the producer's topic has on the bus.
+pub(crate) async fn generations(world: &World<'_>) -> Outcome<usize> {
+    let bus = tombolo_bus::connect(&world.bus_url(), &Identity::Operator).await?;
+    Ok(bus.topic(&ServiceName::new("orders")?).await?.generations.each().len())
+}
+
 /// Each order has one letter, however often it came.
 fn letters(world: &World<'_>, published: &BTreeSet<&String>) -> Outcome<()> {
     let Some(office) = &world.scene.office else { return Ok(()) };

@@ -96,6 +96,11 @@ fn what_is_brought_back_under_load_and_kills_keeps_its_order() {
 }
 
 #[test]
+fn a_topic_that_is_divided_under_load_and_kills_keeps_the_order_of_each_key() {
+    run(&["--only", "divide under load", "--each", "5"]);
+}
+
+#[test]
 #[ignore = "slow: a view of 20,000 events is built beside the one that is read"]
 fn a_view_that_is_built_anew_under_load_and_kills_is_the_fold_of_its_topics() {
     run(&["--only", "rebuild under load", "--each", "1"]);
@@ -113,6 +118,11 @@ mod mutants {
     #[test]
     fn a_database_that_does_not_sync_is_caught_by_power_cuts() {
         run(&["--power", "20", "--mutant", "database-no-sync"]);
+    }
+
+    #[test]
+    fn a_reader_that_enters_a_generation_early_is_caught_under_load_and_kills() {
+        run(&["--only", "divide under load", "--each", "10", "--mutant", "database-enters-early"]);
     }
 
     #[test]
