@@ -28,7 +28,7 @@ async fn a_service_whose_topic_was_moved_says_so_and_goes_on_with_the_other_bus(
     place(&orders.app, "late", 100).await;
     eventually("the relay says that its topic was moved", || async {
         let relay = orders.app.status().relay.unwrap();
-        relay.state.contains("moved to another bus") && !relay.is_halted && relay.outbox_rows == 1
+        relay.state.contains("moved to another bus") && !relay.is_halted && relay.outbox_rows >= 1
     })
     .await;
     orders.shutdown().await;
