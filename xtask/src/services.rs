@@ -1,9 +1,10 @@
-//! `cargo xtask services`, and the servers of `cargo xtask test`: private PostgreSQL and NATS on free
-//! loopback ports, with their files in a scratch folder. Invariant: only a process that a record
+//! `cargo xtask services`, and the servers of `cargo xtask test`: private PostgreSQL, MariaDB and NATS on
+//! free loopback ports, with their files in a scratch folder. Invariant: only a process that a record
 //! proves to be ours is ever stopped, and what is started is recorded before anybody waits for it.
 
 mod address;
 mod install;
+mod mariadb;
 mod nats;
 mod postgres;
 mod process;
@@ -19,9 +20,12 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-/// The two variables by which tests find their servers.
+/// The variables by which tests find their servers.
 pub(crate) const POSTGRES_VARIABLE: &str = "TOMBOLO_TEST_POSTGRES";
+pub(crate) const MARIADB_VARIABLE: &str = "TOMBOLO_TEST_MARIADB";
 pub(crate) const NATS_VARIABLE: &str = "TOMBOLO_TEST_NATS";
+/// All of them.
+pub(crate) const VARIABLES: [&str; 3] = [POSTGRES_VARIABLE, MARIADB_VARIABLE, NATS_VARIABLE];
 
 /// The record of what `services start` started; those of tests carry the number of their process.
 const BY_HAND: &str = "started";
@@ -38,7 +42,7 @@ pub(crate) struct Options {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Action {
-    /// Start both servers, write target/services/env, and leave them running.
+    /// Start the servers, write target/services/env, and leave them running.
     Start,
     /// Stop them, and whatever a killed test run left behind.
     Stop,
@@ -95,6 +99,7 @@ impl Servers {
         for variable in variables {
             let address = match *variable {
                 POSTGRES_VARIABLE => postgres::start(&mut servers.record, &programs, interrupt)?,
+                MARIADB_VARIABLE => mariadb::start(&mut servers.record, &programs, interrupt)?,
                 _ => nats::start(&mut servers.record, &programs, interrupt)?,
             };
             servers.record.variables.push(((*variable).to_owned(), address));
@@ -126,8 +131,7 @@ fn start_by_hand(folder: &Path, install: bool) -> Result<(), Error> {
         }
         record.stop()?;
     }
-    let both = [POSTGRES_VARIABLE, NATS_VARIABLE];
-    let mut servers = Servers::start(folder, BY_HAND, install, &both, &interrupt)?;
+    let mut servers = Servers::start(folder, BY_HAND, install, &VARIABLES, &interrupt)?;
     write_environment(folder, servers.variables())?;
     interrupt.check()?;
     servers.record.keep();

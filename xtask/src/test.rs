@@ -6,7 +6,7 @@ mod tally;
 use crate::chore;
 use crate::error::{Context, Error};
 use crate::interrupt::Interrupt;
-use crate::services::{NATS_VARIABLE, POSTGRES_VARIABLE, Servers};
+use crate::services::{Servers, VARIABLES};
 use crate::workspace::Workspace;
 use clap::Args;
 use nix::sys::signal::{Signal, killpg};
@@ -57,9 +57,8 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<(), Error>
 
 /// Servers for the variables that the person at the terminal has not set.
 fn servers(workspace: &Workspace, options: &Options, interrupt: &Interrupt) -> Result<Servers, Error> {
-    let (given, wanted): (Vec<&str>, Vec<&str>) = [POSTGRES_VARIABLE, NATS_VARIABLE]
-        .into_iter()
-        .partition(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()));
+    let (given, wanted): (Vec<&str>, Vec<&str>) =
+        VARIABLES.into_iter().partition(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()));
     for variable in given {
         eprintln!("xtask: using the server that {variable} names");
     }
@@ -75,7 +74,9 @@ fn commands(workspace: &Workspace, quick: bool) -> [Command; 3] {
         let mut command = workspace.cargo();
         command.args(["test", "--workspace", "--all-features", "--no-fail-fast"]).args(targets);
         if quick {
-            command.env_remove(POSTGRES_VARIABLE).env_remove(NATS_VARIABLE);
+            VARIABLES.iter().for_each(|variable| {
+                command.env_remove(variable);
+            });
         }
         command
     };

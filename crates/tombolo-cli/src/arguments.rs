@@ -116,6 +116,9 @@ pub(crate) struct PrintSchema {
     /// The schema of the tables, on PostgreSQL
     #[arg(long, value_name = "NAME", default_value = SCHEMA_DEFAULT)]
     pub(crate) schema: String,
+    /// What the names of the tables begin with, on MySQL and MariaDB
+    #[arg(long, value_name = "PREFIX", default_value = "tombolo_")]
+    pub(crate) prefix: String,
 }
 
 /// The databases that Tombolo has tables for.
@@ -123,6 +126,9 @@ pub(crate) struct PrintSchema {
 pub(crate) enum DatabaseKind {
     Sqlite,
     Postgres,
+    /// MySQL and MariaDB
+    #[value(alias = "mariadb")]
+    Mysql,
 }
 
 /// Options of `schema apply`.
@@ -141,12 +147,15 @@ pub(crate) struct ApplySchema {
 /// Which database is meant.
 #[derive(Debug, Args)]
 pub(crate) struct OfDatabase {
-    /// sqlite:PATH or postgres://…
+    /// sqlite:PATH, postgres://… or mysql://…
     #[arg(value_name = "URL", env = "TOMBOLO_DATABASE", hide_env_values = true)]
     pub(crate) url: String,
     /// The schema of the tables, on PostgreSQL
     #[arg(long, value_name = "NAME", default_value = SCHEMA_DEFAULT)]
     pub(crate) schema: String,
+    /// What the names of the tables begin with, on MySQL and MariaDB
+    #[arg(long, value_name = "PREFIX", default_value = "tombolo_")]
+    pub(crate) prefix: String,
 }
 
 /// What can be begun.

@@ -7,6 +7,8 @@
 pub enum Mutant {
     /// The relay takes rows above the highest position it saw, instead of those that are there.
     NaiveOutboxCursor,
+    /// A commit does not look whether a statement of its transaction failed, where the server does not say so.
+    CommitUnverified,
     /// A commit does not lock the stripes of its keys.
     NoKeyLock,
     /// The relay guesses numbers in memory instead of storing them first.
@@ -42,11 +44,11 @@ pub enum Mutant {
 }
 
 /// Which fault a database handle has, if any.
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Mutation(#[cfg(feature = "mutants")] pub(crate) Option<Mutant>);
 
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
 impl Mutation {
     /// Whether the fault is `mutant`.
     #[cfg(feature = "mutants")]

@@ -345,7 +345,7 @@ impl Outgoing {
 
     /// Tells that everything that was taken is committed, its events at `positions`.
     #[cfg_attr(
-        not(any(feature = "sqlite", feature = "postgres")),
+        not(any(feature = "sqlite", feature = "postgres", feature = "mysql")),
         expect(dead_code, reason = "only a database commits")
     )]
     pub(crate) fn committed(&self, positions: &[Position]) {

@@ -19,14 +19,14 @@ const WITHOUT_SCHEMA: [&str; 4] = ["INDEX", "CONSTRAINT", "TRIGGER", "RULE"];
 /// How the tables of a build are told from those of another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(
-    not(all(feature = "sqlite", feature = "postgres")),
+    not(all(feature = "sqlite", feature = "postgres", feature = "mysql")),
     expect(dead_code, reason = "each database has its own way")
 )]
 pub(crate) enum Apart {
     /// By a schema for each build.
     BySchema,
-    /// By a prefix for each build.
-    ByPrefix,
+    /// By a prefix for each build, in the quotes that the database has for names.
+    ByPrefix(char),
 }
 
 /// What the names in braces stand for in one build of a view. Cheap to clone.
@@ -44,7 +44,7 @@ struct Inner {
 }
 
 impl Tables {
-    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
     /// The tables that `declared` makes for the build `of` in `namespace`.
     pub(crate) fn new(of: String, apart: Apart, namespace: &str, declared: &str) -> Self {
         let names = pieces(declared).filter_map(|piece| match piece {
@@ -97,7 +97,7 @@ impl Tables {
     fn qualified(&self, name: &str, without_schema: bool) -> String {
         let namespace = &self.0.namespace;
         match self.0.apart {
-            Apart::ByPrefix => format!("\"{namespace}_{name}\""),
+            Apart::ByPrefix(quote) => format!("{quote}{namespace}_{name}{quote}"),
             Apart::BySchema if without_schema => format!("\"{name}\""),
             Apart::BySchema => format!("\"{namespace}\".\"{name}\""),
         }
@@ -172,7 +172,7 @@ fn name_at(text: &str) -> Option<&str> {
     (is_word && name.starts_with(|first: char| first.is_ascii_lowercase() || first == '_')).then_some(name)
 }
 
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
 /// Whether two texts declare the same, apart from spaces and comments.
 pub(crate) fn declare_the_same(one: &str, other: &str) -> bool {
     let words = |text| {
@@ -182,7 +182,7 @@ pub(crate) fn declare_the_same(one: &str, other: &str) -> bool {
     words(one) == words(other)
 }
 
-#[cfg(all(test, any(feature = "sqlite", feature = "postgres")))]
+#[cfg(all(test, any(feature = "sqlite", feature = "postgres", feature = "mysql")))]
 mod tests {
     use super::*;
 
@@ -196,7 +196,7 @@ mod tests {
     #[test]
     fn names_in_braces_become_the_tables_of_the_build() {
         assert_eq!(
-            tables(Apart::ByPrefix).resolve(DECLARED).unwrap(),
+            tables(Apart::ByPrefix('"')).resolve(DECLARED).unwrap(),
             "CREATE TABLE \"history_v2_b1_orders\" (id TEXT); CREATE INDEX IF NOT EXISTS \"history_v2_b1_by_user\" ON \"history_v2_b1_orders\" (id);"
         );
         assert_eq!(
@@ -207,14 +207,14 @@ mod tests {
 
     #[test]
     fn an_unknown_name_is_an_error_that_lists_the_known_ones() {
-        let error = tables(Apart::ByPrefix).sql("SELECT 1 FROM {ordres}").unwrap_err();
+        let error = tables(Apart::ByPrefix('"')).sql("SELECT 1 FROM {ordres}").unwrap_err();
         assert_eq!(error.kind(), Kind::View);
         assert!(error.to_string().contains("no table {ordres}; it has {by_user}, {orders}"), "{error}");
     }
 
     #[test]
     fn other_braces_stay_as_they_are_and_two_are_one() {
-        let resolve = |text| tables(Apart::ByPrefix).resolve(text).unwrap();
+        let resolve = |text| tables(Apart::ByPrefix('"')).resolve(text).unwrap();
         assert_eq!(
             resolve("SELECT '{}', '{\"a\": 1}', '{{orders}', '{A}', '{'"),
             "SELECT '{}', '{\"a\": 1}', '{orders}', '{A}', '{'"
@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn a_text_is_resolved_once() {
-        let tables = tables(Apart::ByPrefix);
+        let tables = tables(Apart::ByPrefix('"'));
         let text = "SELECT 1 FROM {orders}";
         let (first, second) = (tables.sql(text).unwrap(), tables.sql(text).unwrap());
         assert_eq!(first.as_str().as_ptr(), second.as_str().as_ptr());

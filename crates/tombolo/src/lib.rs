@@ -60,6 +60,9 @@ pub use view::View;
 #[cfg(feature = "sqlite")]
 pub use tombolo_db::sqlite;
 
+/// MySQL and MariaDB as a service's database: `mysql::Mysql` and `mysql::Tx`.
+#[cfg(feature = "mysql")]
+pub use tombolo_db::mysql;
 /// PostgreSQL as a service's database: `postgres::Postgres` and `postgres::Tx`.
 #[cfg(feature = "postgres")]
 pub use tombolo_db::postgres;

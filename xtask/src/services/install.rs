@@ -1,7 +1,7 @@
 //! Finds the servers' programs, and installs what is missing where that is allowed. Invariant: an
 //! installation starts no system service, and nothing is installed unasked.
 
-use super::{NATS_VARIABLE, POSTGRES_VARIABLE};
+use super::{MARIADB_VARIABLE, NATS_VARIABLE, POSTGRES_VARIABLE, VARIABLES};
 use crate::chore;
 use crate::error::{Context, Error};
 use crate::workspace::output;
@@ -23,6 +23,9 @@ const POLICY_FORBIDS: &str = "#!/bin/sh\nexit 101\n";
 pub(super) struct Programs {
     /// The folder with `initdb`, `postgres` and `pg_isready`.
     pub(super) postgres: PathBuf,
+    /// The server, and what makes its data folder.
+    pub(super) mariadb: PathBuf,
+    pub(super) mariadb_install: PathBuf,
     pub(super) nats: PathBuf,
 }
 
@@ -51,8 +54,11 @@ fn look(variables: &[&str]) -> (Programs, Vec<&'static str>) {
         found.unwrap_or_default()
     };
     let postgres = find(POSTGRES_VARIABLE, "postgresql", postgres_folder());
+    let mariadb = find(MARIADB_VARIABLE, "mariadb-server", on_path("mariadbd"));
+    let mariadb_install = find(MARIADB_VARIABLE, "mariadb-server", on_path("mariadb-install-db"));
     let nats = find(NATS_VARIABLE, "nats-server", on_path("nats-server"));
-    (Programs { postgres, nats }, missing)
+    missing.dedup();
+    (Programs { postgres, mariadb, mariadb_install, nats }, missing)
 }
 
 fn advice(missing: &[&str]) -> String {
@@ -62,9 +68,10 @@ fn advice(missing: &[&str]) -> String {
          \x20 Debian, Ubuntu: sudo apt-get update && sudo apt-get install -y --no-install-recommends {packages}\n\
          \x20                 (as root, `--install` does it without starting system services)\n\
          \x20 macOS:          brew install {}\n\
-         \x20 elsewhere:      https://www.postgresql.org/download/, https://nats.io/download/\n\
-         or point {POSTGRES_VARIABLE} and {NATS_VARIABLE} to servers that tests may use",
-        packages.replace("postgresql", "postgresql@17"),
+         \x20 elsewhere:      https://www.postgresql.org/download/, https://mariadb.org/download/, https://nats.io/download/\n\
+         or point {} to servers that tests may use",
+        packages.replace("postgresql", "postgresql@17").replace("mariadb-server", "mariadb"),
+        VARIABLES.join(", "),
     )
 }
 

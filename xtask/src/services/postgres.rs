@@ -56,7 +56,7 @@ pub(super) fn start(
 
 impl<'a> Cluster<'a> {
     fn create(scratch: &Path, programs: &'a Programs) -> Result<Self, Error> {
-        let user = scratch::unprivileged()?;
+        let user = scratch::unprivileged("PostgreSQL", "postgres")?;
         let folder = scratch.join("postgres");
         scratch::owned(&folder, user.as_ref())?;
         let cluster = Cluster { programs, user, folder, password: secret()? };

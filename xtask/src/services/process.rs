@@ -2,6 +2,7 @@
 //! later by its start time, and stopped. Invariant: a process whose number was given to somebody else
 //! in the meantime is never signalled.
 
+use super::mariadb;
 use crate::chore;
 use crate::error::{Context, Error};
 use nix::errno::Errno;
@@ -59,11 +60,10 @@ impl Process {
         self.pid > 0 && started(self.pid).as_ref() == Some(&self.started)
     }
 
-    /// Asks it to end (SIGINT: PostgreSQL disconnects its clients), then kills it.
+    /// Asks it to end (SIGINT: PostgreSQL disconnects its clients; MariaDB only hears SIGTERM), then kills it.
     pub(super) fn stop(&self) -> Result<(), Error> {
-        if self.signal_and_wait(Signal::SIGINT, STOP_BOUND)?
-            || self.signal_and_wait(Signal::SIGKILL, KILL_BOUND)?
-        {
+        let ask = if self.name == mariadb::NAME { Signal::SIGTERM } else { Signal::SIGINT };
+        if self.signal_and_wait(ask, STOP_BOUND)? || self.signal_and_wait(Signal::SIGKILL, KILL_BOUND)? {
             return Ok(());
         }
         Err(Error::new(format!("{} (process {}) does not end; end it by hand", self.name, self.pid)))

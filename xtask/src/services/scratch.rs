@@ -1,5 +1,5 @@
-//! The scratch folder of a set of servers. It is outside `target`, since PostgreSQL refuses to run as
-//! root and its user may not enter where the repository is. Invariant: only a folder that was made
+//! The scratch folder of a set of servers. It is outside `target`, since databases refuse to run as
+//! root and their users may not enter where the repository is. Invariant: only a folder that was made
 //! here, by its name, is ever removed.
 
 use super::address::secret;
@@ -32,20 +32,20 @@ pub(super) fn remove(folder: &Path) -> Result<(), Error> {
     fs::remove_dir_all(folder).context(|| format!("remove {}", folder.display()))
 }
 
-/// The user that PostgreSQL runs as: ourselves, unless we are root, which it refuses.
-pub(super) fn unprivileged() -> Result<Option<User>, Error> {
+/// The user that `server` runs as: ourselves, unless we are root, which it refuses; then its `own`, if there is one.
+pub(super) fn unprivileged(server: &str, own: &str) -> Result<Option<User>, Error> {
     if !geteuid().is_root() {
         return Ok(None);
     }
-    for name in ["postgres", "nobody"] {
+    for name in [own, "nobody"] {
         let found = User::from_name(name).context(|| format!("look up the user {name}"))?;
         if found.is_some() {
             return Ok(found);
         }
     }
-    Err(Error::new(
-        "PostgreSQL refuses to run as root, and there is no user `postgres` or `nobody` to run it as",
-    ))
+    Err(Error::new(format!(
+        "{server} refuses to run as root, and there is no user `{own}` or `nobody` to run it as"
+    )))
 }
 
 /// A folder inside the scratch folder for `user` alone.

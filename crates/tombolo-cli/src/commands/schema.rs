@@ -4,6 +4,7 @@
 
 use std::path::Path;
 
+use tombolo_db::mysql::{self, Mysql};
 use tombolo_db::postgres::{self, Postgres};
 use tombolo_db::sqlite::{self, Sqlite};
 use tombolo_db::{Outbox, Owner};
@@ -17,6 +18,7 @@ pub(crate) fn print(arguments: &PrintSchema) -> Result<()> {
     say(&match arguments.kind {
         DatabaseKind::Sqlite => sqlite::schema_sql(),
         DatabaseKind::Postgres => postgres::schema_sql(&arguments.schema),
+        DatabaseKind::Mysql => mysql::schema_sql(&arguments.prefix),
     })
 }
 
@@ -30,6 +32,10 @@ pub(crate) async fn apply(arguments: ApplySchema) -> Result<()> {
             database.check().await?
         }
         Opened::Postgres(database) => {
+            database.prepare(&owner, schema).await?;
+            database.check().await?
+        }
+        Opened::Mysql(database) => {
             database.prepare(&owner, schema).await?;
             database.check().await?
         }
@@ -55,6 +61,7 @@ async fn checked(arguments: &OfDatabase) -> Result<i64> {
             Ok(database.check().await?)
         }
         Opened::Postgres(database) => Ok(database.check().await?),
+        Opened::Mysql(database) => Ok(database.check().await?),
     }
 }
 
@@ -62,6 +69,7 @@ async fn checked(arguments: &OfDatabase) -> Result<i64> {
 enum Opened {
     Sqlite(Sqlite),
     Postgres(Postgres),
+    Mysql(Mysql),
 }
 
 impl Opened {
@@ -70,10 +78,15 @@ impl Opened {
         if url.starts_with("postgres://") || url.starts_with("postgresql://") {
             return Ok(Self::Postgres(Postgres::open(url)?.with_schema(&arguments.schema)?));
         }
+        if url.starts_with("mysql://") || url.starts_with("mariadb://") {
+            return Ok(Self::Mysql(Mysql::open(url)?.with_prefix(&arguments.prefix)?));
+        }
         if url.starts_with("sqlite:") {
             return Ok(Self::Sqlite(Sqlite::open(url)?));
         }
-        Err(Error::usage(format!("found the database {url:?}; expected sqlite:PATH or postgres://…")))
+        Err(Error::usage(format!(
+            "found the database {url:?}; expected sqlite:PATH, postgres://… or mysql://…"
+        )))
     }
 }
 

@@ -17,8 +17,8 @@ fn tables_are_made_once_and_checked_without_a_change() {
     assert!(stage.must(&["schema", "check", database]).contains("version"));
     let said = stage.refused(&["schema", "apply", database, "--service", "users"], 1);
     assert!(said.contains("orders") && said.contains("users"), "{said}");
-    let said = stage.refused(&["schema", "apply", "mysql://x", "--service", "orders"], 2);
-    assert!(said.contains("expected sqlite:PATH or postgres://"), "{said}");
+    let said = stage.refused(&["schema", "apply", "oracle://x", "--service", "orders"], 2);
+    assert!(said.contains("expected sqlite:PATH, postgres://… or mysql://"), "{said}");
 }
 
 #[test]
@@ -46,4 +46,48 @@ fn postgres_gets_its_tables_in_the_schema_that_was_named() {
     let sql = stage.must(&["schema", "print", "postgres", "--schema", "inbox"]);
     assert!(sql.contains("CREATE TABLE \"inbox\".outbox"), "{sql}");
     assert!(!sql.contains("tombolo."), "{sql}");
+}
+
+#[test]
+fn mysql_gets_its_tables_with_the_prefix_that_was_named() {
+    let stage = Stage::with_users();
+    for kind in ["mysql", "mariadb"] {
+        let sql = stage.must(&["schema", "print", kind, "--prefix", "inbox_"]);
+        assert!(sql.contains("CREATE TABLE IF NOT EXISTS inbox_outbox"), "{sql}");
+        assert!(!sql.contains("tombolo_"), "{sql}");
+    }
+}
+
+/// What is printed, run by anybody, is what is checked; what is applied, too.
+#[test]
+fn mariadb_has_its_tables_either_way() {
+    let Some(url) = std::env::var("TOMBOLO_TEST_MARIADB").ok().filter(|url| !url.is_empty()) else {
+        eprintln!("skipped: mariadb: TOMBOLO_TEST_MARIADB is not set; run cargo xtask test --install");
+        return;
+    };
+    let stage = Stage::with_users();
+    let name = format!("cli_{}", std::process::id());
+    let (server, _) = url.rsplit_once('/').unwrap();
+    let run = |sql: &str| run_sql(&url, sql.to_owned());
+    let database = format!("{server}/{name}");
+    let said = stage.refused(&["schema", "check", &database], 3);
+    assert!(said.contains("create it"), "{said}");
+    run(&format!("CREATE DATABASE {name}"));
+    let said = stage.refused(&["schema", "check", &database], 1);
+    assert!(said.contains("tombolo schema apply"), "{said}");
+    run(&format!("USE {name}; {}", stage.must(&["schema", "print", "mysql"]).trim().trim_end_matches(';')));
+    assert!(stage.must(&["schema", "check", &database]).contains("version"));
+    let said = stage.must(&["schema", "apply", &database, "--service", "orders", "--prefix", "other_"]);
+    assert!(said.contains("service orders"), "{said}");
+    stage.must(&["schema", "apply", &database, "--service", "orders"]);
+    let said = stage.refused(&["schema", "apply", &database, "--service", "users"], 1);
+    assert!(said.contains("orders") && said.contains("users"), "{said}");
+    run(&format!("DROP DATABASE {name}"));
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn run_sql(url: &str, sql: String) {
+    use sqlx::Connection;
+    let mut connection = sqlx::MySqlConnection::connect(url).await.unwrap();
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
 }

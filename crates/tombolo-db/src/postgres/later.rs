@@ -19,15 +19,10 @@ use uuid::Uuid;
 
 use super::Postgres;
 use super::transaction::{chunks, lost};
+use crate::due::{Found, movable};
 use crate::outgoing::{Row, sorted_stripes};
 use crate::port::{STRIPES, due_us};
 use crate::{Result, RoundLimit};
-
-/// An event that is due, before its row is locked.
-struct Found {
-    nth: i64,
-    key_hash: KeyHash,
-}
 
 impl Postgres {
     /// Keeps events until they are due. One that is kept already, under the same id, is the same.
@@ -123,20 +118,6 @@ impl Postgres {
     }
 }
 
-/// Of what is due, in its order, what is free and has nothing of its key before it that is not.
-fn movable(found: &[Found], free: &BTreeSet<i64>) -> BTreeSet<i64> {
-    let mut held = BTreeSet::new();
-    let mut movable = BTreeSet::new();
-    for Found { nth, key_hash } in found {
-        if held.contains(key_hash) || !free.contains(nth) {
-            held.insert(*key_hash);
-        } else {
-            movable.insert(*nth);
-        }
-    }
-    movable
-}
-
 fn due_row(row: &PgRow) -> Result<Row> {
     let (key_hash, bytes): (i64, Vec<u8>) = (row.try_get(2)?, row.try_get(4)?);
     Ok(Row {
@@ -146,18 +127,4 @@ fn due_row(row: &PgRow) -> Result<Row> {
         bytes: bytes.into(),
         due: None,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_waits_behind_a_held_one_of_its_key_waits_too() {
-        let found: Vec<Found> = [(1, 7), (2, 8), (3, 7), (4, 8), (5, 9)]
-            .map(|(nth, key)| Found { nth, key_hash: KeyHash(key) })
-            .into();
-        assert_eq!(movable(&found, &BTreeSet::from([1, 3, 4, 5])), BTreeSet::from([1, 3, 5]));
-        assert_eq!(movable(&found, &BTreeSet::new()), BTreeSet::new());
-    }
 }

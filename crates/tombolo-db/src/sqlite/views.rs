@@ -124,7 +124,7 @@ impl Views for Sqlite {
 
     fn tables(&self, build: &Build) -> Tables {
         let declared = build.tables.as_deref().unwrap_or_default();
-        Tables::new(build.of(), Apart::ByPrefix, &build.namespace, declared)
+        Tables::new(build.of(), Apart::ByPrefix('"'), &build.namespace, declared)
     }
 }
 

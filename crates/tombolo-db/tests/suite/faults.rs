@@ -68,3 +68,18 @@ async fn the_suite_catches_every_fault_of_postgres() {
         server.remove().await;
     }
 }
+
+#[cfg(feature = "mysql")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_suite_catches_every_fault_of_mariadb() {
+    use crate::mysql::{ABILITIES, Server};
+    // What PostgreSQL does by itself, these servers have to be asked.
+    let own = (Mutant::CommitUnverified, "a_failed_statement_leaves_state_and_event_together");
+    for &(fault, case) in FAULTS.iter().chain([&own]) {
+        let Some(mut server) = Server::start("fault").await else { return };
+        server.fault = Some(fault);
+        let server = Arc::new(server);
+        assert_caught(server.clone(), ABILITIES, fault, case).await;
+        server.remove().await;
+    }
+}

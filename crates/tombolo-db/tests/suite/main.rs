@@ -7,6 +7,8 @@
 mod sqlite;
 #[cfg(feature = "postgres")]
 mod postgres;
+#[cfg(feature = "mysql")]
+mod mysql;
 #[cfg(feature = "mutants")]
 mod faults;
 
@@ -27,6 +29,19 @@ async fn postgres_passes_the_suite() {
     let server = Arc::new(server);
     let name = "postgres";
     let report = conformance::report(name, postgres::ABILITIES, server.clone(), &|_| true).await;
+    server.remove().await;
+    let failed: Vec<_> =
+        report.iter().filter(|(_, outcome)| matches!(outcome, conformance::Outcome::Failed(_))).collect();
+    assert!(failed.is_empty(), "{name}: {} of {} cases failed: {failed:#?}", failed.len(), report.len());
+}
+
+#[cfg(feature = "mysql")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn mariadb_passes_the_suite() {
+    let Some(server) = mysql::Server::start("suite").await else { return };
+    let server = Arc::new(server);
+    let name = "mariadb";
+    let report = conformance::report(name, mysql::ABILITIES, server.clone(), &|_| true).await;
     server.remove().await;
     let failed: Vec<_> =
         report.iter().filter(|(_, outcome)| matches!(outcome, conformance::Outcome::Failed(_))).collect();

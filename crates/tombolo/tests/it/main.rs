@@ -21,3 +21,5 @@ mod world;
 mod recovery;
 #[cfg(all(feature = "postgres", feature = "nats"))]
 mod engines;
+#[cfg(feature = "mysql")]
+mod mariadb;

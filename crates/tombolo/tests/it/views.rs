@@ -1,4 +1,4 @@
-//! Views built beside the one that is read: on SQLite, and on PostgreSQL if there is a server.
+//! Views built beside the one that is read: on SQLite, and on PostgreSQL and MariaDB if there are servers.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -148,6 +148,66 @@ mod on_postgres {
     }
 }
 
+#[cfg(feature = "mysql")]
+mod on_mariadb {
+    use tombolo::mysql::{Mysql, Tx};
+
+    use super::{App, Handled, Kept, Paid, View};
+
+    const TABLES: &str = "
+CREATE TABLE {entries} (account varchar(100) NOT NULL, amount bigint NOT NULL);
+CREATE INDEX {entries_by_account} ON {entries} (account);
+CREATE TABLE {balances} (account varchar(100) PRIMARY KEY, balance bigint NOT NULL);
+";
+    const TABLES_2: &str = "
+CREATE TABLE {entries} (account varchar(100) NOT NULL, amount bigint NOT NULL, doubled bigint NOT NULL);
+CREATE TABLE {balances} (account varchar(100) PRIMARY KEY, balance bigint NOT NULL);
+";
+
+    async fn balance(event: &Paid, tx: &mut Tx) -> Handled {
+        let balance = tx.sql(
+            "INSERT INTO {balances} (account, balance) VALUES (?, ?)
+             ON DUPLICATE KEY UPDATE balance = (balance * 31 + VALUES(balance)) % 1000003",
+        )?;
+        sqlx::query(balance).bind(&event.account).bind(event.amount).execute(&mut **tx).await?;
+        Ok(())
+    }
+
+    async fn fold(event: Paid, tx: &mut Tx) -> Handled {
+        let entry = tx.sql("INSERT INTO {entries} (account, amount) VALUES (?, ?)")?;
+        sqlx::query(entry).bind(&event.account).bind(event.amount).execute(&mut **tx).await?;
+        balance(&event, tx).await
+    }
+
+    async fn fold_2(event: Paid, tx: &mut Tx) -> Handled {
+        let entry = tx.sql("INSERT INTO {entries} (account, amount, doubled) VALUES (?, ?, ?)")?;
+        let entry = sqlx::query(entry).bind(&event.account).bind(event.amount).bind(2 * event.amount);
+        entry.execute(&mut **tx).await?;
+        balance(&event, tx).await
+    }
+
+    impl Kept for Mysql {
+        fn ledger(version: u32) -> View<Self> {
+            match version {
+                1 => View::new("ledger", 1).tables(TABLES).on(fold),
+                _ => View::new("ledger", 2).tables(TABLES_2).on(fold_2),
+            }
+        }
+
+        async fn balances(app: &App<Self>) -> Vec<(String, i64)> {
+            let view = app.view("ledger").await.unwrap();
+            let read = view.sql("SELECT account, balance FROM {balances} ORDER BY BINARY account").unwrap();
+            sqlx::query_as(read).fetch_all(app.database().pool()).await.unwrap()
+        }
+
+        async fn entries(app: &App<Self>) -> i64 {
+            let view = app.view("ledger").await.unwrap();
+            let read = view.sql("SELECT COUNT(*) FROM {entries}").unwrap();
+            sqlx::query_scalar(read).fetch_one(app.database().pool()).await.unwrap()
+        }
+    }
+}
+
 /// A bank that publishes, and a database for the service that keeps the view.
 struct Bank<D> {
     ground: Ground,
@@ -172,6 +232,17 @@ async fn on_postgres() -> Option<Bank<tombolo::postgres::Postgres>> {
 
 #[cfg(not(all(feature = "postgres", feature = "nats")))]
 async fn on_postgres() -> Option<Bank<Sqlite>> {
+    None
+}
+
+#[cfg(feature = "mysql")]
+async fn on_mariadb() -> Option<Bank<tombolo::mysql::Mysql>> {
+    let database = crate::mariadb::mariadb().await?;
+    Some(Bank::new(Ground::new(), database).await)
+}
+
+#[cfg(not(feature = "mysql"))]
+async fn on_mariadb() -> Option<Bank<Sqlite>> {
     None
 }
 
@@ -306,6 +377,9 @@ async fn a_rebuild_under_writes_ends_in_a_switch_and_no_reader_sees_half_of_it()
     if let Some(bank) = on_postgres().await {
         a_rebuild_under_writes(bank).await;
     }
+    if let Some(bank) = on_mariadb().await {
+        a_rebuild_under_writes(bank).await;
+    }
 }
 
 async fn a_crash_in_the_middle<D: Kept>(bank: Bank<D>) {
@@ -338,6 +412,9 @@ async fn a_crash_in_the_middle<D: Kept>(bank: Bank<D>) {
 async fn a_build_goes_on_after_a_crash_in_its_middle() {
     a_crash_in_the_middle(on_sqlite().await).await;
     if let Some(bank) = on_postgres().await {
+        a_crash_in_the_middle(bank).await;
+    }
+    if let Some(bank) = on_mariadb().await {
         a_crash_in_the_middle(bank).await;
     }
 }
@@ -378,6 +455,9 @@ async fn a_version_that_replaces_another_is_switched_to_by_itself_and_back_by_re
     if let Some(bank) = on_postgres().await {
         a_new_version(bank).await;
     }
+    if let Some(bank) = on_mariadb().await {
+        a_new_version(bank).await;
+    }
 }
 
 async fn a_drop<D: Kept>(bank: Bank<D>) {
@@ -404,6 +484,9 @@ async fn a_drop<D: Kept>(bank: Bank<D>) {
 async fn a_dropped_build_is_gone_for_good() {
     a_drop(on_sqlite().await).await;
     if let Some(bank) = on_postgres().await {
+        a_drop(bank).await;
+    }
+    if let Some(bank) = on_mariadb().await {
         a_drop(bank).await;
     }
 }
