@@ -158,6 +158,7 @@ async fn after_a_lock_timeout_of_the_outbox_state_and_event_are_both_absent() {
     sqlx::raw_sql("LOCK TABLES tombolo_outbox WRITE").execute(&mut *other).await.unwrap();
     let error = prepared.writing().await.commit().await.unwrap_err();
     sqlx::raw_sql("UNLOCK TABLES").execute(&mut *other).await.unwrap();
+    drop(other);
     assert!(error.is_transient(), "{error}");
     prepared.assert_nothing("the outbox was locked").await;
     prepared.writing().await.commit().await.unwrap();
