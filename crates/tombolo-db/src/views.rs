@@ -386,7 +386,7 @@ pub(crate) fn behind(switch: &Switch, cursors: &[At], from: &str, to: &str) -> O
 }
 
 /// The places that these cursors have not reached, or that their partition is to go back from.
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
 pub(crate) fn not_reached(places: &[Goal], cursors: &[(Goal, bool)]) -> Vec<Goal> {
     let is_reached = |place: &&Goal| {
         cursors.iter().any(|(at, goes_back)| {

@@ -57,7 +57,6 @@ async fn empty() -> Option<Prepared> {
     let pool = pool.connect_lazy_with(server.clone().database(&name));
     let publisher = Publisher {
         service: service(),
-        partitions: 2,
         declared: Arc::new([Noted::TYPE.to_owned()].into()),
         full: Arc::default(),
         wake: Arc::new(|| {}),

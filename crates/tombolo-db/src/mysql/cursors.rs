@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::session::Session;
 use super::{Mysql, signed, unsigned};
 use crate::mutant::Mutant;
-use crate::{Claim, CursorState, Cursors, Error, Result, StartAt, fencing};
+use crate::{Claim, CursorState, Cursors, Error, Goal, Result, StartAt, fencing};
 
 /// The most bytes of an error's text that are kept.
 const ERROR_BYTES_MAX: usize = 2_000;
@@ -74,6 +74,28 @@ impl Cursors for Mysql {
         ));
         let found = found.bind(subscription).bind(topic.as_str()).bind(signed(partition));
         found.fetch_optional(&self.pool).await?.as_ref().map(cursor).transpose()
+    }
+
+    async fn not_reached(&self, subscription: &str, places: &[Goal]) -> Result<Vec<Goal>> {
+        if self.mutation.is(Mutant::EntersEarly) {
+            return Ok(Vec::new());
+        }
+        let cursors = sqlx::query(self.sql(
+            "SELECT topic, `partition`, incarnation, sequence, id, EXISTS (
+                 SELECT 1 FROM tombolo_request AS r
+                 WHERE r.subscription = c.subscription AND r.done_ms IS NULL AND r.action = 'reset'
+                   AND r.topic = c.topic AND r.`partition` = c.`partition`)
+             FROM tombolo_cursor AS c WHERE subscription = ?",
+        ));
+        let at = |row: &MySqlRow| {
+            let (topic, partition): (String, i32) = (row.try_get(0)?, row.try_get(1)?);
+            let Cursor { incarnation, sequence, .. } = cursor(row)?;
+            let (topic, partition) = (ServiceName::new(topic)?, partition.unsigned_abs());
+            Ok((Goal { topic, partition, incarnation, sequence }, row.try_get(5)?))
+        };
+        let cursors = cursors.bind(subscription).fetch_all(&self.pool).await?;
+        let cursors: Vec<_> = cursors.iter().map(at).collect::<Result<_>>()?;
+        Ok(crate::views::not_reached(places, &cursors))
     }
 
     async fn cursors(&self) -> Result<Vec<CursorState>> {
@@ -181,7 +203,12 @@ impl Mysql {
         let paused = self.sql("SELECT MAX(paused_by) FROM tombolo_cursor WHERE subscription = ?");
         let paused: Option<String> =
             sqlx::query_scalar(paused).bind(subscription).fetch_one(&mut *connection).await?;
+        let read = self.sql("SELECT DISTINCT topic FROM tombolo_cursor WHERE subscription = ?");
+        let read: Vec<String> =
+            sqlx::query_scalar(read).bind(subscription).fetch_all(&mut *connection).await?;
         for start in starts {
+            let is_read = read.iter().any(|topic| topic == start.topic.as_str());
+            let cursor = if is_read { Cursor::start(start.cursor.incarnation) } else { start.cursor };
             sqlx::query(self.sql(
                 "INSERT INTO tombolo_cursor (subscription, topic, `partition`, incarnation, sequence, id, paused_by)
                  VALUES (?, ?, ?, ?, ?, ?, ?) ON DUPLICATE KEY UPDATE subscription = subscription",
@@ -189,9 +216,9 @@ impl Mysql {
             .bind(subscription)
             .bind(start.topic.as_str())
             .bind(signed(start.partition))
-            .bind(start.cursor.incarnation.0)
-            .bind(start.cursor.sequence as i64)
-            .bind(start.cursor.id.map(|id| id.0))
+            .bind(cursor.incarnation.0)
+            .bind(cursor.sequence as i64)
+            .bind(cursor.id.map(|id| id.0))
             .bind(&paused)
             .execute(&mut *connection)
             .await?;

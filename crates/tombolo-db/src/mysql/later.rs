@@ -62,8 +62,6 @@ impl Mysql {
         }
         let stripes = sorted_stripes(found.iter().map(|found| found.key_hash), STRIPES);
         self.lock_stripes(connection, &stripes).await?;
-        let partitions = sqlx::query_scalar(self.sql("SELECT partitions FROM tombolo_service"));
-        let partitions: i32 = partitions.fetch_one(&mut *connection).await?;
         let mut lock = QueryBuilder::new(format!(
             "SELECT nth, id, key_hash, event_type, bytes FROM {}later WHERE nth IN (",
             self.prefix
@@ -77,8 +75,7 @@ impl Mysql {
         let free = locked.iter().map(|row| row.try_get(0)).collect::<sqlx::Result<_>>()?;
         let movable = movable(&found, &free);
         let is_movable = |row: &&MySqlRow| row.try_get(0).is_ok_and(|nth: i64| movable.contains(&nth));
-        let due = |row| due_row(row, partitions.unsigned_abs());
-        locked.iter().filter(is_movable).map(due).collect()
+        locked.iter().filter(is_movable).map(due_row).collect()
     }
 
     async fn find_due(
@@ -143,14 +140,11 @@ impl Mysql {
     }
 }
 
-fn due_row(row: &MySqlRow, partitions: u32) -> Result<Row> {
+fn due_row(row: &MySqlRow) -> Result<Row> {
     let (key_hash, bytes): (i64, Vec<u8>) = (row.try_get(2)?, row.try_get(4)?);
-    let key_hash = KeyHash(key_hash.cast_unsigned());
     Ok(Row {
         id: EventId(row.try_get(1)?),
-        key_hash,
-        // Of today, should the topic have been divided anew meanwhile.
-        partition: key_hash.partition(partitions),
+        key_hash: KeyHash(key_hash.cast_unsigned()),
         event_type: row.try_get(3)?,
         bytes: bytes.into(),
         due: None,

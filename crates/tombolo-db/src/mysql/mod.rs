@@ -18,6 +18,7 @@ mod session;
 mod transaction;
 mod outbox;
 mod numbering;
+mod generations;
 mod later;
 mod cursors;
 mod leases;
@@ -151,7 +152,7 @@ fn unsigned(number: i64) -> u64 {
     u64::try_from(number).unwrap_or(0)
 }
 
-/// A partition as the database keeps it; there are at most 32,768.
+/// A partition as the database keeps it; there are at most some ten thousand.
 fn signed(partition: u32) -> i32 {
     i32::try_from(partition).unwrap_or(i32::MAX)
 }

@@ -14,10 +14,11 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use sqlx::mysql::{MySqlConnection, MySqlRow};
 use sqlx::{AssertSqlSafe, Executor, Row};
-use tombolo_event::{EventId, Incarnation, barrier};
+use tombolo_event::operator::Outcome;
+use tombolo_event::{EventId, Generations, Incarnation, KeyHash, barrier};
 use uuid::Uuid;
 
-use super::outbox::next_due;
+use super::outbox::{Won, next_due};
 use super::session::Session;
 use super::{Mysql, limit as bound, micros, signed, unsigned};
 use crate::mutant::Mutant;
@@ -26,6 +27,7 @@ use crate::{Leader, Mark, OutboxRow, Result, RoundLimit, fencing};
 pub(super) struct MysqlLeader {
     database: Mysql,
     epoch: u64,
+    generations: Generations,
     lease: Duration,
     marks: Vec<Mark>,
     removed: Vec<Mark>,
@@ -41,14 +43,16 @@ pub(super) struct MysqlLeader {
 /// A row that is about to get its number.
 struct Unnumbered {
     position: i64,
+    key_hash: KeyHash,
     row: OutboxRow,
 }
 
 impl MysqlLeader {
-    pub(super) fn new(database: Mysql, epoch: u64, lease: Duration, marks: Vec<Mark>) -> Self {
+    pub(super) fn new(database: Mysql, lease: Duration, Won { epoch, generations, marks }: Won) -> Self {
         Self {
             database,
             epoch,
+            generations,
             lease,
             removed: marks.clone(),
             taken: marks.iter().map(|mark| (mark.partition, mark.sequence)).collect(),
@@ -162,7 +166,8 @@ impl MysqlLeader {
         Ok((rows, is_cut))
     }
 
-    /// Gives numbers to the next rows that have none, in the order of their positions.
+    /// Gives numbers to the next rows that have none, in the order of their positions: in the present generation, wherever
+    /// whoever published them believed that they would go.
     async fn number(
         &mut self,
         connection: &mut MySqlConnection,
@@ -175,7 +180,11 @@ impl MysqlLeader {
         let numbered = sqlx::query(self.database.sql("SELECT `partition`, numbered FROM tombolo_partition"));
         let mut numbered: BTreeMap<u32, u64> =
             numbered.fetch_all(&mut *connection).await?.iter().map(last_number).collect::<Result<_>>()?;
-        for Unnumbered { position, row } in &mut next {
+        let as_hinted = self.database.mutation.is(Mutant::NumbersWhereHinted);
+        for Unnumbered { position, key_hash, row } in &mut next {
+            if !as_hinted {
+                row.partition = self.generations.partition(*key_hash);
+            }
             let last = numbered.entry(row.partition).or_default();
             *last += 1;
             row.sequence = *last;
@@ -196,7 +205,7 @@ impl MysqlLeader {
         let above =
             if self.database.mutation.is(Mutant::NaiveOutboxCursor) { self.highest } else { i64::MIN };
         let found = sqlx::query(self.database.sql(
-            "SELECT o.position, o.`partition`, NULL, o.id, o.event_type, o.bytes
+            "SELECT o.position, o.`partition`, o.key_hash, o.id, o.event_type, o.bytes
              FROM (SELECT position, ROW_NUMBER() OVER w AS nth, SUM(size) OVER w AS total
                    FROM (SELECT position, size FROM tombolo_outbox FORCE INDEX (waiting)
                          WHERE sequence IS NULL AND position > ? ORDER BY position LIMIT ?) AS some
@@ -205,25 +214,33 @@ impl MysqlLeader {
              WHERE next.nth = 1 OR next.total <= ? ORDER BY o.position",
         ));
         let found = found.bind(above).bind(bound(limit.rows.max(1))).bind(bound(limit.bytes));
-        let read = |row: &MySqlRow| Ok(Unnumbered { position: row.try_get(0)?, row: outbox_row(row, 0)? });
+        let read = |row: &MySqlRow| {
+            let key_hash = KeyHash(row.try_get::<i64, _>(2)?.cast_unsigned());
+            Ok(Unnumbered { position: row.try_get(0)?, key_hash, row: outbox_row(row, 0)? })
+        };
         found.fetch_all(connection).await?.iter().map(read).collect()
     }
 
     /// Writes the numbers of rows, and the last one of each partition. By the primary key alone: a server that read through
     /// the table would wait for rows that are not committed.
     async fn store_numbers(&self, connection: &mut MySqlConnection, next: &[Unnumbered]) -> Result<()> {
-        let each: Vec<String> =
-            next.iter().map(|next| format!("[{},{}]", next.position, next.row.sequence)).collect();
+        let one = |Unnumbered { position, row, .. }: &Unnumbered| {
+            format!("[{position},{},{}]", row.partition, row.sequence)
+        };
+        let each: Vec<String> = next.iter().map(one).collect();
         let last: BTreeMap<u32, u64> =
             next.iter().map(|next| (next.row.partition, next.row.sequence)).collect();
         let last: Vec<String> =
             last.iter().map(|(partition, sequence)| format!("[{partition},{sequence}]")).collect();
         let Mysql { prefix, .. } = &self.database;
         let store = format!(
-            "UPDATE JSON_TABLE('[{}]', '$[*]' COLUMNS (place bigint PATH '$[0]', number bigint PATH '$[1]')) AS n
-             STRAIGHT_JOIN {prefix}outbox AS o FORCE INDEX (PRIMARY) ON o.position = n.place SET o.sequence = n.number;
-             UPDATE JSON_TABLE('[{}]', '$[*]' COLUMNS (place int PATH '$[0]', number bigint PATH '$[1]')) AS n
-             STRAIGHT_JOIN {prefix}partition AS p FORCE INDEX (PRIMARY) ON p.`partition` = n.place SET p.numbered = n.number",
+            "UPDATE JSON_TABLE('[{}]', '$[*]' COLUMNS (
+                 place bigint PATH '$[0]', part int PATH '$[1]', number bigint PATH '$[2]')) AS n
+             STRAIGHT_JOIN {prefix}outbox AS o FORCE INDEX (PRIMARY) ON o.position = n.place
+             SET o.`partition` = n.part, o.sequence = n.number;
+             UPDATE JSON_TABLE('[{}]', '$[*]' COLUMNS (part int PATH '$[0]', number bigint PATH '$[1]')) AS n
+             STRAIGHT_JOIN {prefix}partition AS p FORCE INDEX (PRIMARY) ON p.`partition` = n.part
+             SET p.numbered = n.number",
             each.join(","),
             last.join(",")
         );
@@ -288,6 +305,26 @@ impl Leader for MysqlLeader {
         Ok(session.commit().await?)
     }
 
+    fn generations(&self) -> &Generations {
+        &self.generations
+    }
+
+    async fn divide(&mut self, generations: &Generations, asked: Option<(Uuid, &Outcome)>) -> Result<()> {
+        let mut session = self.begin().await?;
+        self.database.divide(&mut session, generations).await?;
+        if let Some((request, outcome)) = asked {
+            self.database.finish_request(&mut session, request, outcome).await?;
+        }
+        barrier::reach("divide.before-commit");
+        session.commit().await?;
+        barrier::reach("divide.after-commit");
+        self.generations = generations.clone();
+        for partition in 0..generations.partitions() {
+            self.taken.entry(partition).or_default();
+        }
+        Ok(())
+    }
+
     async fn round(&mut self, done: &[Mark], limit: RoundLimit) -> Result<Vec<OutboxRow>> {
         let news = self.news(done);
         if news.is_empty() && !self.is_backlog && !self.is_waiting().await? {
@@ -314,7 +351,7 @@ impl Leader for MysqlLeader {
     async fn move_due(&mut self, now: Timestamp, limit: RoundLimit) -> Result<usize> {
         let mut session = self.begin().await?;
         let due = self.database.lock_due(&mut session, now, limit).await?;
-        self.database.insert(&mut session, &due).await?;
+        self.database.insert(&mut session, &due, &self.generations).await?;
         let apart = self.database.mutation.is(Mutant::LaterRemovedApart);
         if !apart {
             self.database.remove_later(&mut session, &due).await?;

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use sqlx::mysql::{MySqlConnection, MySqlRow};
 use sqlx::{AssertSqlSafe, Executor, QueryBuilder, Row};
-use tombolo_event::{EventId, Position};
+use tombolo_event::{EventId, Generations, Position};
 use uuid::Uuid;
 
 use super::numbering::MysqlLeader;
@@ -45,9 +45,7 @@ impl Outbox for Mysql {
         let mut session = Session::begin(&self.pool, lease / 2).await?;
         let won = self.win(&mut session, holder, lease).await?;
         session.commit().await?;
-        Ok(won.map(|(epoch, marks)| {
-            Box::new(MysqlLeader::new(self.clone(), epoch, lease, marks)) as Box<dyn Leader>
-        }))
+        Ok(won.map(|won| Box::new(MysqlLeader::new(self.clone(), lease, won)) as Box<dyn Leader>))
     }
 
     async fn depth(&self) -> Result<Depth> {
@@ -73,21 +71,21 @@ impl Outbox for Mysql {
     }
 
     async fn complete(&self, positions: &mut [Position]) -> Result<()> {
-        let is_open = |position: &&Position| position.sequence.is_none();
-        let mut partitions: Vec<u32> =
-            positions.iter().filter(is_open).map(|position| position.partition).collect();
-        partitions.sort_unstable();
-        partitions.dedup();
-        for partition in partitions {
-            let of = positions.iter().filter(is_open).filter(|position| position.partition == partition);
-            let ids: Vec<Uuid> = of.map(|position| position.id.0).collect();
-            for (id, sequence) in self.numbered_last(partition, &ids).await? {
-                let numbered = positions.iter_mut().filter(|position| position.id == id);
-                numbered.for_each(|position| position.sequence = Some(sequence));
-            }
+        self.complete_at(positions, |position| vec![position.partition]).await?;
+        if positions.iter().all(|position| position.sequence.is_some()) {
+            return Ok(());
         }
-        Ok(())
+        let generations = self.generations(&mut *self.pool.acquire().await?).await?;
+        let later = |position: &Position| generations.after(position.partition, position.key_hash).collect();
+        self.complete_at(positions, later).await
     }
+}
+
+/// What somebody who leads begins with.
+pub(super) struct Won {
+    pub(super) epoch: u64,
+    pub(super) generations: Generations,
+    pub(super) marks: Vec<Mark>,
 }
 
 impl Mysql {
@@ -97,7 +95,7 @@ impl Mysql {
         connection: &mut MySqlConnection,
         holder: Uuid,
         lease: Duration,
-    ) -> Result<Option<(u64, Vec<Mark>)>> {
+    ) -> Result<Option<Won>> {
         let raised = sqlx::query(self.sql(
             "UPDATE tombolo_leader
              SET epoch = epoch + 1, until = UTC_TIMESTAMP(6) + INTERVAL ? MICROSECOND, holder = ?
@@ -116,12 +114,13 @@ impl Mysql {
         let rows = sqlx::query(self.sql(
             "SELECT `partition`, removed_sequence, removed_id FROM tombolo_partition ORDER BY `partition`",
         ));
-        let marks = rows.fetch_all(connection).await?.iter().map(mark).collect::<Result<_>>()?;
-        Ok(Some((unsigned(epoch), marks)))
+        let marks = rows.fetch_all(&mut *connection).await?.iter().map(mark).collect::<Result<_>>()?;
+        let generations = self.generations(connection).await?;
+        Ok(Some(Won { epoch: unsigned(epoch), generations, marks }))
     }
 
     /// Of these events, those among the last that were numbered in a partition, with their numbers.
-    async fn numbered_last(&self, partition: u32, ids: &[Uuid]) -> Result<Vec<(EventId, u64)>> {
+    pub(super) async fn numbered_last(&self, partition: u32, ids: &[Uuid]) -> Result<Vec<(EventId, u64)>> {
         let last =
             sqlx::query_scalar(self.sql("SELECT numbered FROM tombolo_partition WHERE `partition` = ?"));
         let last: Option<i64> = last.bind(signed(partition)).fetch_optional(&self.pool).await?;

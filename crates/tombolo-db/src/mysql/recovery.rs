@@ -10,16 +10,16 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use sqlx::mysql::{MySqlConnection, MySqlRow};
 use sqlx::{AssertSqlSafe, QueryBuilder, Row};
-use tombolo_event::{EventId, Incarnation};
+use tombolo_event::{EventId, Generations, Incarnation};
 use uuid::Uuid;
 
 use super::outbox::push_ids;
 use super::session::Session;
-use super::{Mysql, limit, signed, unsigned};
+use super::{Mysql, generations, limit, signed, unsigned};
 use crate::mutant::Mutant;
 use crate::port::STRIPES;
 use crate::port::recovery::{Adopted, Adoption, Counted, Decision, Halt, Halted, Standing};
-use crate::{Error, Kind, Mark, Recovery, Result, fencing};
+use crate::{Error, Kind, Mark, Recovery, Result, fencing, owner};
 
 /// The ids that go into one statement.
 const IDS_PER_STATEMENT: usize = 10_000;
@@ -30,7 +30,8 @@ impl Recovery for Mysql {
         let rows = sqlx::query(self.sql(
             "SELECT l.epoch, l.until <= UTC_TIMESTAMP(6) OR COALESCE(l.holder = ?, false), s.incarnation,
                     h.id, h.found_ms, h.finding,
-                    p.`partition`, p.removed_sequence, p.removed_id, p.numbered, CAST(l.until AS CHAR)
+                    p.`partition`, p.removed_sequence, p.removed_id, p.numbered, CAST(l.until AS CHAR),
+                    s.generations, s.partitions
              FROM tombolo_partition AS p CROSS JOIN tombolo_service AS s CROSS JOIN tombolo_leader AS l
              LEFT JOIN tombolo_halt AS h ON h.id = l.halt
              ORDER BY p.`partition`",
@@ -44,6 +45,7 @@ impl Recovery for Mysql {
             lease: first.try_get(10)?,
             incarnation: incarnation.map(Incarnation),
             halt: halt(first, 3)?,
+            generations: generations::of(first, 11)?,
             partitions: rows.iter().map(counted).collect::<Result<_>>()?,
         })
     }
@@ -92,7 +94,8 @@ impl Recovery for Mysql {
         if !self.mutation.is(Mutant::NoMemoryOfTheBus) {
             self.remember(&mut session, &adoption.on_bus).await?;
         }
-        let adopted = self.unnumber(&mut session, &adoption.tails).await?;
+        let generations = owner::adopted(&self.generations(&mut session).await?, &adoption.generations);
+        let adopted = self.unnumber(&mut session, &generations, &adoption.tails).await?;
         let said = sqlx::query(self.sql("UPDATE tombolo_halt SET outcome = ? WHERE id = ?"));
         said.bind(adopted.to_string()).bind(decision.halt).execute(&mut *session).await?;
         session.commit().await?;
@@ -159,8 +162,19 @@ impl Mysql {
         Ok(())
     }
 
-    /// Drops the rows that are on the bus, those that were kept for later included, and takes the others' numbers away: the next leader gives them new ones.
-    async fn unnumber(&self, connection: &mut MySqlConnection, tails: &[Mark]) -> Result<Adopted> {
+    /// Drops the rows that are on the bus, those that were kept for later included, and takes the others' numbers away: the
+    /// next leader gives them new ones.
+    async fn unnumber(
+        &self,
+        connection: &mut MySqlConnection,
+        generations: &Generations,
+        tails: &[Mark],
+    ) -> Result<Adopted> {
+        let unsealed = self.sql(
+            "UPDATE tombolo_partition SET sealed = NULL, numbered = 0, removed_sequence = 0, removed_id = NULL",
+        );
+        sqlx::query(unsealed).execute(&mut *connection).await?;
+        self.store_generations(connection, generations).await?;
         let dropped = "DELETE o FROM tombolo_outbox AS o JOIN tombolo_known AS k ON o.id = k.id";
         let dropped = sqlx::query(self.sql(dropped)).execute(&mut *connection).await?.rows_affected();
         let later = "DELETE l FROM tombolo_later AS l JOIN tombolo_known AS k ON l.id = k.id";
@@ -183,6 +197,7 @@ impl Mysql {
             .execute(&mut *connection)
             .await?;
         }
+        self.seal(connection, generations).await?;
         let kept = sqlx::query(self.sql("SELECT COUNT(*) FROM tombolo_outbox"));
         Ok(Adopted { dropped, kept: unsigned(kept.fetch_one(connection).await?.try_get(0)?) })
     }

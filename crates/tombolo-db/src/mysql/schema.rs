@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Executor, MySqlPool, Row};
-use tombolo_event::KeyHash;
+use tombolo_event::{Generations, KeyHash};
 
 use super::session::{Session, number};
-use super::{Mysql, PREFIX, settings, signed};
+use super::{Mysql, PREFIX, generations, settings, signed};
 use crate::port::STRIPES;
 use crate::{Error, Kind, Owner, Result, Schema};
 
@@ -34,6 +34,7 @@ const STEPS: &[&[&str]] = &[&[
     one tinyint PRIMARY KEY DEFAULT 1 CHECK (one = 1),
     service varchar(63) NOT NULL,
     partitions int NOT NULL,
+    generations text,                              -- JSON: how many partitions each generation has; null: `partitions`
     incarnation binary(16)                         -- of the topic, once it was seen
 ) OPTIONS",
     "CREATE TABLE IF NOT EXISTS tombolo_stripe (       -- the locks of keys, and two others; never written to
@@ -53,7 +54,9 @@ SELECT stripe FROM stripes",
     `partition` int PRIMARY KEY,
     numbered bigint NOT NULL DEFAULT 0,
     removed_sequence bigint NOT NULL DEFAULT 0,
-    removed_id binary(16)
+    removed_id binary(16),
+    sealed bigint,                                 -- its last number, in earlier generations
+    CHECK (numbered <= sealed)
 ) OPTIONS",
     "CREATE TABLE IF NOT EXISTS tombolo_outbox (       -- the events that wait for the relay
     position bigint AUTO_INCREMENT PRIMARY KEY,
@@ -342,10 +345,10 @@ impl Mysql {
 
     /// Whether the tables are `owner`'s already; `false` if they are nobody's yet.
     async fn is_owned_by(&self, connection: &mut MySqlConnection, owner: &Owner) -> Result<bool> {
-        let row = sqlx::query(self.sql("SELECT service, partitions FROM tombolo_service"));
+        let row = sqlx::query(self.sql("SELECT service, generations, partitions FROM tombolo_service"));
         let Some(row) = row.fetch_optional(connection).await? else { return Ok(false) };
-        let (service, partitions): (String, i32) = (row.try_get(0)?, row.try_get(1)?);
-        crate::owner::check(owner, &service, i64::from(partitions))?;
+        let service: String = row.try_get(0)?;
+        crate::owner::check(owner, &service, &generations::of(&row, 1)?)?;
         Ok(true)
     }
 
@@ -362,13 +365,7 @@ impl Mysql {
         sqlx::query(self.sql("INSERT INTO tombolo_leader (epoch, until) VALUES (0, '1970-01-01')"))
             .execute(&mut *connection)
             .await?;
-        for partition in 0..owner.partitions {
-            sqlx::query(self.sql("INSERT INTO tombolo_partition (`partition`) VALUES (?)"))
-                .bind(signed(partition))
-                .execute(&mut *connection)
-                .await?;
-        }
-        Ok(())
+        self.store_generations(connection, &Generations::first(owner.partitions)?).await
     }
 }
 

@@ -15,15 +15,15 @@ use jiff::Timestamp;
 use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, SqlStr};
 use tombolo_event::operator::Outcome;
-use tombolo_event::{Cursor, Event, EventId, Position, ServiceName, barrier};
+use tombolo_event::{Cursor, Event, EventId, Generations, Position, barrier};
 use uuid::Uuid;
 
 use super::session::{self, Found, Session};
-use super::{Mysql, signed};
+use super::{Mysql, generations, signed};
 use crate::mutant::Mutant;
 use crate::outgoing::{Row as Outbound, Taken};
 use crate::port::STRIPES;
-use crate::{Claim, Committed, EffectCall, Error, Kind, Outgoing, ParkedEvent, Result, Transaction};
+use crate::{Claim, Committed, EffectCall, Error, Kind, Outgoing, ParkedEvent, Result, Transaction, fencing};
 
 /// The sizes of one insert, so that only these few statements are ever prepared.
 const INSERT_ROWS: [usize; 4] = [512, 64, 8, 1];
@@ -86,22 +86,22 @@ impl Tx {
     /// `Poisoned` if anything makes a commit impossible, `Unavailable` (the outcome is unknown if the connection broke
     /// in the commit itself), `Database`.
     pub async fn commit(mut self) -> Result<Committed> {
-        let taken = match self.write().await {
-            Ok(taken) => taken,
+        let (taken, generations) = match self.write().await {
+            Ok(written) => written,
             Err(error) => {
                 // Dropped without an answer it would be rolled back all the same.
                 self.rollback().await.ok();
                 return Err(error);
             }
         };
-        if taken.is_empty() {
+        let Some(generations) = generations else {
             self.session.commit().await.map_err(name_unknown)?;
             return Ok(Committed::default());
-        }
+        };
         barrier::reach("outbox.before-commit");
         self.session.commit().await.map_err(name_unknown)?;
         barrier::reach("outbox.after-commit");
-        let committed = committed(&self.outgoing, &taken.rows);
+        let committed = committed(&self.outgoing, &taken.rows, &generations);
         self.outgoing.committed(&committed.positions);
         Ok(committed)
     }
@@ -114,22 +114,31 @@ impl Tx {
         Ok(self.session.rollback().await?)
     }
 
-    /// Proves that the transaction is alive and whole, and writes what is to be published.
-    async fn write(&mut self) -> Result<Taken> {
+    /// Proves that the transaction is alive and whole, and writes what is to be published. Tells how the topic is divided, which
+    /// may be older than the locks; nothing if nothing is published.
+    async fn write(&mut self) -> Result<(Taken, Option<Generations>)> {
         let taken = self.outgoing.take()?;
-        let stripes = self.database.stripes(&taken);
-        let lock = (!stripes.is_empty()).then(|| self.database.locking(&stripes));
-        let (found, locked) = self.session.verify(lock.as_deref()).await?;
-        let is_verified = !self.database.mutation.is(Mutant::CommitUnverified);
+        let database = &self.database;
+        let stripes = database.stripes(&taken);
+        let lock = (!stripes.is_empty()).then(|| format!("; {}", database.locking(&stripes)));
+        let then = || format!("{}{}", database.asking_generations(), lock.unwrap_or_default());
+        let then = (!taken.is_empty()).then(then);
+        let (found, rows) = self.session.verify(then.as_deref()).await?;
+        let is_verified = !database.mutation.is(Mutant::CommitUnverified);
         match found {
             Found::Gone => return Err(lost()),
             Found::Torn if is_verified => return Err(torn()),
             Found::Torn | Found::Whole => {}
         }
+        if taken.is_empty() {
+            return Ok((taken, None));
+        }
+        let (service, locked) = rows.split_first().ok_or_else(fencing::nobodys)?;
         all_locked(&stripes, locked.len())?;
-        self.database.insert(&mut self.session, &taken.rows).await?;
-        self.database.keep(&mut self.session, &taken.later).await?;
-        Ok(taken)
+        let generations = generations::of(service, 0)?;
+        database.insert(&mut self.session, &taken.rows, &generations).await?;
+        database.keep(&mut self.session, &taken.later).await?;
+        Ok((taken, Some(generations)))
     }
 }
 
@@ -159,7 +168,12 @@ impl Mysql {
     }
 
     /// Writes `rows` to the outbox, but for consequences that are on the bus already. Under the locks of their keys.
-    pub(super) async fn insert(&self, connection: &mut MySqlConnection, rows: &[Outbound]) -> Result<()> {
+    pub(super) async fn insert(
+        &self,
+        connection: &mut MySqlConnection,
+        rows: &[Outbound],
+        generations: &Generations,
+    ) -> Result<()> {
         let known = self.on_bus_already(connection, &Outgoing::consequences(rows)).await?;
         let new: Vec<&Outbound> = rows.iter().filter(|row| !known.contains(&row.id.0)).collect();
         for some in chunks(&new) {
@@ -170,7 +184,8 @@ impl Mysql {
             );
             let mut insert = sqlx::query(AssertSqlSafe(sql));
             for row in some {
-                insert = insert.bind(signed(row.partition)).bind(row.id.0).bind(row.key_hash.0.cast_signed());
+                insert = insert.bind(signed(generations.partition(row.key_hash))).bind(row.id.0);
+                insert = insert.bind(row.key_hash.0.cast_signed());
                 insert = insert.bind(&row.event_type).bind(&row.bytes[..]).bind(row.bytes.len() as i64);
             }
             insert.execute(&mut *connection).await?;
@@ -190,7 +205,7 @@ impl Mysql {
             return Err(no_transaction());
         }
         match self.write_taken(&mut *connection, outgoing.take()).await {
-            Ok(rows) => Ok(committed(&outgoing, &rows)),
+            Ok((rows, generations)) => Ok(committed(&outgoing, &rows, &generations)),
             Err(error) => {
                 session::spoil(connection).await?;
                 Err(error)
@@ -202,12 +217,13 @@ impl Mysql {
         &self,
         connection: &mut MySqlConnection,
         taken: Result<Taken>,
-    ) -> Result<Vec<Outbound>> {
+    ) -> Result<(Vec<Outbound>, Generations)> {
         let taken = taken?;
         self.lock_stripes(connection, &self.stripes(&taken)).await?;
-        self.insert(connection, &taken.rows).await?;
+        let generations = self.generations(connection).await?;
+        self.insert(connection, &taken.rows, &generations).await?;
         self.keep(connection, &taken.later).await?;
-        Ok(taken.rows)
+        Ok((taken.rows, generations))
     }
 }
 
@@ -240,19 +256,15 @@ fn all_locked(stripes: &[u32], locked: usize) -> Result<()> {
     ))
 }
 
-fn committed(outgoing: &Outgoing, rows: &[Outbound]) -> Committed {
-    let topic = &outgoing.publisher().service;
-    Committed { positions: rows.iter().map(|row| position(topic, row)).collect() }
-}
-
-fn position(topic: &ServiceName, row: &Outbound) -> Position {
-    Position {
-        topic: topic.clone(),
-        partition: row.partition,
+fn committed(outgoing: &Outgoing, rows: &[Outbound], generations: &Generations) -> Committed {
+    let position = |row: &Outbound| Position {
+        topic: outgoing.publisher().service.clone(),
+        partition: generations.partition(row.key_hash),
         key_hash: row.key_hash,
         id: row.id,
         sequence: None,
-    }
+    };
+    Committed { positions: rows.iter().map(position).collect() }
 }
 
 fn no_transaction() -> Error {
