@@ -35,6 +35,7 @@ const INSERT_BYTES_MAX: usize = 2 << 20;
 ///
 /// A statement in it that fails makes the commit impossible, even if its error is not passed on; so does one that commits by
 /// itself. For a statement that may fail, nest a transaction with `tx.begin()`, and roll that back.
+/// Only tables of InnoDB take part in it.
 pub struct Tx {
     session: Session,
     database: Mysql,
