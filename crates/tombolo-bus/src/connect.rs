@@ -13,7 +13,7 @@ use crate::{Bus, Error, Kind, Result};
 
 /// The URLs of buses, for people.
 const FORMS: &str = "memory: (this process only), file:///folder (the log of one process), \
-    tombolo://host:port or tombolo+unix:///path/to/socket (a `tombolo bus`), nats://host:port (NATS JetStream)";
+    tombolo://host:port or tombolo+unix:///path/to/socket (a `tombolo bus`), nats://host:port (NATS JetStream), amqp://user:password@host:port (RabbitMQ streams)";
 
 /// Who uses a bus.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -72,6 +72,7 @@ pub async fn connect(url: &str, identity: &Identity) -> Result<Arc<dyn Bus>> {
         },
         "tombolo" | "tombolo+unix" => to_server(url, identity).await,
         "nats" => to_nats(url).await,
+        "amqp" | "amqps" => to_rabbitmq(url).await,
         other => Err(unusable(url, &format!("has the unknown scheme {other:?}"))),
     }
 }
@@ -136,7 +137,17 @@ async fn to_nats(_url: &str) -> Result<Arc<dyn Bus>> {
     Err(absent("nats://…", "nats"))
 }
 
-#[cfg(not(all(feature = "embedded", feature = "server", feature = "nats")))]
+#[cfg(feature = "rabbitmq")]
+async fn to_rabbitmq(url: &str) -> Result<Arc<dyn Bus>> {
+    Ok(Arc::new(crate::rabbitmq::connect(url).await?))
+}
+
+#[cfg(not(feature = "rabbitmq"))]
+async fn to_rabbitmq(_url: &str) -> Result<Arc<dyn Bus>> {
+    Err(absent("amqp://…", "rabbitmq"))
+}
+
+#[cfg(not(all(feature = "embedded", feature = "server", feature = "nats", feature = "rabbitmq")))]
 fn absent(url: &str, feature: &str) -> Error {
     let message = format!(
         "bus URL {url:?} needs the feature {feature:?} of tombolo-bus, which this program was built without; build it in, or use another URL"

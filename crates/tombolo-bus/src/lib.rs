@@ -14,7 +14,9 @@ pub mod embedded;
 pub mod server;
 #[cfg(feature = "nats")]
 pub mod nats;
-#[cfg(feature = "nats")]
+#[cfg(feature = "rabbitmq")]
+pub mod rabbitmq;
+#[cfg(any(feature = "nats", feature = "rabbitmq"))]
 mod accept;
 mod connect;
 pub mod moving;

@@ -8,6 +8,8 @@ mod embedded;
 mod model;
 #[cfg(feature = "nats")]
 mod nats;
+#[cfg(feature = "rabbitmq")]
+mod rabbitmq;
 
 use std::sync::Arc;
 

@@ -1,0 +1,319 @@
+//! One topic, followed: its stream is read from the last mark on and then as it grows, once in a process, for everybody.
+//!
+//! Tails are answered from here, readers near the end are fed from here, and here who appends learns what became of it.
+//! Costs: at the beginning at most a few hundred messages are read; then each message once, and [`WINDOW_BYTES_MAX`] of
+//! memory.
+//!
+//! Invariant: what a follower says is what the rule makes of the stream up to the last message that it read. It ends with
+//! its connection, and another is begun.
+//!
+//! [`WINDOW_BYTES_MAX`]: super::window::WINDOW_BYTES_MAX
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use lapin::Channel;
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tombolo_event::{EventId, Incarnation, ServiceName};
+
+use super::link::{Lines, Link, REQUEST_SECONDS_MAX};
+use super::message::{Message, Says, Tag};
+use super::past::{self, MARK_EACH, Past};
+use super::rule::{End, State, unknown};
+use super::stream::{self, Feed, From};
+use super::window::Window;
+use crate::{Error, Kind, Record, Result};
+
+/// A topic as this process reads it.
+pub(super) struct Follower {
+    pub(super) link: Arc<Link>,
+    pub(super) topic: ServiceName,
+    pub(super) stream: String,
+    /// For everything that is sent to the stream, so that it is stored in the order of the calls.
+    channel: Channel,
+    lines: Arc<Lines>,
+    inner: Mutex<Inner>,
+    changed: watch::Sender<u64>,
+    over: CancellationToken,
+    marking: AtomicBool,
+    /// Held while an append is decided and sent; the ends of partitions once what is on its way has landed.
+    pub(super) ahead: tokio::sync::Mutex<HashMap<u32, End>>,
+}
+
+struct Inner {
+    state: State,
+    window: Window,
+    waiting: HashMap<Tag, oneshot::Sender<Fate>>,
+    ended: Option<(Kind, String)>,
+}
+
+/// What became of a message.
+#[derive(Debug)]
+pub(super) struct Fate {
+    pub(super) counts: bool,
+    /// The topic right after it; for appends nobody asks.
+    pub(super) state: State,
+}
+
+/// What is near the end of a partition.
+pub(super) enum Near {
+    Records(Vec<Record>),
+    /// Nothing after the sequence.
+    End,
+    /// It is further back than what is in memory.
+    Past,
+}
+
+impl Follower {
+    /// Begins to follow a topic's stream.
+    ///
+    /// # Errors
+    /// `UnknownTopic`, `TopicDiffers`, `Unsafe`.
+    pub(super) async fn begin(link: &Arc<Link>, topic: &ServiceName) -> Result<Arc<Self>> {
+        let lines = link.ready()?;
+        let stream = link.names.topic(topic);
+        if !stream::exists(&lines, &stream).await? {
+            return Err(unknown(topic));
+        }
+        let limit = Duration::from_secs(REQUEST_SECONDS_MAX);
+        match tokio::time::timeout(limit, Self::open(link, lines, topic, stream)).await {
+            Ok(begun) => begun,
+            Err(_) => {
+                let message = format!("the stream of topic {topic} was not read in time");
+                Err(Error::new(Kind::Unavailable, message))
+            }
+        }
+    }
+
+    async fn open(
+        link: &Arc<Link>,
+        lines: Arc<Lines>,
+        topic: &ServiceName,
+        stream: String,
+    ) -> Result<Arc<Self>> {
+        let channel = lines.sending().await?;
+        lines.take_writes()?;
+        // With this there is at least one message, and the last one is new.
+        let look = look(link);
+        let (tag, body) = (look.tag, look.encode());
+        stream::publish(&channel, &stream, &body).await?;
+        stream::check_beginning(&lines, &stream).await?;
+        let (last, _) = Feed::open(&lines, &stream, From::Last).await?.next_bytes().await?;
+        let state = past::near_the_end(link, &lines, &stream, last).await?;
+        let feed = Feed::open(&lines, &stream, From::Offset(state.next)).await?;
+        let (looked, seen) = oneshot::channel();
+        let inner =
+            Inner { state, window: Window::default(), waiting: HashMap::from([(tag, looked)]), ended: None };
+        let follower = Arc::new(Self {
+            link: Arc::clone(link),
+            topic: topic.clone(),
+            stream,
+            channel,
+            lines,
+            inner: Mutex::new(inner),
+            changed: watch::Sender::new(0),
+            over: link.closed.child_token(),
+            marking: AtomicBool::new(false),
+            ahead: tokio::sync::Mutex::default(),
+        });
+        let (following, over) = (Arc::clone(&follower), follower.over.clone());
+        link.tasks.spawn(async move {
+            let ended = over.run_until_cancelled(following.follow(feed)).await;
+            let error =
+                ended.unwrap_or_else(|| Error::new(Kind::Closed, "the bus was closed by this process"));
+            following.end(&error);
+        });
+        seen.await.map_err(|_| follower.why_ended())?;
+        Ok(follower)
+    }
+
+    async fn follow(&self, mut feed: Feed) -> Error {
+        loop {
+            match feed.next().await {
+                Ok((at, message)) => self.take(at, message),
+                Err(error) => return error,
+            }
+        }
+    }
+
+    fn take(&self, at: u64, message: Message) {
+        let mut inner = self.lock();
+        if at < inner.state.next {
+            return;
+        }
+        let counts = inner.state.apply(at, &message);
+        let tag = message.tag;
+        if let Some(waiting) = self.link.sent(tag).then(|| inner.waiting.remove(&tag)).flatten() {
+            let state = match &message.says {
+                Says::Records(_) => State::default(),
+                _ => inner.state.clone(),
+            };
+            // Who gave up waiting needs no answer.
+            drop(waiting.send(Fate { counts, state }));
+        }
+        if let Says::Records(says) = message.says
+            && counts
+        {
+            inner.window.push(says.partition, says.records);
+        }
+        drop(inner);
+        self.changed.send_replace(at);
+    }
+
+    fn end(&self, error: &Error) {
+        let mut inner = self.lock();
+        inner.ended = Some((error.kind(), error.to_string()));
+        inner.waiting.clear();
+        drop(inner);
+        self.over.cancel();
+        self.changed.send_modify(|_| {});
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it still follows.
+    pub(super) fn lives(&self) -> bool {
+        !self.over.is_cancelled() && self.channel.status().connected()
+    }
+
+    pub(super) fn why_ended(&self) -> Error {
+        match &self.lock().ended {
+            Some((kind, why)) => Error::new(*kind, why.clone()),
+            None => {
+                Error::new(Kind::Unavailable, format!("topic {} is not followed at the moment", self.topic))
+            }
+        }
+    }
+
+    /// Changes with each message that is read, and when the follower ends.
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Answers from the state that was read last, which may be old.
+    pub(super) fn with<T>(&self, ask: impl FnOnce(&State) -> T) -> T {
+        ask(&self.lock().state)
+    }
+
+    /// The records of a partition after a sequence, and the end of the partition.
+    pub(super) fn near(&self, partition: u32, after: u64, bytes_max: usize) -> (Near, u64) {
+        let inner = self.lock();
+        let end = inner.state.end(partition).unwrap_or_default().sequence;
+        if after >= end {
+            return (Near::End, end);
+        }
+        let found = inner.window.after(partition, after, bytes_max);
+        (found.map_or(Near::Past, Near::Records), end)
+    }
+
+    /// The id under a sequence that is at most the end of its partition, if it is in memory.
+    pub(super) fn near_id(&self, partition: u32, sequence: u64) -> Option<EventId> {
+        let inner = self.lock();
+        let end = inner.state.end(partition)?;
+        if end.sequence == sequence { end.id } else { inner.window.id(partition, sequence) }
+    }
+
+    /// Goes back to a place before a sequence that is at most the end of its partition.
+    pub(super) async fn past(&self, partition: u32, sequence: u64) -> Result<Past> {
+        let end = self.with(|state| state.next.saturating_sub(1));
+        Past::before(&self.link, &self.stream, partition, sequence, end).await
+    }
+
+    /// Sends a message; its fate is told when it was read back.
+    pub(super) async fn send(&self, message: &Message) -> Result<Sent> {
+        self.lines.take_writes()?;
+        let (waiting, fate) = oneshot::channel();
+        self.wait_for(message.tag, waiting)?;
+        match stream::send(&self.channel, &self.stream, &message.encode()).await {
+            Ok(confirm) => Ok(Sent { confirm, fate }),
+            Err(error) => {
+                self.lock().waiting.remove(&message.tag);
+                Err(error)
+            }
+        }
+    }
+
+    fn wait_for(&self, tag: Tag, waiting: oneshot::Sender<Fate>) -> Result<()> {
+        let mut inner = self.lock();
+        if inner.ended.is_some() {
+            drop(inner);
+            return Err(self.why_ended());
+        }
+        inner.waiting.insert(tag, waiting);
+        Ok(())
+    }
+
+    /// Waits until what was sent is stored and read back.
+    pub(super) async fn fate(&self, tag: Tag, sent: Sent) -> Result<Fate> {
+        let fate = async {
+            stream::confirmed(&self.stream, sent.confirm).await?;
+            #[cfg(feature = "mutants")]
+            if self.link.mutant == Some(super::Mutant::AcknowledgeAtTheConfirm) {
+                return Ok(Fate { counts: true, state: self.with(State::clone) });
+            }
+            sent.fate.await.map_err(|_| self.why_ended())
+        };
+        let fate = match tokio::time::timeout(Duration::from_secs(REQUEST_SECONDS_MAX), fate).await {
+            Ok(fate) => fate,
+            Err(_) => {
+                let message = format!("what was sent to topic {} was not read back in time", self.topic);
+                Err(Error::new(Kind::Unavailable, message))
+            }
+        };
+        if fate.is_err() {
+            self.lock().waiting.remove(&tag);
+        }
+        fate
+    }
+
+    /// Sends a message and waits for its fate.
+    pub(super) async fn tell(&self, message: Message) -> Result<Fate> {
+        let sent = self.send(&message).await?;
+        self.fate(message.tag, sent).await
+    }
+
+    /// The topic as of a moment after this was called, so that nothing is missing that was acknowledged before.
+    pub(super) async fn look(&self) -> Result<State> {
+        #[cfg(feature = "mutants")]
+        if self.link.mutant == Some(super::Mutant::AnswerFromMemory) {
+            return Ok(self.with(State::clone));
+        }
+        Ok(self.tell(look(&self.link)).await?.state)
+    }
+
+    /// A message in the name of what is known of the topic.
+    pub(super) fn message(&self, incarnation: Incarnation, epoch: u64, says: Says) -> Message {
+        Message { tag: self.link.tag(), incarnation, epoch, says }
+    }
+
+    /// Writes a mark if it is time for one. Nothing depends on it but how much has to be read later.
+    pub(super) async fn mark_if_due(&self) {
+        let due = |state: &State| state.next.saturating_sub(state.marked) >= MARK_EACH;
+        if !self.with(due) || self.marking.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let state = self.with(State::clone);
+        if let (Some(mark), Some(control)) = (state.mark(), state.control) {
+            let message = self.message(control.incarnation, control.epoch, Says::Mark(mark));
+            if let Err(error) = self.tell(message).await {
+                tracing::debug!(topic = %self.topic, "a mark was not written: {error}");
+            }
+        }
+        self.marking.store(false, Ordering::Release);
+    }
+}
+
+/// A message on its way.
+pub(super) struct Sent {
+    confirm: lapin::PublisherConfirm,
+    fate: oneshot::Receiver<Fate>,
+}
+
+fn look(link: &Link) -> Message {
+    Message { tag: link.tag(), incarnation: Incarnation(uuid::Uuid::nil()), epoch: 0, says: Says::Look }
+}
