@@ -1,4 +1,4 @@
-//! `cargo xtask services`, and the servers of `cargo xtask test`: private PostgreSQL, MariaDB and NATS on
+//! `cargo xtask services`, and the servers of `cargo xtask test`: private PostgreSQL, MariaDB, NATS and RabbitMQ on
 //! free loopback ports, with their files in a scratch folder. Invariant: only a process that a record
 //! proves to be ours is ever stopped, and what is started is recorded before anybody waits for it.
 
@@ -8,6 +8,7 @@ mod mariadb;
 mod nats;
 mod postgres;
 mod process;
+mod rabbitmq;
 mod record;
 mod scratch;
 
@@ -24,8 +25,9 @@ use std::path::{Path, PathBuf};
 pub(crate) const POSTGRES_VARIABLE: &str = "TOMBOLO_TEST_POSTGRES";
 pub(crate) const MARIADB_VARIABLE: &str = "TOMBOLO_TEST_MARIADB";
 pub(crate) const NATS_VARIABLE: &str = "TOMBOLO_TEST_NATS";
+pub(crate) const RABBITMQ_VARIABLE: &str = "TOMBOLO_TEST_RABBITMQ";
 /// All of them.
-pub(crate) const VARIABLES: [&str; 3] = [POSTGRES_VARIABLE, MARIADB_VARIABLE, NATS_VARIABLE];
+pub(crate) const VARIABLES: [&str; 4] = [POSTGRES_VARIABLE, MARIADB_VARIABLE, NATS_VARIABLE, RABBITMQ_VARIABLE];
 
 /// The record of what `services start` started; those of tests carry the number of their process.
 const BY_HAND: &str = "started";
@@ -100,6 +102,7 @@ impl Servers {
             let address = match *variable {
                 POSTGRES_VARIABLE => postgres::start(&mut servers.record, &programs, interrupt)?,
                 MARIADB_VARIABLE => mariadb::start(&mut servers.record, &programs, interrupt)?,
+                RABBITMQ_VARIABLE => rabbitmq::start(&mut servers.record, &programs, interrupt)?,
                 _ => nats::start(&mut servers.record, &programs, interrupt)?,
             };
             servers.record.variables.push(((*variable).to_owned(), address));

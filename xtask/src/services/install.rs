@@ -1,7 +1,7 @@
 //! Finds the servers' programs, and installs what is missing where that is allowed. Invariant: an
 //! installation starts no system service, and nothing is installed unasked.
 
-use super::{MARIADB_VARIABLE, NATS_VARIABLE, POSTGRES_VARIABLE, VARIABLES};
+use super::{MARIADB_VARIABLE, NATS_VARIABLE, POSTGRES_VARIABLE, RABBITMQ_VARIABLE, VARIABLES};
 use crate::chore;
 use crate::error::{Context, Error};
 use crate::workspace::output;
@@ -27,6 +27,9 @@ pub(super) struct Programs {
     pub(super) mariadb: PathBuf,
     pub(super) mariadb_install: PathBuf,
     pub(super) nats: PathBuf,
+    /// The folder with `rabbitmq-server` itself, not the one that becomes another user first.
+    pub(super) rabbitmq: PathBuf,
+    pub(super) epmd: PathBuf,
 }
 
 /// The programs for the servers named by `variables`.
@@ -57,8 +60,10 @@ fn look(variables: &[&str]) -> (Programs, Vec<&'static str>) {
     let mariadb = find(MARIADB_VARIABLE, "mariadb-server", on_path("mariadbd"));
     let mariadb_install = find(MARIADB_VARIABLE, "mariadb-server", on_path("mariadb-install-db"));
     let nats = find(NATS_VARIABLE, "nats-server", on_path("nats-server"));
+    let rabbitmq = find(RABBITMQ_VARIABLE, "rabbitmq-server", rabbitmq_folder());
+    let epmd = find(RABBITMQ_VARIABLE, "rabbitmq-server", on_path("epmd"));
     missing.dedup();
-    (Programs { postgres, mariadb, mariadb_install, nats }, missing)
+    (Programs { postgres, mariadb, mariadb_install, nats, rabbitmq, epmd }, missing)
 }
 
 fn advice(missing: &[&str]) -> String {
@@ -68,9 +73,9 @@ fn advice(missing: &[&str]) -> String {
          \x20 Debian, Ubuntu: sudo apt-get update && sudo apt-get install -y --no-install-recommends {packages}\n\
          \x20                 (as root, `--install` does it without starting system services)\n\
          \x20 macOS:          brew install {}\n\
-         \x20 elsewhere:      https://www.postgresql.org/download/, https://mariadb.org/download/, https://nats.io/download/\n\
+         \x20 elsewhere:      https://www.postgresql.org/download/, https://mariadb.org/download/, https://nats.io/download/, https://www.rabbitmq.com/docs/download\n\
          or point {} to servers that tests may use",
-        packages.replace("postgresql", "postgresql@17").replace("mariadb-server", "mariadb"),
+        packages.replace("postgresql", "postgresql@17").replace("mariadb-server", "mariadb").replace("rabbitmq-server", "rabbitmq"),
         VARIABLES.join(", "),
     )
 }
@@ -88,6 +93,15 @@ fn postgres_folder() -> Option<PathBuf> {
     folders.retain(|folder| ["initdb", "postgres", "pg_isready"].iter().all(|it| folder.join(it).exists()));
     let newest = folders.into_iter().filter_map(|folder| Some((major(&folder)?, folder))).max()?;
     (newest.0 >= POSTGRES_MAJOR_MIN).then_some(newest.1)
+}
+
+/// The scripts of RabbitMQ: of Debian, of Homebrew, or next to a program on the path.
+fn rabbitmq_folder() -> Option<PathBuf> {
+    let installed = fs::read_dir("/usr/lib/rabbitmq/lib").into_iter().flatten().flatten();
+    let mut folders: Vec<PathBuf> = installed.map(|entry| entry.path().join("sbin")).collect();
+    folders.extend(["/opt/homebrew/opt/rabbitmq/sbin".into(), "/usr/local/opt/rabbitmq/sbin".into()]);
+    folders.extend(on_path("rabbitmq-server").and_then(|program| Some(program.parent()?.to_path_buf())));
+    folders.into_iter().find(|folder| folder.join("rabbitmq-server").exists())
 }
 
 fn major(folder: &Path) -> Option<u32> {

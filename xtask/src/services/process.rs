@@ -2,7 +2,7 @@
 //! later by its start time, and stopped. Invariant: a process whose number was given to somebody else
 //! in the meantime is never signalled.
 
-use super::mariadb;
+use super::{mariadb, rabbitmq};
 use crate::chore;
 use crate::error::{Context, Error};
 use nix::errno::Errno;
@@ -60,9 +60,10 @@ impl Process {
         self.pid > 0 && started(self.pid).as_ref() == Some(&self.started)
     }
 
-    /// Asks it to end (SIGINT: PostgreSQL disconnects its clients; MariaDB only hears SIGTERM), then kills it.
+    /// Asks it to end (SIGINT: PostgreSQL disconnects its clients; MariaDB and RabbitMQ hear SIGTERM), then kills it.
     pub(super) fn stop(&self) -> Result<(), Error> {
-        let ask = if self.name == mariadb::NAME { Signal::SIGTERM } else { Signal::SIGINT };
+        let deaf = [mariadb::NAME, rabbitmq::NAME].contains(&self.name.as_str());
+        let ask = if deaf { Signal::SIGTERM } else { Signal::SIGINT };
         if self.signal_and_wait(ask, STOP_BOUND)? || self.signal_and_wait(Signal::SIGKILL, KILL_BOUND)? {
             return Ok(());
         }

@@ -77,10 +77,10 @@ impl Record {
         self.path = None;
     }
 
-    /// Stops the servers and removes their files and this record; once.
+    /// Stops the servers, the last one first, and removes their files and this record; once.
     pub(super) fn stop(&mut self) -> Result<(), Error> {
         let Some(path) = self.path.take() else { return Ok(()) };
-        for server in &self.servers {
+        for server in self.servers.iter().rev() {
             server.stop()?;
         }
         scratch::remove(&self.scratch)?;

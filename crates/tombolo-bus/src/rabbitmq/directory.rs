@@ -86,6 +86,11 @@ impl Directory {
         Ok(self.read(link).await?.topics.into_iter().collect())
     }
 
+    /// Whether there is a topic of this name.
+    pub(super) async fn lists(&self, link: &Arc<Link>, topic: &ServiceName) -> Result<bool> {
+        Ok(self.read(link).await?.topics.contains(topic))
+    }
+
     pub(super) async fn register(&self, link: &Arc<Link>, registration: &Registration) -> Result<()> {
         let found = registration.descriptor.len();
         if found > DESCRIPTOR_BYTES_MAX {

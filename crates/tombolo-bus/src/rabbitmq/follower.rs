@@ -126,7 +126,9 @@ impl Follower {
                 ended.unwrap_or_else(|| Error::new(Kind::Closed, "the bus was closed by this process"));
             following.end(&error);
         });
+        let unfinished = follower.over.clone().drop_guard();
         seen.await.map_err(|_| follower.why_ended())?;
+        unfinished.disarm();
         Ok(follower)
     }
 
@@ -228,6 +230,8 @@ impl Follower {
     pub(super) async fn send(&self, message: &Message) -> Result<Sent> {
         self.lines.take_writes()?;
         let (waiting, fate) = oneshot::channel();
+        #[cfg(feature = "mutants")]
+        let waiting = self.told_already(message, waiting);
         self.wait_for(message.tag, waiting)?;
         match stream::send(&self.channel, &self.stream, &message.encode()).await {
             Ok(confirm) => Ok(Sent { confirm, fate }),
@@ -236,6 +240,16 @@ impl Follower {
                 Err(error)
             }
         }
+    }
+
+    #[cfg(feature = "mutants")]
+    fn told_already(&self, message: &Message, waiting: oneshot::Sender<Fate>) -> oneshot::Sender<Fate> {
+        let is_append = matches!(message.says, Says::Records(_));
+        if is_append && self.link.mutant == Some(super::Mutant::AcknowledgeAtTheConfirm) {
+            drop(waiting.send(Fate { counts: true, state: State::default() }));
+            return oneshot::channel().0;
+        }
+        waiting
     }
 
     fn wait_for(&self, tag: Tag, waiting: oneshot::Sender<Fate>) -> Result<()> {
@@ -252,10 +266,6 @@ impl Follower {
     pub(super) async fn fate(&self, tag: Tag, sent: Sent) -> Result<Fate> {
         let fate = async {
             stream::confirmed(&self.stream, sent.confirm).await?;
-            #[cfg(feature = "mutants")]
-            if self.link.mutant == Some(super::Mutant::AcknowledgeAtTheConfirm) {
-                return Ok(Fate { counts: true, state: self.with(State::clone) });
-            }
             sent.fate.await.map_err(|_| self.why_ended())
         };
         let fate = match tokio::time::timeout(Duration::from_secs(REQUEST_SECONDS_MAX), fate).await {

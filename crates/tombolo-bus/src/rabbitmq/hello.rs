@@ -6,9 +6,11 @@
 
 use std::time::Duration;
 
+use lapin::uri::AMQPScheme;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::link::unavailable;
 use super::names::Address;
 use crate::{Error, Kind, Result};
 
@@ -26,21 +28,21 @@ const FRAME_HEADER_BYTES: usize = 7;
 /// The version of the server, if it says one.
 ///
 /// # Errors
-/// `Configuration` if it is no RabbitMQ, or too old.
+/// `Unavailable` if it is away; `Configuration` if it is no RabbitMQ, or too old.
 pub(super) async fn version(address: &Address) -> Result<Option<String>> {
-    if address.server.scheme == lapin::uri::AMQPScheme::AMQPS {
+    let authority = &address.server.authority;
+    let server = TcpStream::connect((authority.host.as_str(), authority.port)).await;
+    let server = server.map_err(|error| unavailable("the RabbitMQ server cannot be reached", error))?;
+    if address.server.scheme == AMQPScheme::AMQPS {
         return Ok(None);
     }
-    let authority = &address.server.authority;
-    let asked = first_frame(&authority.host, authority.port);
-    match tokio::time::timeout(Duration::from_secs(HELLO_SECONDS_MAX), asked).await {
+    match tokio::time::timeout(Duration::from_secs(HELLO_SECONDS_MAX), first_frame(server)).await {
         Ok(Ok(frame)) => judge(&frame),
         Ok(Err(_)) | Err(_) => Ok(None),
     }
 }
 
-async fn first_frame(host: &str, port: u16) -> std::io::Result<Vec<u8>> {
-    let mut server = TcpStream::connect((host, port)).await?;
+async fn first_frame(mut server: TcpStream) -> std::io::Result<Vec<u8>> {
     server.write_all(HEADER).await?;
     let mut header = [0; FRAME_HEADER_BYTES];
     server.read_exact(&mut header).await?;

@@ -1,7 +1,7 @@
 //! The connections: made, watched, made again with a back-off, and said once each way.
 //!
 //! There are two, one that sends and one that receives: a server that is out of disk or memory stops reading from who
-//! sends, and what is there must stay readable.
+//! sends, and who is reading must be able to go on.
 //!
 //! Invariant: whoever uses a link that is closed or away is told so at once; nothing waits for its return.
 
@@ -14,7 +14,7 @@ use futures_util::StreamExt;
 use lapin::options::{BasicQosOptions, ConfirmSelectOptions};
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 use lapin::{Channel, Connection, ConnectionProperties, ErrorKind};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tombolo_event::Backoff;
@@ -49,6 +49,15 @@ pub(super) struct Link {
     pub(super) mutant: Option<super::Mutant>,
 }
 
+/// Ends a link when nobody is left who uses it: the bus, its readers, its listeners.
+pub(super) struct Used(pub(super) Arc<Link>);
+
+impl Drop for Used {
+    fn drop(&mut self) {
+        self.0.closed.cancel();
+    }
+}
+
 /// The server as it was found last.
 #[derive(Clone)]
 enum Server {
@@ -64,8 +73,8 @@ pub(super) struct Lines {
     receives: Connection,
     /// Of the server, if it says one.
     version: Option<String>,
-    /// For signals, with confirmations.
-    pub(super) signals: Channel,
+    /// For signals, made when the first is sent, and again if the server has closed it.
+    signals: Mutex<Option<Channel>>,
 }
 
 impl Lines {
@@ -77,8 +86,7 @@ impl Lines {
         let refused = |error| failed("the connection to the RabbitMQ server was not made", error);
         let (sends, receives) =
             futures_util::future::try_join(connect(), connect()).await.map_err(refused)?;
-        let signals = confirming(&sends).await?;
-        Ok(Self { sends, receives, version, signals })
+        Ok(Self { sends, receives, version, signals: Mutex::default() })
     }
 
     fn are_up(&self) -> bool {
@@ -88,6 +96,17 @@ impl Lines {
     /// A channel on which what is sent is confirmed.
     pub(super) async fn sending(&self) -> Result<Channel> {
         confirming(&self.sends).await
+    }
+
+    /// The channel for signals, which `prepare` is shown when it is new.
+    pub(super) async fn signals(&self, prepare: impl AsyncFnOnce(&Channel) -> Result<()>) -> Result<Channel> {
+        let mut signals = self.signals.lock().await;
+        if let Some(channel) = signals.as_ref().filter(|channel| channel.status().connected()) {
+            return Ok(channel.clone());
+        }
+        let channel = self.sending().await?;
+        prepare(&channel).await?;
+        Ok(signals.insert(channel).clone())
     }
 
     /// A channel that is sent at most `unread_max` messages that were not acknowledged.
@@ -117,9 +136,14 @@ impl Lines {
     }
 
     async fn close(&self) {
-        for connection in [&self.receives, &self.sends] {
-            if let Err(error) = connection.close(REPLY_SUCCESS, "closed".into()).await {
-                tracing::debug!(%error, "the connection to RabbitMQ had ended before it was closed");
+        for connection in [&self.receives, &self.sends].into_iter().filter(|it| it.status().connected()) {
+            let closing = connection.close(REPLY_SUCCESS, "closed".into());
+            match tokio::time::timeout(Duration::from_secs(CONNECT_SECONDS_MAX), closing).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, "the connection to RabbitMQ ended before it was closed")
+                }
+                Err(_) => tracing::debug!("the RabbitMQ server did not say that it closed the connection"),
             }
         }
     }
@@ -281,9 +305,8 @@ pub(super) fn unavailable(what: &str, error: impl Display) -> Error {
 pub(super) fn failed(what: &str, error: lapin::Error) -> Error {
     let kind = match error.kind() {
         ErrorKind::ProtocolError(refusal) => match refusal.kind() {
-            AMQPErrorKind::Soft(
-                AMQPSoftError::ACCESSREFUSED | AMQPSoftError::PRECONDITIONFAILED | AMQPSoftError::NOTFOUND,
-            )
+            // Not those of a queue that is not there or not ready: a stream is neither for a moment after its server started.
+            AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED)
             | AMQPErrorKind::Hard(
                 AMQPHardError::NOTALLOWED
                 | AMQPHardError::INVALIDPATH
@@ -296,9 +319,4 @@ pub(super) fn failed(what: &str, error: lapin::Error) -> Error {
         _ => Kind::Unavailable,
     };
     Error::new(kind, format!("{what}: {error}"))
-}
-
-/// Whether the server refused for this reason.
-pub(super) fn refused_as(error: &lapin::Error, reason: AMQPSoftError) -> bool {
-    matches!(error.kind(), ErrorKind::ProtocolError(refusal) if *refusal.kind() == AMQPErrorKind::Soft(reason))
 }

@@ -26,10 +26,11 @@
 //! **What an acknowledgement means.** RabbitMQ never syncs a stream: a message is confirmed, and readable, when a majority of
 //! the stream's replicas have written it to their operating systems. It survives the death of the server's process. A power
 //! cut of one node alone loses what was not written back (the server has no setting for that), so it has to be accepted by
-//! name (`?accept=unsynced`); in a cluster an event survives as long as a majority of the replicas keeps power.
+//! name (`?accept=unsynced`); in a cluster an event survives as long as a majority of the replicas keeps power. A new server
+//! that is killed within half a second of its very first stream loses that stream: it has not kept yet that it has any.
 //!
 //! What this engine cannot do: types are not filtered; a reader far back is sent the records of all partitions; who may
-//! publish where is up to the server's own accounts, and every account must be allowed to write (looks are messages); a
+//! publish where is up to the server's own accounts, each of which must be allowed to declare and to write (looks are messages); a
 //! retention *policy* cannot be seen by a client, only what it has removed, which is then refused.
 //!
 //! Invariant: every answer follows from the rule and from messages that were read after the call began; nothing is answered
@@ -65,13 +66,13 @@ use crate::{
 };
 use directory::Directory;
 use follower::Follower;
-use link::Link;
+use link::{Link, Used};
 #[cfg(feature = "mutants")]
 pub use mutants::Mutant;
 
 /// A RabbitMQ server (3.10 or later) used as a bus.
 pub struct RabbitMq {
-    link: Arc<Link>,
+    used: Arc<Used>,
     directory: Directory,
     /// One for each topic that this process uses; topics are as many as services.
     followers: Mutex<HashMap<ServiceName, Place>>,
@@ -106,7 +107,7 @@ impl RabbitMq {
     async fn on(link: Link) -> Result<Self> {
         let link = Arc::new(link);
         link.start().await?;
-        Ok(Self { link, directory: Directory::default(), followers: Mutex::default() })
+        Ok(Self { used: Arc::new(Used(link)), directory: Directory::default(), followers: Mutex::default() })
     }
 
     /// Breaks this connection on purpose.
@@ -120,27 +121,49 @@ impl RabbitMq {
         Self::on(link).await
     }
 
-    /// The follower of a topic, begun if there is none that lives.
-    async fn follower(&self, topic: &ServiceName) -> Result<Arc<Follower>> {
-        self.link.ready()?;
-        let place = {
-            let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(followers.entry(topic.clone()).or_default())
-        };
-        let mut place = place.lock().await;
-        if let Some(follower) = place.as_ref().filter(|follower| follower.lives()) {
-            return Ok(Arc::clone(follower));
-        }
-        *place = None;
-        let begun = Follower::begin(&self.link, topic).await?;
-        Ok(Arc::clone(place.insert(begun)))
+    fn link(&self) -> &Arc<Link> {
+        &self.used.0
     }
+
+    /// The follower of a topic, if there is such a topic.
+    async fn follower(&self, topic: &ServiceName) -> Result<Arc<Follower>> {
+        let place = self.place(topic);
+        let mut place = place.lock().await;
+        if let Some(follower) = living(&place) {
+            return Ok(follower);
+        }
+        // Asked first, because asking for a stream that is not there is an error that the client writes into the log.
+        if !self.directory.lists(self.link(), topic).await? {
+            return Err(rule::unknown(topic));
+        }
+        Ok(Arc::clone(place.insert(Follower::begin(self.link(), topic).await?)))
+    }
+
+    /// The follower of a topic that is being made.
+    async fn follower_of_new(&self, topic: &ServiceName) -> Result<Arc<Follower>> {
+        let place = self.place(topic);
+        let mut place = place.lock().await;
+        if let Some(follower) = living(&place) {
+            return Ok(follower);
+        }
+        writer::make(self.link(), topic).await?;
+        Ok(Arc::clone(place.insert(Follower::begin(self.link(), topic).await?)))
+    }
+
+    fn place(&self, topic: &ServiceName) -> Place {
+        let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(followers.entry(topic.clone()).or_default())
+    }
+}
+
+fn living(place: &Option<Arc<Follower>>) -> Option<Arc<Follower>> {
+    place.as_ref().filter(|follower| follower.lives()).map(Arc::clone)
 }
 
 #[async_trait]
 impl Bus for RabbitMq {
     fn guarantee(&self) -> Guarantee {
-        let version = self.link.version().unwrap_or_else(|| "of a version not known yet".to_owned());
+        let version = self.link().version().unwrap_or_else(|| "of a version not known yet".to_owned());
         Guarantee {
             engine: format!("RabbitMQ {version} streams"),
             survives_power_cut: false,
@@ -152,21 +175,10 @@ impl Bus for RabbitMq {
     }
 
     async fn ensure_topic(&self, spec: &TopicSpec) -> Result<Topic> {
-        let generations = Generations::first(spec.partitions)
-            .map_err(|error| Error::new(Kind::Configuration, format!("topic {}: {error}", spec.name)))?;
-        writer::make(&self.link, &spec.name).await?;
-        let follower = self.follower(&spec.name).await?;
-        let state = writer::begin(&follower, &generations).await?;
-        self.directory.add_topic(&self.link, &spec.name).await?;
-        let topic = state.topic(&spec.name).ok_or_else(|| writer::contended(&spec.name))?;
-        if topic.partitions == spec.partitions {
-            return Ok(topic);
-        }
-        let message = format!(
-            "topic {} has {} partitions; expected {}: a topic keeps the number that it was made with",
-            spec.name, topic.partitions, spec.partitions
-        );
-        Err(Error::new(Kind::TopicDiffers, message))
+        let follower = self.follower_of_new(&spec.name).await?;
+        let state = writer::begin(&follower, &spec.generations).await?;
+        self.directory.add_topic(self.link(), &spec.name).await?;
+        state.topic(&spec.name).ok_or_else(|| rule::unknown(&spec.name))?.matching(spec)
     }
 
     async fn topic(&self, name: &ServiceName) -> Result<Topic> {
@@ -176,7 +188,7 @@ impl Bus for RabbitMq {
 
     async fn topics(&self) -> Result<Vec<Topic>> {
         let mut topics = Vec::new();
-        for name in self.directory.topics(&self.link).await? {
+        for name in self.directory.topics(self.link()).await? {
             match self.topic(&name).await {
                 Ok(topic) => topics.push(topic),
                 Err(error) if matches!(error.kind(), Kind::UnknownTopic | Kind::TopicDiffers) => {
@@ -195,6 +207,16 @@ impl Bus for RabbitMq {
         epoch: u64,
     ) -> Result<Vec<Tail>> {
         writer::raise(&*self.follower(topic).await?, incarnation, epoch).await
+    }
+
+    async fn divide(
+        &self,
+        topic: &ServiceName,
+        incarnation: Incarnation,
+        epoch: u64,
+        generations: &Generations,
+    ) -> Result<Topic> {
+        writer::divide(&*self.follower(topic).await?, incarnation, epoch, generations).await
     }
 
     async fn append(&self, append: Append) -> Result<Appended> {
@@ -217,26 +239,26 @@ impl Bus for RabbitMq {
 
     async fn read(&self, read: Read) -> Result<RecordStream> {
         let follower = self.follower(&read.topic).await?;
-        reader::open(follower, read).await
+        reader::open(&self.used, follower, read).await
     }
 
     async fn signal(&self, subject: &str, signal: Signal) -> Result<Reach> {
-        signals::send(&self.link, subject, signal).await
+        signals::send(self.link(), subject, signal).await
     }
 
     async fn listen(&self, subject: &str, group: Option<&str>) -> Result<SignalStream> {
-        signals::listen(&self.link, subject, group).await
+        signals::listen(&self.used, subject, group).await
     }
 
     async fn register(&self, registration: &Registration) -> Result<()> {
-        self.directory.register(&self.link, registration).await
+        self.directory.register(self.link(), registration).await
     }
 
     async fn registrations(&self) -> Result<Vec<Registration>> {
-        self.directory.registrations(&self.link).await
+        self.directory.registrations(self.link()).await
     }
 
     async fn close(&self) {
-        self.link.close().await;
+        self.link().close().await;
     }
 }

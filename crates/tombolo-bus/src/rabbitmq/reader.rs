@@ -13,12 +13,14 @@ use tokio::sync::watch;
 use tombolo_event::{Cursor, EventId};
 
 use super::follower::{Follower, Near};
+use super::link::Used;
 use super::past::Past;
 use super::rule::{Control, check_incarnation, unknown, unknown_partition};
 use crate::{Batch, Error, Kind, Read, Record, RecordStream, Result};
 
 /// A reader on its way.
 struct Reader {
+    _used: Arc<Used>,
     follower: Arc<Follower>,
     changes: watch::Receiver<u64>,
     read: Read,
@@ -34,9 +36,9 @@ struct Reader {
     ended: bool,
 }
 
-pub(super) async fn open(follower: Arc<Follower>, read: Read) -> Result<RecordStream> {
+pub(super) async fn open(used: &Arc<Used>, follower: Arc<Follower>, read: Read) -> Result<RecordStream> {
     let closed = follower.link.closed.clone();
-    let reader = Reader::start(follower, read).await?;
+    let reader = Reader::start(Arc::clone(used), follower, read).await?;
     let batches = stream::unfold(reader, |mut reader| async {
         let batch = reader.next_batch().await?;
         Some((batch, reader))
@@ -46,7 +48,7 @@ pub(super) async fn open(follower: Arc<Follower>, read: Read) -> Result<RecordSt
 
 impl Reader {
     /// Proves that the log is the one that the cursor was in.
-    async fn start(follower: Arc<Follower>, read: Read) -> Result<Self> {
+    async fn start(used: Arc<Used>, follower: Arc<Follower>, read: Read) -> Result<Self> {
         let here = |control: &Control| {
             let sealed = control.generations.is_sealed(read.partition);
             read.partition < control.generations.partitions()
@@ -63,6 +65,7 @@ impl Reader {
         let changes = follower.changes();
         let end = if read.follow { u64::MAX } else { tail };
         let mut reader = Self {
+            _used: used,
             last: read.after,
             end,
             tail,

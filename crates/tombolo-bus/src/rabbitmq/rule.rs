@@ -133,12 +133,21 @@ impl State {
 
     pub(super) fn topic(&self, name: &ServiceName) -> Option<Topic> {
         let Control { incarnation, generations, epoch } = self.control.clone()?;
-        Some(Topic { name: name.clone(), partitions: generations.partitions(), incarnation, epoch })
+        Some(Topic { name: name.clone(), generations, incarnation, epoch })
     }
 
     pub(super) fn tails(&self) -> Vec<Tail> {
         let tail = |(partition, end): (u32, &End)| Tail { partition, sequence: end.sequence, id: end.id };
         (0..).zip(&self.ends).map(tail).collect()
+    }
+
+    /// Refuses what would go beyond the end of a sealed partition.
+    pub(super) fn check_open(&self, append: &Append) -> Result<()> {
+        let is_sealed = |control: &Control| control.generations.is_sealed(append.partition);
+        match self.end(append.partition) {
+            Some(end) if self.control.as_ref().is_some_and(is_sealed) => Err(sealed(append, &end)),
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn end(&self, partition: u32) -> Option<End> {
@@ -214,7 +223,7 @@ pub(super) fn decide(
     let after = ahead.unwrap_or(end);
     let first = append.records.first().map_or(0, |record| record.sequence);
     if first > end.sequence && control.generations.is_sealed(partition) {
-        return Err(for_now(sealed(topic, partition, &end)));
+        return Err(for_now(sealed(append, &end)));
     }
     if first > after.sequence + 1 {
         return Err(for_now(hole(append, first, after.sequence + 1)));
@@ -226,9 +235,6 @@ pub(super) fn decide(
         return Ok((Decision::Wait, after));
     }
     let taken = usize::try_from(end.sequence + 1 - first).unwrap_or(usize::MAX).min(append.records.len());
-    if taken < append.records.len() && control.generations.is_sealed(partition) {
-        return Err(for_now(sealed(topic, partition, &end)));
-    }
     Ok((Decision::Compare(taken), end))
 }
 
@@ -265,16 +271,13 @@ fn hole(append: &Append, first: u64, expected: u64) -> Error {
     Error::new(Kind::Hole, message)
 }
 
-fn sealed(topic: &ServiceName, partition: u32, end: &End) -> Error {
+fn sealed(append: &Append, end: &End) -> Error {
     let message = format!(
-        "{topic}/{partition} was sealed at {} when the topic was divided anew; append to the present generation",
-        end.sequence
+        "{}/{} is sealed at {}: its topic was divided anew, and what is new goes to the present generation",
+        append.topic, append.partition, end.sequence
     );
-    Error::new(SEALED, message)
+    Error::new(Kind::Sealed, message)
 }
-
-/// The kind of a refusal by a sealed partition.
-const SEALED: Kind = Kind::TopicDiffers;
 
 /// Compares a record with the id that is stored under its number.
 pub(super) fn same_id(append: &Append, record: &Record, found: Option<EventId>) -> Result<()> {
@@ -287,4 +290,114 @@ pub(super) fn same_id(append: &Append, record: &Record, found: Option<EventId>) 
         append.topic, append.partition, record.sequence, record.id
     );
     Err(Error::new(Kind::OtherId, message))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    use super::super::message::Tag;
+    use super::*;
+
+    fn message(epoch: u64, says: Says) -> Message {
+        let incarnation = Incarnation(Uuid::from_u128(1));
+        Message { tag: Tag { sender: 0, number: 0 }, incarnation, epoch, says }
+    }
+
+    fn id(of: u64) -> EventId {
+        EventId(Uuid::from_u128(u128::from(of)))
+    }
+
+    /// `count` records from `first`, of which the ids say who wrote them.
+    fn records(partition: u32, after: Option<u64>, first: u64, count: u64, writer: u64) -> Says {
+        let record = |sequence| Record {
+            sequence,
+            id: id(writer * 1_000 + sequence),
+            event_type: bytes::Bytes::new(),
+            bytes: bytes::Bytes::new(),
+        };
+        let records = (first..first + count).map(record).collect();
+        Says::Records(Records { partition, after: after.map(id), records })
+    }
+
+    fn counts(messages: &[Message]) -> Vec<bool> {
+        let mut state = State::default();
+        (0..).zip(messages).map(|(at, message)| state.apply(at, message)).collect()
+    }
+
+    #[test]
+    fn what_a_replaced_relay_sends_late_is_void() {
+        let two = Generations::first(2).unwrap();
+        let divided = two.and(1).unwrap();
+        let messages = [
+            (0, Says::Look, false),
+            (0, Says::Birth(two.clone()), true),
+            (0, Says::Birth(two), false),
+            (1, Says::Raise, true),
+            (1, records(0, None, 1, 2, 7), true),
+            (1, records(0, Some(7_002), 4, 1, 7), false),
+            (2, Says::Raise, true),
+            (1, records(0, Some(7_002), 3, 1, 7), false),
+            (1, Says::Raise, false),
+            (1, Says::Divide(divided.clone()), false),
+            (2, records(0, Some(8_002), 3, 1, 8), false),
+            (2, records(0, Some(7_002), 3, 1, 8), true),
+            (2, records(0, Some(7_002), 3, 1, 8), false),
+            (2, Says::Divide(divided.clone()), true),
+            (2, Says::Divide(divided), false),
+            (2, records(0, Some(8_003), 4, 1, 8), false),
+            (2, records(2, None, 1, 1, 8), true),
+            (2, records(3, None, 1, 1, 8), false),
+        ];
+        let expected: Vec<bool> = messages.iter().map(|(_, _, counts)| *counts).collect();
+        let messages: Vec<Message> = messages.map(|(epoch, says, _)| message(epoch, says)).into();
+        assert_eq!(counts(&messages), expected);
+    }
+
+    fn any_message() -> impl Strategy<Value = Message> {
+        let any_records = (0..4_u32, 0..4_u64, 1..4_u64, 1..3_u64, 0..2_u64).prop_map(
+            |(partition, after, first, count, writer)| {
+                records(partition, (after > 0).then_some(writer * 1_000 + after), first, count, writer)
+            },
+        );
+        let divided = Generations::first(2).unwrap().and(1).unwrap();
+        let says = prop_oneof![
+            1 => Just(Says::Raise),
+            1 => Just(Says::Divide(divided)),
+            1 => Just(Says::Look),
+            8 => any_records,
+        ];
+        (0..3_u64, says).prop_map(|(epoch, says)| message(epoch, says))
+    }
+
+    proptest! {
+        #[test]
+        fn who_begins_at_any_mark_comes_to_the_same(
+            messages in prop::collection::vec(any_message(), 1..60),
+            at in 0..60_usize,
+        ) {
+            let birth = message(0, Says::Birth(Generations::first(2).unwrap()));
+            let all: Vec<Message> = std::iter::once(birth).chain(messages).collect();
+            let at = at.min(all.len() - 1);
+            let mut whole = State::default();
+            let mut marked = None;
+            for (offset, message) in (0..).zip(&all) {
+                whole.apply(offset, message);
+                if offset == at as u64 {
+                    let control = whole.control.clone().unwrap();
+                    let mark = whole.mark().unwrap();
+                    let by = Message { epoch: control.epoch, ..message.clone() };
+                    marked = Some(State::at_mark(State::default(), &by, &mark));
+                }
+            }
+            let mut from_mark = marked.unwrap();
+            for (offset, message) in (0..).zip(&all).skip(at + 1) {
+                from_mark.apply(offset, message);
+            }
+            prop_assert_eq!(from_mark.control, whole.control);
+            prop_assert_eq!(from_mark.ends, whole.ends);
+            prop_assert_eq!(from_mark.next, whole.next);
+        }
+    }
 }

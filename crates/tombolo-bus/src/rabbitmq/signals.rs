@@ -3,7 +3,8 @@
 //! A listener's own queue goes with it. A group's queue is shared by its members, and goes with the last of them. Both are
 //! bounded at the server, which drops the oldest; what was sent to a member that left goes to another.
 //!
-//! Invariant: a reach is what the server said about this very signal: it returns what no queue took, and then confirms.
+//! Invariant: a reach is what the server said a moment before it took the signal: an empty probe goes first, which the server
+//! returns if no queue takes it. (The client writes into the log what is returned, so it is not the signal itself.)
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,14 +15,18 @@ use lapin::options::{
     QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{BasicProperties, Channel, Confirmation, Consumer, ExchangeKind};
+use lapin::{BasicProperties, Channel, Confirmation, Consumer, ExchangeKind, PublisherConfirm};
 
-use super::link::{Link, REQUEST_SECONDS_MAX, failed};
+use super::link::{Link, REQUEST_SECONDS_MAX, Used, failed};
 use crate::signal::{SIGNAL_BYTES_MAX, SIGNALS_WAITING_MAX};
 use crate::{Error, Kind, Reach, Result, Signal, SignalStream};
 
 /// The longest subject, in bytes: that of a name in AMQP.
 const SUBJECT_BYTES_MAX: usize = 255;
+/// The type of a probe, which nobody is told of.
+const PROBE: &str = "probe";
+/// How many messages wait for a listener: each signal has a probe before it.
+const WAITING_MAX: u32 = 2 * SIGNALS_WAITING_MAX as u32;
 /// How many signals are on their way to a listener; the others wait in its queue.
 const UNREAD_MAX: u16 = 32;
 /// How long the queue of a group outlives a server that was killed, in milliseconds.
@@ -32,22 +37,18 @@ pub(super) async fn send(link: &Arc<Link>, subject: &str, signal: Signal) -> Res
     signal.reply_to.as_deref().map_or(Ok(()), check_subject)?;
     check_size(&signal)?;
     let lines = link.ready()?;
+    let exchange = link.names.signals();
     let mut properties = BasicProperties::default();
     if let Some(reply_to) = &signal.reply_to {
         properties = properties.with_reply_to(reply_to.as_str().into());
     }
-    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-    let exchange = link.names.signals();
     let sending = async {
-        declare(&lines.signals, &exchange).await?;
-        let sent = lines.signals.basic_publish(
-            exchange.as_str().into(),
-            subject.into(),
-            options,
-            &signal.payload,
-            properties,
-        );
-        sent.await.map_err(not_taken)?.await.map_err(not_taken)
+        let channel = lines.signals(async |channel| declare(channel, &exchange).await).await?;
+        let probe = BasicProperties::default().with_type(PROBE.into());
+        let probe = publish(&channel, &exchange, subject, true, &[], probe).await?;
+        let sent = publish(&channel, &exchange, subject, false, &signal.payload, properties).await?;
+        let reached = probe.await.map_err(not_taken)?;
+        sent.await.map_err(not_taken).map(|_| reached)
     };
     match tokio::time::timeout(Duration::from_secs(REQUEST_SECONDS_MAX), sending).await {
         Ok(Ok(Confirmation::Ack(None))) => Ok(Reach::Somebody),
@@ -56,6 +57,19 @@ pub(super) async fn send(link: &Arc<Link>, subject: &str, signal: Signal) -> Res
         Ok(Err(error)) => Err(error),
         Err(_) => Err(Error::new(Kind::Unavailable, "the RabbitMQ server did not take a signal in time")),
     }
+}
+
+async fn publish(
+    channel: &Channel,
+    exchange: &str,
+    subject: &str,
+    mandatory: bool,
+    payload: &[u8],
+    properties: BasicProperties,
+) -> Result<PublisherConfirm> {
+    let options = BasicPublishOptions { mandatory, ..BasicPublishOptions::default() };
+    let sent = channel.basic_publish(exchange.into(), subject.into(), options, payload, properties);
+    sent.await.map_err(not_taken)
 }
 
 async fn declare(channel: &Channel, exchange: &str) -> Result<()> {
@@ -72,6 +86,7 @@ fn not_taken(error: lapin::Error) -> Error {
 /// A listener, which begins anew when the server was away.
 struct Listener {
     link: Arc<Link>,
+    _used: Arc<Used>,
     subject: String,
     group: Option<String>,
     heard: Option<Heard>,
@@ -82,12 +97,13 @@ struct Heard {
     _channel: Channel,
 }
 
-pub(super) async fn listen(link: &Arc<Link>, subject: &str, group: Option<&str>) -> Result<SignalStream> {
+pub(super) async fn listen(used: &Arc<Used>, subject: &str, group: Option<&str>) -> Result<SignalStream> {
     check_subject(subject)?;
     group.map_or(Ok(()), check_subject)?;
-    let closed = link.closed.clone();
+    let closed = used.0.closed.clone();
     let mut listener = Listener {
-        link: Arc::clone(link),
+        link: Arc::clone(&used.0),
+        _used: Arc::clone(used),
         subject: subject.to_owned(),
         group: group.map(str::to_owned),
         heard: None,
@@ -119,8 +135,11 @@ impl Listener {
                     if let Err(error) = delivery.acker.ack(BasicAckOptions::default()).await {
                         tracing::debug!(%error, "a signal was heard and not acknowledged");
                     }
-                    let reply_to =
-                        delivery.properties.reply_to().as_ref().map(|subject| subject.as_str().to_owned());
+                    let properties = &delivery.properties;
+                    if properties.kind().as_ref().is_some_and(|kind| kind.as_str() == PROBE) {
+                        continue;
+                    }
+                    let reply_to = properties.reply_to().as_ref().map(|subject| subject.as_str().to_owned());
                     return Signal { reply_to, payload: delivery.data.into() };
                 }
                 Some(Err(_)) | None => self.heard = None,
@@ -151,7 +170,7 @@ impl Listener {
 
     fn queue(&self) -> (String, QueueDeclareOptions, FieldTable) {
         let mut arguments = FieldTable::default();
-        arguments.insert("x-max-length".into(), AMQPValue::LongUInt(SIGNALS_WAITING_MAX as u32));
+        arguments.insert("x-max-length".into(), AMQPValue::LongUInt(WAITING_MAX));
         let options = QueueDeclareOptions { auto_delete: true, ..QueueDeclareOptions::default() };
         match &self.group {
             None => (String::new(), QueueDeclareOptions { exclusive: true, ..options }, arguments),

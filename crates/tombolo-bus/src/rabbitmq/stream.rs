@@ -13,11 +13,10 @@ use lapin::message::Delivery;
 use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, QueueDeclareOptions,
 };
-use lapin::protocol::AMQPSoftError;
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Consumer};
 
-use super::link::{Lines, REQUEST_SECONDS_MAX, failed, refused_as, unavailable};
+use super::link::{Lines, REQUEST_SECONDS_MAX, failed, unavailable};
 use super::message::{Found, Message};
 use crate::{Error, Kind, Result};
 
@@ -25,6 +24,10 @@ use crate::{Error, Kind, Result};
 const SEGMENT_BYTES: i64 = 500_000_107;
 /// The header in which the server says where a message is.
 const OFFSET: &str = "x-stream-offset";
+/// How the server begins to say that a queue was declared in another way.
+const DIFFERS: &str = "inequivalent arg";
+/// How it says that there is none, and not that it cannot be reached.
+const ABSENT: &str = "no queue";
 /// How many messages may be on their way to one reader; the server goes over it by what it stored together.
 const UNREAD_MAX: u16 = 32;
 /// After how many messages a reader says that it got them.
@@ -46,7 +49,7 @@ pub(super) async fn ensure(lines: &Lines, stream: &str) -> Result<()> {
     let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
     match channel.queue_declare(stream.into(), options, arguments()).await {
         Ok(_) => Ok(()),
-        Err(error) if refused_as(&error, AMQPSoftError::PRECONDITIONFAILED) => Err(differs(stream, &error)),
+        Err(error) if error.to_string().contains(DIFFERS) => Err(differs(stream, &error)),
         Err(error) => Err(failed(&format!("stream {stream} cannot be declared"), error)),
     }
 }
@@ -57,7 +60,7 @@ pub(super) async fn exists(lines: &Lines, stream: &str) -> Result<bool> {
     let options = QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };
     match channel.queue_declare(stream.into(), options, FieldTable::default()).await {
         Ok(_) => ensure(lines, stream).await.map(|()| true),
-        Err(error) if refused_as(&error, AMQPSoftError::NOTFOUND) => Ok(false),
+        Err(error) if error.to_string().contains(ABSENT) => Ok(false),
         Err(error) => Err(failed(&format!("stream {stream} cannot be found"), error)),
     }
 }
@@ -85,7 +88,8 @@ pub(super) async fn publish(channel: &Channel, stream: &str, body: &[u8]) -> Res
 
 /// Publishes; the order on a channel is that of the calls.
 pub(super) async fn send(channel: &Channel, stream: &str, body: &[u8]) -> Result<lapin::PublisherConfirm> {
-    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    // Not mandatory: the client would write a whole message into the log if the stream were gone. Its readers tell.
+    let options = BasicPublishOptions::default();
     let sent = channel.basic_publish("".into(), stream.into(), options, body, BasicProperties::default());
     let limit = Duration::from_secs(REQUEST_SECONDS_MAX);
     match tokio::time::timeout(limit, sent).await {
@@ -99,10 +103,7 @@ pub(super) async fn confirmed(stream: &str, sent: lapin::PublisherConfirm) -> Re
     let confirmed = tokio::time::timeout(Duration::from_secs(REQUEST_SECONDS_MAX), sent).await;
     let lost = |why: &str| Error::new(Kind::Unavailable, format!("a message to {stream} {why}"));
     match confirmed {
-        Ok(Ok(Confirmation::Ack(None))) => Ok(()),
-        Ok(Ok(Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_)))) => {
-            Err(lost("came back: the stream is gone"))
-        }
+        Ok(Ok(Confirmation::Ack(_))) => Ok(()),
         Ok(Ok(_)) => Err(lost("was not stored by the RabbitMQ server")),
         Ok(Err(error)) => Err(failed("a message was not confirmed", error)),
         Err(_) => Err(lost("was not confirmed in time")),
@@ -140,10 +141,7 @@ impl Feed {
         arguments.insert(OFFSET.into(), from);
         let options = BasicConsumeOptions::default();
         let consumer = channel.basic_consume(stream.into(), "".into(), options, arguments).await;
-        let consumer = consumer.map_err(|error| match refused_as(&error, AMQPSoftError::NOTFOUND) {
-            true => unavailable("the stream was deleted a moment ago", error),
-            false => failed(&format!("stream {stream} cannot be read"), error),
-        })?;
+        let consumer = consumer.map_err(|error| failed(&format!("stream {stream} cannot be read"), error))?;
         Ok(Self { channel, consumer, stream: stream.to_owned(), unacknowledged: 0, last_tag: 0 })
     }
 

@@ -7,16 +7,16 @@
 //! Invariant: nothing is acknowledged that was not read back, and nothing is refused on what may be out of date: who is void
 //! has just read everything before it, and who was not sent looks first.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
+use tokio::sync::MutexGuard;
 use tombolo_event::{Generations, Incarnation, ServiceName};
 
 use super::follower::Follower;
 use super::link::Link;
 use super::message::{Records, Says};
-use super::rule::{
-    Control, Decision, End, State, check_incarnation, decide, is_next, older, same_id, unknown,
-};
+use super::rule::{Control, Decision, End, State, check_incarnation, decide, older, same_id, unknown};
 use super::stream;
 use crate::{Append, Appended, Error, Kind, Result, Tail, Topic};
 
@@ -45,47 +45,33 @@ pub(super) async fn append(follower: &Arc<Follower>, append: &Append) -> Result<
 async fn step(follower: &Follower, append: &Append, is_fresh: bool) -> Result<Step> {
     let mut ahead = follower.ahead.lock().await;
     let on_its_way = ahead.get(&append.partition).copied();
-    match follower.with(|state| decide(state, on_its_way, append)) {
-        Ok((Decision::Send, after)) => {
-            let (message, end) = message(follower, append, after, 0);
-            let sent = follower.send(&message).await?;
-            ahead.insert(append.partition, end);
-            drop(ahead);
-            landed(follower, append.partition, message.tag, sent, end).await
-        }
-        Ok((Decision::Wait, _)) => {
-            drop(ahead);
-            follower.look().await.map(|_| Step::Read)
-        }
-        Ok((Decision::Compare(taken), end)) => {
-            match compare(follower, append, taken).await {
-                // The ids are what they are for good; the epoch may be an older one by now, which is said first.
-                Err(error) if is_fresh || error.is_transient() => return Err(error),
-                Err(_) => {
-                    drop(ahead);
-                    return follower.look().await.map(|_| Step::Read);
-                }
-                Ok(()) => {}
-            }
-            if taken < append.records.len() {
-                let (message, end) = message(follower, append, end, taken);
-                let sent = follower.send(&message).await?;
-                ahead.insert(append.partition, end);
-                drop(ahead);
-                return landed(follower, append.partition, message.tag, sent, end).await;
-            }
-            drop(ahead);
-            if is_fresh {
-                return Ok(Step::Stored(end.sequence));
-            }
-            follower.look().await.map(|_| Step::Read)
-        }
-        Err(refused) if refused.for_good || is_fresh => Err(refused.error),
-        Err(_) => {
-            drop(ahead);
-            follower.look().await.map(|_| Step::Read)
-        }
+    let decided = follower.with(|state| decide(state, on_its_way, append));
+    let (after, first) = match decided {
+        Ok((Decision::Send, after)) => (after, 0),
+        Ok((Decision::Compare(taken), end)) => match compare(follower, append, taken).await {
+            Ok(()) if taken < append.records.len() => (end, taken),
+            Ok(()) if is_fresh => return Ok(Step::Stored(end.sequence)),
+            Err(error) if is_fresh || error.is_transient() => return Err(error),
+            // The ids are what they are for good; the epoch may be an older one by now.
+            Ok(()) | Err(_) => return read_on(follower, ahead).await,
+        },
+        Err(refused) if refused.for_good || is_fresh => return Err(refused.error),
+        Ok((Decision::Wait, _)) | Err(_) => return read_on(follower, ahead).await,
+    };
+    if let Err(sealed) = follower.with(|state| state.check_open(append)) {
+        return if is_fresh { Err(sealed) } else { read_on(follower, ahead).await };
     }
+    let (message, end) = message(follower, append, after, first);
+    let sent = follower.send(&message).await?;
+    ahead.insert(append.partition, end);
+    drop(ahead);
+    landed(follower, append.partition, message.tag, sent, end).await
+}
+
+/// Reads everything before a moment that is still to come.
+async fn read_on(follower: &Follower, ahead: MutexGuard<'_, HashMap<u32, End>>) -> Result<Step> {
+    drop(ahead);
+    follower.look().await.map(|_| Step::Read)
 }
 
 /// The message for the records from `first` on, and the end of their partition when it counts.
@@ -174,26 +160,24 @@ pub(super) async fn divide(
     generations: &Generations,
 ) -> Result<Topic> {
     let name = &follower.topic;
-    let mut state = follower.look().await?;
-    for tried in [false, true] {
-        let control = known(name, &state, incarnation)?;
-        if control.epoch != epoch {
-            return Err(older(name, epoch, control.epoch));
+    let state = follower.look().await?;
+    let present = |state: &State| {
+        let control = known(name, state, incarnation)?;
+        match control.epoch == epoch {
+            true => state.topic(name).ok_or_else(|| unknown(name)),
+            false => Err(older(name, epoch, control.epoch)),
         }
-        if control.generations == *generations {
-            return state.topic(name).ok_or_else(|| unknown(name));
-        }
-        if tried || !is_next(generations, &control.generations) {
-            let message = format!(
-                "topic {name} has the generations {}; expected those and one more, the caller has {generations}",
-                control.generations
-            );
-            return Err(Error::new(Kind::TopicDiffers, message));
-        }
-        let message = follower.message(incarnation, epoch, Says::Divide(generations.clone()));
-        state = follower.tell(message).await?.state;
+    };
+    let topic = present(&state)?;
+    if !topic.is_to_be_divided(generations)? {
+        return Ok(topic);
     }
-    Err(contended(name))
+    let message = follower.message(incarnation, epoch, Says::Divide(generations.clone()));
+    let topic = present(&follower.tell(message).await?.state)?;
+    match topic.is_to_be_divided(generations)? {
+        false => Ok(topic),
+        true => Err(contended(name)),
+    }
 }
 
 /// Makes a topic's stream; the first birth in it counts.

@@ -9,22 +9,24 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 use tokio::sync::Mutex;
-use tombolo_bus::Bus;
 use tombolo_bus::rabbitmq::RabbitMq;
+use tombolo_bus::{Bus, Registration};
 
 use super::connect;
 
 const USER: &str = "suite";
 const PASSWORD: &str = "only-on-loopback";
+/// How often a server that starts is looked at, which is work for it.
+const LOOK_EACH: Duration = Duration::from_millis(50);
 
 /// The server, and the name service that it insists on.
 pub(super) struct Node {
-    folder: TempDir,
     port: u16,
     distribution: u16,
     epmd: u16,
-    names: Mutex<Option<Child>>,
     server: Mutex<Option<Child>>,
+    names: Mutex<Option<Child>>,
+    folder: TempDir,
 }
 
 fn free_port() -> u16 {
@@ -58,7 +60,43 @@ impl Node {
         names.args(["-address", "127.0.0.1", "-port", &node.epmd.to_string()]);
         *node.names.lock().await = Some(spawn(&mut names, Path::new("/dev/null")));
         node.run().await;
+        node.keep_the_coordinator().await;
         node
+    }
+
+    /// Makes a first stream, and waits until the server would still know of it when killed: half a second after the very
+    /// first stream, it writes to disk that it has a coordinator of streams.
+    async fn keep_the_coordinator(&self) {
+        let bus = self.connected().await;
+        bus.register(&Registration {
+            service: "first".parse().unwrap(),
+            replica: 1,
+            url: "".into(),
+            descriptor: "{}".into(),
+        })
+        .await
+        .unwrap();
+        bus.close().await;
+        let node = format!("{}@localhost", self.name());
+        let file = self.path("data").join(&node).join("coordination").join(&node).join("names.dets");
+        let coordinator = b"rabbit_stream_coordinator";
+        let is_kept = || {
+            let bytes = std::fs::read(&file).unwrap_or_default();
+            bytes.windows(coordinator.len()).any(|bytes| bytes == coordinator)
+        };
+        let mut look = tokio::time::interval(LOOK_EACH);
+        let kept = async {
+            while !is_kept() {
+                look.tick().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), kept)
+            .await
+            .expect("the coordinator is kept within 30 s");
+    }
+
+    fn name(&self) -> String {
+        format!("suite{}", self.port)
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -79,7 +117,7 @@ impl Node {
         }
         command
             .env("HOME", self.folder.path())
-            .env("RABBITMQ_NODENAME", format!("suite{}@localhost", self.port))
+            .env("RABBITMQ_NODENAME", format!("{}@localhost", self.name()))
             .env("RABBITMQ_MNESIA_BASE", self.path("data"))
             .env("RABBITMQ_LOG_BASE", self.path("log"))
             .env("RABBITMQ_LOGS", "-")
@@ -123,18 +161,15 @@ impl Node {
 
     /// A bus, once the server is up.
     pub(super) async fn connected(&self) -> RabbitMq {
-        let url = self.url();
+        let bus = connect(&self.url(), "suite").await;
+        let mut look = tokio::time::interval(LOOK_EACH);
         let starting = async {
-            loop {
-                let bus = connect(&url, "suite").await;
-                match bus.topics().await {
-                    Ok(_) => break bus,
-                    Err(_) => bus.close().await,
-                }
+            while bus.topics().await.is_err() {
+                look.tick().await;
             }
         };
         let started = tokio::time::timeout(Duration::from_secs(90), starting).await;
-        started.unwrap_or_else(|_| {
+        started.map(|()| bus).unwrap_or_else(|_| {
             let log = std::fs::read_to_string(self.path("server.log")).unwrap_or_default();
             panic!(
                 "the server did not start within 90 s; its log ends:\n{}",
