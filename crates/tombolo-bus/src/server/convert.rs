@@ -341,7 +341,12 @@ mod tests {
     fn partitions_that_no_topic_can_have_are_refused() {
         for (partitions, generations) in [(0, vec![]), (u32::MAX, vec![]), (0, vec![8, 0]), (8, vec![1; 99])]
         {
-            let request = wire::EnsureTopicRequest { name: "orders".into(), partitions, generations };
+            let request = wire::EnsureTopicRequest {
+                name: "orders".into(),
+                partitions,
+                generations,
+                incarnation: Bytes::new(),
+            };
             assert_eq!(TopicSpec::try_from(request).unwrap_err().kind(), Kind::Configuration);
         }
     }

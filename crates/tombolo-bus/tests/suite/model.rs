@@ -346,6 +346,9 @@ impl Bus for Open {
     async fn ensure_topic(&self, spec: &TopicSpec) -> Result<Topic> {
         let mut kept = self.kept()?;
         if let Some(stored) = kept.topics.get(&spec.name).filter(|_| !self.has(Fault::MakesTheTopicAnew)) {
+            if spec.incarnation.is_some_and(|given| given != stored.topic.incarnation) {
+                return fail(Kind::TopicDiffers, "it has another incarnation");
+            }
             let (found, asked) = (&stored.topic.generations, &spec.generations);
             let is_related = found.continue_from(asked) || asked.continue_from(found);
             if !is_related && !self.has(Fault::TakesOtherPartitions) {
