@@ -31,10 +31,11 @@ struct Arguments {
 enum Command {
     /// Run the tests, with real servers started privately for them.
     ///
-    /// A full run starts PostgreSQL, MariaDB, NATS and RabbitMQ on free ports, runs every test with every
-    /// feature, the slow ones and the doc tests included, and stops the servers again. It fails if
+    /// A full run starts PostgreSQL, MariaDB, NATS, RabbitMQ and Redis on free ports, runs every test with
+    /// every feature, the slow ones and the doc tests included, and stops the servers again. It fails if
     /// a test was skipped because a server was missing. A server named in TOMBOLO_TEST_POSTGRES,
-    /// TOMBOLO_TEST_MARIADB, TOMBOLO_TEST_NATS or TOMBOLO_TEST_RABBITMQ is used as it is, and never stopped.
+    /// TOMBOLO_TEST_MARIADB, TOMBOLO_TEST_NATS, TOMBOLO_TEST_RABBITMQ or TOMBOLO_TEST_REDIS is used as it is,
+    /// and never stopped.
     Test(test::Options),
     /// Run every static check: format, clippy, tidy, docs, each feature alone, the protocol's code.
     Ci,
@@ -43,7 +44,7 @@ enum Command {
     /// Exceptions for sizes and sleeps stand in xtask/tidy-exceptions.txt, each with its reason.
     /// The list may only shrink: an entry that allows more than is needed fails too.
     Tidy(tidy::Options),
-    /// Start, stop or show private PostgreSQL, MariaDB, NATS and RabbitMQ servers for tests run by hand.
+    /// Start, stop or show private PostgreSQL, MariaDB, NATS, RabbitMQ and Redis servers for tests run by hand.
     ///
     /// They listen on free ports of 127.0.0.1 and keep their files in a scratch folder. After
     /// `start`, `set -a; . target/services/env` gives their addresses to a shell.

@@ -1,5 +1,5 @@
-//! `cargo xtask services`, and the servers of `cargo xtask test`: private PostgreSQL, MariaDB, NATS and RabbitMQ on
-//! free loopback ports, with their files in a scratch folder. Invariant: only a process that a record
+//! `cargo xtask services`, and the servers of `cargo xtask test`: private PostgreSQL, MariaDB, NATS, RabbitMQ and
+//! Redis on free loopback ports, with their files in a scratch folder. Invariant: only a process that a record
 //! proves to be ours is ever stopped, and what is started is recorded before anybody waits for it.
 
 mod address;
@@ -10,6 +10,7 @@ mod postgres;
 mod process;
 mod rabbitmq;
 mod record;
+mod redis;
 mod scratch;
 
 use crate::error::{Context, Error};
@@ -26,8 +27,10 @@ pub(crate) const POSTGRES_VARIABLE: &str = "TOMBOLO_TEST_POSTGRES";
 pub(crate) const MARIADB_VARIABLE: &str = "TOMBOLO_TEST_MARIADB";
 pub(crate) const NATS_VARIABLE: &str = "TOMBOLO_TEST_NATS";
 pub(crate) const RABBITMQ_VARIABLE: &str = "TOMBOLO_TEST_RABBITMQ";
+pub(crate) const REDIS_VARIABLE: &str = "TOMBOLO_TEST_REDIS";
 /// All of them.
-pub(crate) const VARIABLES: [&str; 4] = [POSTGRES_VARIABLE, MARIADB_VARIABLE, NATS_VARIABLE, RABBITMQ_VARIABLE];
+pub(crate) const VARIABLES: [&str; 5] =
+    [POSTGRES_VARIABLE, MARIADB_VARIABLE, NATS_VARIABLE, RABBITMQ_VARIABLE, REDIS_VARIABLE];
 
 /// The record of what `services start` started; those of tests carry the number of their process.
 const BY_HAND: &str = "started";
@@ -103,6 +106,7 @@ impl Servers {
                 POSTGRES_VARIABLE => postgres::start(&mut servers.record, &programs, interrupt)?,
                 MARIADB_VARIABLE => mariadb::start(&mut servers.record, &programs, interrupt)?,
                 RABBITMQ_VARIABLE => rabbitmq::start(&mut servers.record, &programs, interrupt)?,
+                REDIS_VARIABLE => redis::start(&mut servers.record, &programs, interrupt)?,
                 _ => nats::start(&mut servers.record, &programs, interrupt)?,
             };
             servers.record.variables.push(((*variable).to_owned(), address));

@@ -74,9 +74,9 @@ fn commands(workspace: &Workspace, quick: bool) -> [Command; 3] {
         let mut command = workspace.cargo();
         command.args(["test", "--workspace", "--all-features", "--no-fail-fast"]).args(targets);
         if quick {
-            VARIABLES.iter().for_each(|variable| {
+            for variable in VARIABLES {
                 command.env_remove(variable);
-            });
+            }
         }
         command
     };

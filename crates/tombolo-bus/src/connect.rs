@@ -13,7 +13,9 @@ use crate::{Bus, Error, Kind, Result};
 
 /// The URLs of buses, for people.
 const FORMS: &str = "memory: (this process only), file:///folder (the log of one process), \
-    tombolo://host:port or tombolo+unix:///path/to/socket (a `tombolo bus`), nats://host:port (NATS JetStream), amqp://user:password@host:port (RabbitMQ streams)";
+    tombolo://host:port or tombolo+unix:///path/to/socket (a `tombolo bus`), nats://host:port (NATS JetStream), \
+    postgres://user@host:port/database (PostgreSQL), redis://host:port (Redis), \
+    amqp://user:password@host:port (RabbitMQ streams)";
 
 /// Who uses a bus.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -73,6 +75,8 @@ pub async fn connect(url: &str, identity: &Identity) -> Result<Arc<dyn Bus>> {
         "tombolo" | "tombolo+unix" => to_server(url, identity).await,
         "nats" => to_nats(url).await,
         "amqp" | "amqps" => to_rabbitmq(url).await,
+        "postgres" | "postgresql" => to_postgres(url).await,
+        "redis" => to_redis(url).await,
         other => Err(unusable(url, &format!("has the unknown scheme {other:?}"))),
     }
 }
@@ -147,7 +151,34 @@ async fn to_rabbitmq(_url: &str) -> Result<Arc<dyn Bus>> {
     Err(absent("amqp://…", "rabbitmq"))
 }
 
-#[cfg(not(all(feature = "embedded", feature = "server", feature = "nats", feature = "rabbitmq")))]
+#[cfg(feature = "postgres")]
+async fn to_postgres(url: &str) -> Result<Arc<dyn Bus>> {
+    Ok(Arc::new(crate::postgres::connect(url).await?))
+}
+
+#[cfg(not(feature = "postgres"))]
+async fn to_postgres(_url: &str) -> Result<Arc<dyn Bus>> {
+    Err(absent("postgres://…", "postgres"))
+}
+
+#[cfg(feature = "redis")]
+async fn to_redis(url: &str) -> Result<Arc<dyn Bus>> {
+    Ok(Arc::new(crate::redis::connect(url).await?))
+}
+
+#[cfg(not(feature = "redis"))]
+async fn to_redis(_url: &str) -> Result<Arc<dyn Bus>> {
+    Err(absent("redis://…", "redis"))
+}
+
+#[cfg(not(all(
+    feature = "embedded",
+    feature = "server",
+    feature = "nats",
+    feature = "postgres",
+    feature = "redis",
+    feature = "rabbitmq"
+)))]
 fn absent(url: &str, feature: &str) -> Error {
     let message = format!(
         "bus URL {url:?} needs the feature {feature:?} of tombolo-bus, which this program was built without; build it in, or use another URL"

@@ -16,8 +16,14 @@ pub mod server;
 pub mod nats;
 #[cfg(feature = "rabbitmq")]
 pub mod rabbitmq;
-#[cfg(any(feature = "nats", feature = "rabbitmq"))]
+#[cfg(feature = "postgres")]
+pub mod postgres;
+#[cfg(feature = "redis")]
+pub mod redis;
+#[cfg(any(feature = "nats", feature = "rabbitmq", feature = "postgres", feature = "redis"))]
 mod accept;
+#[cfg(any(feature = "postgres", feature = "redis"))]
+mod adapter;
 mod connect;
 pub mod moving;
 #[cfg(feature = "conformance")]

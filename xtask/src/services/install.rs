@@ -1,7 +1,9 @@
 //! Finds the servers' programs, and installs what is missing where that is allowed. Invariant: an
 //! installation starts no system service, and nothing is installed unasked.
 
-use super::{MARIADB_VARIABLE, NATS_VARIABLE, POSTGRES_VARIABLE, RABBITMQ_VARIABLE, VARIABLES};
+use super::{
+    MARIADB_VARIABLE, NATS_VARIABLE, POSTGRES_VARIABLE, RABBITMQ_VARIABLE, REDIS_VARIABLE, VARIABLES,
+};
 use crate::chore;
 use crate::error::{Context, Error};
 use crate::workspace::output;
@@ -30,6 +32,7 @@ pub(super) struct Programs {
     /// The folder with `rabbitmq-server` itself, not the one that becomes another user first.
     pub(super) rabbitmq: PathBuf,
     pub(super) epmd: PathBuf,
+    pub(super) redis: PathBuf,
 }
 
 /// The programs for the servers named by `variables`.
@@ -60,10 +63,11 @@ fn look(variables: &[&str]) -> (Programs, Vec<&'static str>) {
     let mariadb = find(MARIADB_VARIABLE, "mariadb-server", on_path("mariadbd"));
     let mariadb_install = find(MARIADB_VARIABLE, "mariadb-server", on_path("mariadb-install-db"));
     let nats = find(NATS_VARIABLE, "nats-server", on_path("nats-server"));
+    let redis = find(REDIS_VARIABLE, "redis-server", on_path("redis-server"));
     let rabbitmq = find(RABBITMQ_VARIABLE, "rabbitmq-server", rabbitmq_folder());
     let epmd = find(RABBITMQ_VARIABLE, "rabbitmq-server", on_path("epmd"));
     missing.dedup();
-    (Programs { postgres, mariadb, mariadb_install, nats, rabbitmq, epmd }, missing)
+    (Programs { postgres, mariadb, mariadb_install, nats, redis, rabbitmq, epmd }, missing)
 }
 
 fn advice(missing: &[&str]) -> String {
@@ -73,9 +77,13 @@ fn advice(missing: &[&str]) -> String {
          \x20 Debian, Ubuntu: sudo apt-get update && sudo apt-get install -y --no-install-recommends {packages}\n\
          \x20                 (as root, `--install` does it without starting system services)\n\
          \x20 macOS:          brew install {}\n\
-         \x20 elsewhere:      https://www.postgresql.org/download/, https://mariadb.org/download/, https://nats.io/download/, https://www.rabbitmq.com/docs/download\n\
+         \x20 elsewhere:      https://www.postgresql.org/download/, https://mariadb.org/download/, https://nats.io/download/, https://www.rabbitmq.com/docs/download, https://redis.io/downloads/\n\
          or point {} to servers that tests may use",
-        packages.replace("postgresql", "postgresql@17").replace("mariadb-server", "mariadb").replace("rabbitmq-server", "rabbitmq"),
+        packages
+            .replace("postgresql", "postgresql@17")
+            .replace("mariadb-server", "mariadb")
+            .replace("rabbitmq-server", "rabbitmq")
+            .replace("redis-server", "redis"),
         VARIABLES.join(", "),
     )
 }

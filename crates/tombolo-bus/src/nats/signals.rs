@@ -11,12 +11,10 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 
 use super::link::{Link, REQUEST_SECONDS_MAX, unavailable};
-use crate::signal::SIGNAL_BYTES_MAX;
+use crate::signal::{SIGNAL_BYTES_MAX, check_subject};
 use crate::{Error, Kind, Reach, Result, Signal, SignalStream};
 
 const REPLY_TO: &str = "Tombolo-Reply-To";
-/// The longest subject, in bytes.
-const SUBJECT_BYTES_MAX: usize = 256;
 
 pub(super) async fn send(link: &Arc<Link>, subject: &str, signal: Signal) -> Result<Reach> {
     check_subject(subject)?;
@@ -88,18 +86,6 @@ fn check_size(link: &Link, signal: &Signal) -> Result<()> {
         "signal holds {found} bytes; expected at most {bound}, of {SIGNAL_BYTES_MAX} and the NATS server's `max_payload`"
     );
     Err(Error::new(Kind::TooLarge, message))
-}
-
-fn check_subject(subject: &str) -> Result<()> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
-    let word = |word: &str| !word.is_empty() && word.chars().all(allowed);
-    if subject.len() <= SUBJECT_BYTES_MAX && subject.split('.').all(word) {
-        return Ok(());
-    }
-    let message = format!(
-        "subject {subject:?} is not dotted words of letters, digits, '-' and '_' within {SUBJECT_BYTES_MAX} bytes"
-    );
-    Err(Error::new(Kind::InvalidName, message))
 }
 
 fn away(error: &dyn std::error::Error) -> Error {

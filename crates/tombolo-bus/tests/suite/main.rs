@@ -5,11 +5,17 @@
 
 #[cfg(feature = "embedded")]
 mod embedded;
+#[cfg(any(feature = "postgres", feature = "redis"))]
+mod load;
 mod model;
 #[cfg(feature = "nats")]
 mod nats;
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq;
+#[cfg(feature = "postgres")]
+mod postgres;
+#[cfg(feature = "redis")]
+mod redis;
 
 use std::sync::Arc;
 
