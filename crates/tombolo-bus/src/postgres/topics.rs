@@ -65,7 +65,7 @@ fn unknown(topic: &ServiceName) -> Error {
 impl Link {
     /// Makes the topic unless it is there.
     pub(super) async fn ensure(&self, spec: &TopicSpec) -> Result<Topic> {
-        let TopicSpec { name, generations } = spec;
+        let TopicSpec { name, generations, incarnation } = spec;
         self.make_tables().await?;
         if let Some(found) = self.find(name).await? {
             return found.topic.matching(spec);
@@ -76,7 +76,7 @@ impl Link {
             "INSERT INTO topic (name, incarnation, generations, epoch) VALUES ($1, $2, $3, 0)
              ON CONFLICT (name) DO NOTHING RETURNING id",
         );
-        let made = made.bind(name.as_str()).bind(Incarnation::new().0).bind(counts(generations));
+        let made = made.bind(name.as_str()).bind(incarnation.unwrap_or_default().0).bind(counts(generations));
         if let Some(row) = self.answer(made.fetch_optional(&mut *lease)).await? {
             let id: i32 = row.try_get(0).map_err(failed)?;
             self.add_partitions(&mut lease, id, 0, generations).await?;

@@ -9,7 +9,7 @@ pub enum Mutant {
     /// Goes on appending after another relay raised the epoch.
     IgnoreTheEpoch,
     /// Leaves the earlier partitions open when a topic is divided.
-    IgnoreSeals,
+    IgnoreTheSeals,
     /// Acknowledges a repeat without comparing its ids with what is stored.
     AcknowledgeAnyRepeat,
     /// Takes an append that leaves a hole, as explicit ids of entries alone would.
@@ -25,7 +25,7 @@ impl Mutant {
     pub(super) fn change(self, script: Script, text: &str) -> String {
         let (of, from, to) = match self {
             Self::IgnoreTheEpoch => (Script::Append, "topic[4] ~= ARGV[3] or ", ""),
-            Self::IgnoreSeals => (Script::Append, "partition < tonumber(topic[6])", "false"),
+            Self::IgnoreTheSeals => (Script::Append, "partition < tonumber(topic[6])", "false"),
             Self::AcknowledgeAnyRepeat => (Script::Append, "found[2][2] ~= expected", "false"),
             Self::TakeHoles => {
                 (Script::Append, "local stored = math.min(", "local stored = math.max(0, math.min(")

@@ -67,7 +67,7 @@ impl Link {
         named.extend((0..partitions).map(|partition| keys.partition(name, partition)));
         let mut line = self.line().await?;
         let mut call = line.scripts.call(Script::Ensure, &named);
-        call.arg(keys.mark(name)).arg(Incarnation::new().to_string());
+        call.arg(keys.mark(name)).arg(spec.incarnation.unwrap_or_default().to_string());
         call.arg(each).arg(partitions).arg(sealed).arg(name.as_str());
         let (found, _) = read(name, line.ask(&call).await?)?;
         found.matching(spec)

@@ -345,7 +345,7 @@ mod tests {
                 name: "orders".into(),
                 partitions,
                 generations,
-                incarnation: Bytes::new(),
+                incarnation: bytes::Bytes::new(),
             };
             assert_eq!(TopicSpec::try_from(request).unwrap_err().kind(), Kind::Configuration);
         }

@@ -27,7 +27,7 @@ pub(crate) trait Killable: Send + Sync {
 }
 
 pub(crate) fn orders() -> TopicSpec {
-    TopicSpec { name: "orders".parse().unwrap(), generations: Generations::first(1).unwrap() }
+    TopicSpec::new("orders".parse().unwrap(), Generations::first(1).unwrap())
 }
 
 /// One relay appends without end; the server is killed while it is at it.

@@ -384,7 +384,7 @@ mod broken {
         let Some(server) = shared("the mutants of Redis") else { return };
         let caught_by = [
             (Mutant::IgnoreTheEpoch, "an_append_that_was_prepared_before_a_raise_is_refused"),
-            (Mutant::IgnoreSeals, "a_division_seals_every_earlier_partition"),
+            (Mutant::IgnoreTheSeals, "a_division_seals_every_earlier_partition"),
             (Mutant::AcknowledgeAnyRepeat, "another_id_under_a_stored_number_is_refused"),
             (Mutant::TakeHoles, "a_hole_is_refused"),
             (Mutant::BelieveTheCursor, "a_cursor_whose_record_has_another_id_is_refused"),
