@@ -24,7 +24,7 @@ pub(super) const NAME: &str = "mariadb";
 /// Enough for many tests at once, each with a pool.
 const CONNECTIONS_MAX: u32 = 400;
 
-/// The user of the tests, who may create databases.
+/// The user of the tests, who may create databases, and users.
 const USER: &str = "tombolo";
 
 const READY_BOUND: Duration = Duration::from_secs(60);
@@ -80,7 +80,7 @@ impl<'a> Cluster<'a> {
         let users = record.scratch.join("users.sql");
         let who = format!("{USER}@'127.0.0.1'");
         let text = format!(
-            "CREATE OR REPLACE USER {who} IDENTIFIED BY '{}';\nGRANT ALL ON *.* TO {who};\n",
+            "CREATE OR REPLACE USER {who} IDENTIFIED BY '{}';\nGRANT ALL ON *.* TO {who} WITH GRANT OPTION;\n",
             self.password
         );
         scratch::secret_file(&users, &text, self.user.as_ref())?;
