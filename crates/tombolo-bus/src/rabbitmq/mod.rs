@@ -56,6 +56,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use futures_util::StreamExt;
 use tombolo_event::envelope::EVENT_BYTES_MAX;
 use tombolo_event::{Generations, Incarnation, ServiceName};
 
@@ -77,6 +78,9 @@ pub struct RabbitMq {
     /// One for each topic that this process uses; topics are as many as services.
     followers: Mutex<HashMap<ServiceName, Place>>,
 }
+
+/// How many topics are opened at once to list them.
+const TOPICS_AT_ONCE: usize = 8;
 
 /// Where a topic's follower is, once there is one; held while it is begun.
 type Place = Arc<tokio::sync::Mutex<Option<Arc<Follower>>>>;
@@ -187,9 +191,12 @@ impl Bus for RabbitMq {
     }
 
     async fn topics(&self) -> Result<Vec<Topic>> {
+        let names = self.directory.topics(self.link()).await?;
+        let found = futures_util::stream::iter(names).map(|name| async move { self.topic(&name).await });
+        let mut found = found.buffered(TOPICS_AT_ONCE);
         let mut topics = Vec::new();
-        for name in self.directory.topics(self.link()).await? {
-            match self.topic(&name).await {
+        while let Some(topic) = found.next().await {
+            match topic {
                 Ok(topic) => topics.push(topic),
                 Err(error) if matches!(error.kind(), Kind::UnknownTopic | Kind::TopicDiffers) => {
                     tracing::warn!("a topic is left out of the list: {error}");

@@ -164,7 +164,7 @@ impl Node {
         let bus = connect(&self.url(), "suite").await;
         let mut look = tokio::time::interval(LOOK_EACH);
         let starting = async {
-            while bus.topics().await.is_err() {
+            while bus.registrations().await.is_err() {
                 look.tick().await;
             }
         };
