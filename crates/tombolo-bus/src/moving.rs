@@ -199,7 +199,8 @@ fn appends(records: Vec<Record>) -> Vec<Vec<Record>> {
     appends
 }
 
-#[cfg(all(test, feature = "embedded"))]
+#[cfg(test)]
+#[cfg(feature = "embedded")]
 mod tests {
     use std::sync::Arc;
 

@@ -16,6 +16,9 @@ pub(crate) use views::{Compared, OfView, SwitchView, Views};
 /// The schema of Tombolo's tables on PostgreSQL, unless somebody says otherwise.
 pub(crate) const SCHEMA_DEFAULT: &str = "tombolo";
 
+/// What the names of Tombolo's tables begin with on MySQL and MariaDB, unless somebody says otherwise.
+pub(crate) const PREFIX_DEFAULT: &str = "tombolo_";
+
 const EXIT_CODES: &str = "Exit codes:
   0  it worked
   1  it was understood and did not work
@@ -117,7 +120,7 @@ pub(crate) struct PrintSchema {
     #[arg(long, value_name = "NAME", default_value = SCHEMA_DEFAULT)]
     pub(crate) schema: String,
     /// What the names of the tables begin with, on MySQL and MariaDB
-    #[arg(long, value_name = "PREFIX", default_value = "tombolo_")]
+    #[arg(long, value_name = "PREFIX", default_value = PREFIX_DEFAULT)]
     pub(crate) prefix: String,
 }
 
@@ -154,7 +157,7 @@ pub(crate) struct OfDatabase {
     #[arg(long, value_name = "NAME", default_value = SCHEMA_DEFAULT)]
     pub(crate) schema: String,
     /// What the names of the tables begin with, on MySQL and MariaDB
-    #[arg(long, value_name = "PREFIX", default_value = "tombolo_")]
+    #[arg(long, value_name = "PREFIX", default_value = PREFIX_DEFAULT)]
     pub(crate) prefix: String,
 }
 

@@ -48,6 +48,24 @@ pub struct SubscriptionStatus {
     pub detail: Option<String>,
 }
 
+impl SubscriptionStatus {
+    /// One of which nothing is known yet.
+    pub(crate) fn blank(name: &str, kind: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            kind: kind.to_owned(),
+            partitions: Vec::new(),
+            lag_events: 0,
+            lag_seconds: 0.0,
+            parked_keys: 0,
+            parked_events: 0,
+            oldest_parked: None,
+            state: State::Waiting,
+            detail: None,
+        }
+    }
+}
+
 /// Where a subscription stands in one partition.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PartitionStatus {

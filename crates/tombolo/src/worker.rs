@@ -149,7 +149,8 @@ enum Ended {
 impl<D: Database> Worker<D> {
     /// Runs until it is stopped.
     pub(crate) async fn run(mut self) {
-        self.board.subscription(self.blank_status());
+        self.board
+            .subscription(SubscriptionStatus::blank(&self.subscription.name, self.subscription.role.name()));
         let mut attempt = 0;
         let mut said = String::new();
         let mut calls = effect::Calls::default();
@@ -470,7 +471,7 @@ impl<D: Database> Worker<D> {
             state: if waiting { worst.max(State::Waiting) } else { worst },
             detail: (!absent.is_empty())
                 .then(|| format!("no service has made topic {} yet", absent.join(", "))),
-            ..self.blank_status()
+            ..SubscriptionStatus::blank(&self.subscription.name, self.subscription.role.name())
         });
     }
 
@@ -481,21 +482,6 @@ impl<D: Database> Worker<D> {
             status.detail = Some(error.to_string());
             status.partitions.clear();
         });
-    }
-
-    fn blank_status(&self) -> SubscriptionStatus {
-        SubscriptionStatus {
-            name: self.subscription.name.clone(),
-            kind: self.subscription.role.name().to_owned(),
-            partitions: Vec::new(),
-            lag_events: 0,
-            lag_seconds: 0.0,
-            parked_keys: 0,
-            parked_events: 0,
-            oldest_parked: None,
-            state: State::Waiting,
-            detail: None,
-        }
     }
 }
 

@@ -119,17 +119,22 @@ impl Follower {
             marking: AtomicBool::new(false),
             ahead: tokio::sync::Mutex::default(),
         });
-        let (following, over) = (Arc::clone(&follower), follower.over.clone());
-        link.tasks.spawn(async move {
+        follower.keep_following(feed);
+        let unfinished = follower.over.clone().drop_guard();
+        seen.await.map_err(|_| follower.why_ended())?;
+        unfinished.disarm();
+        Ok(follower)
+    }
+
+    /// Follows in a task of the link's, until it is over.
+    fn keep_following(self: &Arc<Self>, feed: Feed) {
+        let (following, over) = (Arc::clone(self), self.over.clone());
+        self.link.tasks.spawn(async move {
             let ended = over.run_until_cancelled(following.follow(feed)).await;
             let error =
                 ended.unwrap_or_else(|| Error::new(Kind::Closed, "the bus was closed by this process"));
             following.end(&error);
         });
-        let unfinished = follower.over.clone().drop_guard();
-        seen.await.map_err(|_| follower.why_ended())?;
-        unfinished.disarm();
-        Ok(follower)
     }
 
     async fn follow(&self, mut feed: Feed) -> Error {

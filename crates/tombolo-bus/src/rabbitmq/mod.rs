@@ -180,7 +180,7 @@ impl Bus for RabbitMq {
 
     async fn ensure_topic(&self, spec: &TopicSpec) -> Result<Topic> {
         let follower = self.follower_of_new(&spec.name).await?;
-        let state = writer::begin(&follower, &spec.generations).await?;
+        let state = writer::begin(&follower, spec).await?;
         self.directory.add_topic(self.link(), &spec.name).await?;
         state.topic(&spec.name).ok_or_else(|| rule::unknown(&spec.name))?.matching(spec)
     }

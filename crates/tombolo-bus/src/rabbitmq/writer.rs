@@ -18,7 +18,7 @@ use super::link::Link;
 use super::message::{Records, Says};
 use super::rule::{Control, Decision, End, State, check_incarnation, decide, older, same_id, unknown};
 use super::stream;
-use crate::{Append, Appended, Error, Kind, Result, Tail, Topic};
+use crate::{Append, Appended, Error, Kind, Result, Tail, Topic, TopicSpec};
 
 /// How often something is tried again after somebody else was faster.
 const TRIES_MAX: u32 = 64;
@@ -186,12 +186,13 @@ pub(super) async fn make(link: &Arc<Link>, topic: &ServiceName) -> Result<()> {
 }
 
 /// The topic, which begins now unless it has begun.
-pub(super) async fn begin(follower: &Follower, generations: &Generations) -> Result<State> {
+pub(super) async fn begin(follower: &Follower, spec: &TopicSpec) -> Result<State> {
     let state = follower.look().await?;
     if state.control.is_some() {
         return Ok(state);
     }
-    let message = follower.message(Incarnation::new(), 0, Says::Birth(generations.clone()));
+    let incarnation = spec.incarnation.unwrap_or_default();
+    let message = follower.message(incarnation, 0, Says::Birth(spec.generations.clone()));
     Ok(follower.tell(message).await?.state)
 }
 

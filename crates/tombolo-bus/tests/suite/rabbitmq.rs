@@ -43,7 +43,7 @@ async fn connect(url: &str, namespace: &str) -> RabbitMq {
 }
 
 fn orders() -> TopicSpec {
-    TopicSpec { name: "orders".parse().unwrap(), generations: Generations::first(1).unwrap() }
+    TopicSpec::new("orders".parse().unwrap(), Generations::first(1).unwrap())
 }
 
 /// The client itself, for what Tombolo never does.

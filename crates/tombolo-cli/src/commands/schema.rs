@@ -9,7 +9,7 @@ use tombolo_db::postgres::{self, Postgres};
 use tombolo_db::sqlite::{self, Sqlite};
 use tombolo_db::{Outbox, Owner};
 
-use crate::arguments::{ApplySchema, DatabaseKind, OfDatabase, PrintSchema, SCHEMA_DEFAULT};
+use crate::arguments::{ApplySchema, DatabaseKind, OfDatabase, PREFIX_DEFAULT, PrintSchema, SCHEMA_DEFAULT};
 use crate::commands::say;
 use crate::error::{Error, Result};
 
@@ -51,7 +51,8 @@ pub(crate) async fn check(arguments: OfDatabase) -> Result<()> {
 
 /// The version of Tombolo's tables in the database at `url`, if that and its settings are as they should be.
 pub(crate) async fn version(url: &str) -> Result<i64> {
-    checked(&OfDatabase { url: url.to_owned(), schema: SCHEMA_DEFAULT.to_owned() }).await
+    let (schema, prefix) = (SCHEMA_DEFAULT.to_owned(), PREFIX_DEFAULT.to_owned());
+    checked(&OfDatabase { url: url.to_owned(), schema, prefix }).await
 }
 
 async fn checked(arguments: &OfDatabase) -> Result<i64> {

@@ -20,7 +20,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::{AssertSqlSafe, Executor, MySql, MySqlPool, Row, SqlSafeStr};
 use sqlx_core::transaction::TransactionManager;
 
-type Manager = <MySql as sqlx::Database>::TransactionManager;
+type Transactions = <MySql as sqlx::Database>::TransactionManager;
 
 /// The two counts of the session: statements that were undone, and returns to a savepoint, which undo them on purpose. The table has
 /// another name on MariaDB than on MySQL; each reads only its own comment.
@@ -72,7 +72,7 @@ impl Session {
              SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION; SAVEPOINT tombolo_transaction{then}"
         );
         let mut session = Self { connection: pool.acquire().await?, is_open: true };
-        Manager::begin(&mut session.connection, Some(AssertSqlSafe(begin).into_sql_str())).await?;
+        Transactions::begin(&mut session.connection, Some(AssertSqlSafe(begin).into_sql_str())).await?;
         Ok(session)
     }
 
@@ -112,8 +112,8 @@ impl Session {
 
 /// Tells sqlx that the transaction has ended. The ROLLBACK that it puts in front of the connection's next message finds nothing.
 fn forget(connection: &mut MySqlConnection) {
-    while Manager::get_transaction_depth(connection) > 0 {
-        Manager::start_rollback(connection);
+    while Transactions::get_transaction_depth(connection) > 0 {
+        Transactions::start_rollback(connection);
     }
 }
 

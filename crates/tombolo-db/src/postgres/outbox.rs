@@ -175,6 +175,29 @@ struct PostgresLeader {
     next_due: Option<Timestamp>,
 }
 
+/// Numbers the next rows that have none: each partition's in the order of their positions.
+const NUMBER: &str = "WITH waiting AS (
+         SELECT position, partition, size FROM tombolo.outbox
+         WHERE sequence IS NULL AND position > $1 ORDER BY position LIMIT $2
+     ), fitting AS (
+         SELECT position, partition, row_number() OVER w AS nth, sum(size) OVER w AS total
+         FROM waiting
+         -- What came in since it was placed, and its successors, have their turn in the next round.
+         WHERE position < coalesce((SELECT min(position) FROM waiting WHERE partition < $4), $5)
+         WINDOW w AS (ORDER BY position)
+     ), next AS (
+         SELECT position, partition, row_number() OVER (PARTITION BY partition ORDER BY position) AS nth
+         FROM fitting WHERE nth = 1 OR total <= $3
+     ), moved AS (
+         UPDATE tombolo.partition AS p SET numbered = p.numbered + c.rows
+         FROM (SELECT partition, count(*) AS rows FROM next GROUP BY partition) AS c
+         WHERE p.partition = c.partition
+         RETURNING p.partition, p.numbered - c.rows AS before
+     )
+     UPDATE tombolo.outbox AS o SET sequence = moved.before + next.nth
+     FROM next JOIN moved USING (partition) WHERE o.position = next.position
+     RETURNING o.position, o.partition, o.sequence, o.id, o.event_type, o.bytes";
+
 impl PostgresLeader {
     /// The marks of `done` that lie above what was removed before.
     fn news(&self, done: &[Mark]) -> Vec<Mark> {
@@ -251,29 +274,7 @@ impl PostgresLeader {
         let first = if as_hinted { 0 } else { generations::first(&self.generations) };
         let above =
             if self.database.mutation.is(Mutant::NaiveOutboxCursor) { self.highest } else { i64::MIN };
-        let numbered = sqlx::query(self.database.sql(
-            "WITH waiting AS (
-                 SELECT position, partition, size FROM tombolo.outbox
-                 WHERE sequence IS NULL AND position > $1 ORDER BY position LIMIT $2
-             ), fitting AS (
-                 SELECT position, partition, row_number() OVER w AS nth, sum(size) OVER w AS total
-                 FROM waiting
-                 -- What came in since it was placed, and its successors, have their turn in the next round.
-                 WHERE position < coalesce((SELECT min(position) FROM waiting WHERE partition < $4), $5)
-                 WINDOW w AS (ORDER BY position)
-             ), next AS (
-                 SELECT position, partition, row_number() OVER (PARTITION BY partition ORDER BY position) AS nth
-                 FROM fitting WHERE nth = 1 OR total <= $3
-             ), moved AS (
-                 UPDATE tombolo.partition AS p SET numbered = p.numbered + c.rows
-                 FROM (SELECT partition, count(*) AS rows FROM next GROUP BY partition) AS c
-                 WHERE p.partition = c.partition
-                 RETURNING p.partition, p.numbered - c.rows AS before
-             )
-             UPDATE tombolo.outbox AS o SET sequence = moved.before + next.nth
-             FROM next JOIN moved USING (partition) WHERE o.position = next.position
-             RETURNING o.position, o.partition, o.sequence, o.id, o.event_type, o.bytes",
-        ));
+        let numbered = sqlx::query(self.database.sql(NUMBER));
         let numbered = numbered.bind(above).bind(limit.rows.max(1) as i64).bind(limit.bytes as i64);
         let numbered = numbered.bind(first).bind(i64::MAX);
         let found = numbered.fetch_all(connection).await?;

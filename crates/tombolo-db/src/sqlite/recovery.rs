@@ -169,6 +169,13 @@ async fn number(
             .await?;
     }
     generations::place_all(connection, generations).await?;
+    let kept = after_tails(connection).await?;
+    generations::seal(connection, generations).await?;
+    Ok(Adopted { dropped, kept })
+}
+
+/// Numbers what waits after what is on the bus; returns how many.
+async fn after_tails(connection: &mut SqliteConnection) -> Result<u64> {
     let kept = sqlx::query(
         "UPDATE tombolo_outbox AS o SET sequence = n.sequence
          FROM (SELECT w.position, p.removed_sequence + row_number()
@@ -184,8 +191,7 @@ async fn number(
     )
     .execute(&mut *connection)
     .await?;
-    generations::seal(connection, generations).await?;
-    Ok(Adopted { dropped, kept })
+    Ok(kept)
 }
 
 /// The consequences among `ids` that are on the bus already.
