@@ -182,6 +182,16 @@ impl Topic {
     ///
     /// # Errors
     /// `TopicDiffers` if that is not what it has and one generation more.
+    #[cfg_attr(
+        not(any(
+            feature = "embedded",
+            feature = "nats",
+            feature = "postgres",
+            feature = "rabbitmq",
+            feature = "redis"
+        )),
+        expect(dead_code, reason = "only an engine asks")
+    )]
     pub(crate) fn is_to_be_divided(&self, asked: &Generations) -> Result<bool> {
         if self.generations == *asked {
             return Ok(false);
@@ -201,6 +211,16 @@ impl Topic {
     ///
     /// # Errors
     /// `TopicDiffers` if neither's generations continue from the other's, or it has another incarnation than the given one.
+    #[cfg_attr(
+        not(any(
+            feature = "embedded",
+            feature = "nats",
+            feature = "postgres",
+            feature = "rabbitmq",
+            feature = "redis"
+        )),
+        expect(dead_code, reason = "only an engine asks")
+    )]
     pub(crate) fn matching(self, spec: &TopicSpec) -> Result<Self> {
         if spec.incarnation.is_some_and(|given| given != self.incarnation) {
             let message = format!(

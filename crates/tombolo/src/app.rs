@@ -187,6 +187,11 @@ impl<D: Database> App<D> {
         Ok(self.0.asker.directory.services())
     }
 
+    /// Whether the service declared no type, and so has no topic.
+    pub(crate) fn publishes_nothing(&self) -> bool {
+        self.0.publisher.declared.is_empty()
+    }
+
     /// What restores and clones are decided with.
     pub(crate) fn recovery(&self) -> &Arc<Recovery> {
         &self.0.recovery

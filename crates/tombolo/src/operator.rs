@@ -95,6 +95,9 @@ async fn requests<D: Database>(app: &App<D>, ask: &Ask) -> Result<Vec<Request>, 
         let places = places_of(app, &ask.subscription, which).await?;
         return Ok(places.into_iter().map(|of| request(of, &ask.action)).collect());
     }
+    if let Action::Reset { to, .. } = &ask.action {
+        preview::check_reset(app.desk().bus(), &cursors, to).await?;
+    }
     let everywhere = || cursors.iter().map(|cursor| request(of(cursor), &ask.action)).collect();
     Ok(match &ask.action {
         Action::Reset { to, force } => to
@@ -151,7 +154,7 @@ fn check_topic<D: Database>(app: &App<D>, asked: &str, partitions: u32) -> Resul
             format!("found {asked:?}; a service divides only its own topic, {:?}", of_topic(service));
         return Err(Problem::new(StatusCode::NOT_FOUND, detail));
     }
-    if app.status().relay.is_none() {
+    if app.publishes_nothing() {
         let detail = format!("service {service} publishes nothing, so it has no topic that could be divided");
         return Err(wrong(detail));
     }

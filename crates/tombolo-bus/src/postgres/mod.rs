@@ -12,7 +12,7 @@
 //! are named), so a reader never sees what a power cut could take back. `fsync` and `full_page_writes` must be on for that;
 //! they are checked whenever a connection is made.
 //!
-//! **Signals** are notices (`NOTIFY`) to the listening connections of those who hear a subject; see [`signals`].
+//! **Signals** are notices (`NOTIFY`) to the listening connections of those who hear a subject; see `signals`.
 //!
 //! What this engine cannot do: only the server's own accounts say who may append to which topic; a pooler that hands a
 //! session's statements to different connections (PgBouncer in transaction mode) breaks listening.

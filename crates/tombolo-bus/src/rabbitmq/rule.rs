@@ -61,14 +61,12 @@ impl State {
     /// The state that a mark holds, in place of `beginning`.
     pub(super) fn at_mark(beginning: Self, message: &Message, mark: &Mark) -> Self {
         let (incarnation, epoch) = (message.incarnation, message.epoch);
-        let control = Control { incarnation, generations: mark.generations.clone(), epoch };
-        Self {
-            next: mark.at + 1,
-            control: Some(control),
-            ends: mark.ends.clone(),
-            marked: mark.at,
-            ..beginning
-        }
+        let mut state = beginning;
+        state.next = mark.at + 1;
+        state.control = Some(Control { incarnation, generations: mark.generations.clone(), epoch });
+        state.ends.clone_from(&mark.ends);
+        state.marked = mark.at;
+        state
     }
 
     /// What a mark of this state says.

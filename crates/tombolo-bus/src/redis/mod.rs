@@ -15,7 +15,7 @@
 //! so a failover may lose what was acknowledged last; cursors and epochs find that out. The settings are checked whenever a connection is
 //! made.
 //!
-//! **Signals** are messages to the listening connections of those who hear a subject; see [`signals`].
+//! **Signals** are messages to the listening connections of those who hear a subject; see `signals`.
 //!
 //! What this engine cannot do: types are not filtered; only the server's own accounts say who may append to which topic; everything is
 //! kept in the server's memory; clusters are refused.

@@ -54,6 +54,27 @@ async fn moves(bus: &dyn Bus, cursors: &[CursorState], goal: &Goal) -> Result<Ve
     Ok(moves)
 }
 
+/// Refuses to go back in a partition without the partitions of later generations, where its keys go on.
+pub(super) async fn check_reset(bus: &dyn Bus, cursors: &[CursorState], to: &[Place]) -> Result<(), Problem> {
+    for cursor in cursors.iter().filter(|cursor| cursor.cursor.sequence > 0) {
+        let own = of(cursor);
+        if to.iter().any(|place| place.of == own && place.sequence == 0) {
+            continue;
+        }
+        let topic = bus.topic(&own.topic).await.map_err(Error::from)?;
+        let earlier = topic.generations.before(own.partition);
+        let is_earlier =
+            |place: &&Place| place.of.topic == own.topic && earlier.contains(&place.of.partition);
+        if let Some(place) = to.iter().find(is_earlier) {
+            return Err(wrong(format!(
+                "what goes back in {}/{} goes on in partition {}, so that goes back to its start, too; ask for the moves that POST /tombolo/requests/preview shows",
+                own.topic, place.of.partition, own.partition
+            )));
+        }
+    }
+    Ok(())
+}
+
 fn is_meant(goal: &Goal, cursor: &CursorState) -> bool {
     match goal {
         Goal::Start | Goal::Time { .. } => true,

@@ -11,7 +11,7 @@ use tombolo::{Attempt, Effect, Freshness, Handled, HandlerError, Reactor, Servic
 use tombolo_bus::Bus;
 use tombolo_db::mutant::Mutant;
 use tombolo_db::{Recovery, Requests};
-use tombolo_event::operator::{Action, Ask, Goal, Outcome, Plan, Preview, Request, of_topic};
+use tombolo_event::operator::{Action, Ask, Goal, Outcome, Place, Plan, Preview, Request, of_topic};
 use tombolo_event::{Generations, KeyHash, Position, ServiceName, barrier};
 use uuid::Uuid;
 
@@ -420,9 +420,14 @@ async fn a_reset_goes_back_in_all_later_generations() {
         preview.moves.iter().map(|moved| (moved.to.of.partition, moved.to.sequence)).collect();
     assert_eq!(moved[0], (1, 1));
     assert!(moved[1..].iter().all(|(partition, to)| *partition >= 2 && *to == 0), "{moved:?}");
-    let to = preview.moves.into_iter().map(|moved| moved.to).collect();
-    let action = Action::Reset { to, force: false };
-    let ask = Ask { subscription: "copier".into(), asked_by: "ann@host".into(), action };
+    let to: Vec<Place> = preview.moves.into_iter().map(|moved| moved.to).collect();
+    let reset = |to: &[Place]| {
+        let action = Action::Reset { to: to.to_vec(), force: false };
+        Ask { subscription: "copier".into(), asked_by: "ann@host".into(), action }
+    };
+    let alone = history.post("/tombolo/requests", reset(&to[..1])).await;
+    assert_eq!(alone.status, StatusCode::UNPROCESSABLE_ENTITY, "{}", alone.text());
+    let ask = reset(&to);
     assert_eq!(history.post("/tombolo/requests", ask).await.status, StatusCode::ACCEPTED);
     world.settle().await;
     let all = copies(&history.app()).await;

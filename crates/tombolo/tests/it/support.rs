@@ -16,7 +16,7 @@ use tombolo_bus::Bus;
 pub(crate) type App = tombolo::App<Sqlite>;
 
 /// How long a test waits for a state before it says that it never came.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Serialize, Deserialize, JsonSchema, Clone)]
 pub(crate) struct Placed {
