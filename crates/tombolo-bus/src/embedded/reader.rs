@@ -189,6 +189,6 @@ impl Reader {
         }
         let last = self.next - 1;
         let last_id = last_id.ok_or_else(malformed)?;
-        Ok(Batch { first, last, last_id, records, tail: *self.tail.borrow() })
+        Ok(Batch { first, last, last_id, records, tail: (*self.tail.borrow()).max(last) })
     }
 }
