@@ -110,9 +110,9 @@ async fn write(url: String, key: String, pace: Duration, state: Arc<State>) {
     let mut n = 0;
     while !state.stop.load(Ordering::SeqCst) {
         n += 1;
-        // A sour key is soon parked, and the next one still has to be.
-        let turn = if key.starts_with(SOUR) { n / SOUR_KEY_ORDERS } else { 0 };
-        let placed = Placed::new(&format!("{key}-{turn}"), n);
+        // A sour key is soon parked, and the next one still has to be. The others end in a digit by which some go by later.
+        let turn = key.starts_with(SOUR).then(|| format!("-{}", n / SOUR_KEY_ORDERS));
+        let placed = Placed::new(&format!("{key}{}", turn.unwrap_or_default()), n);
         let began = Instant::now();
         state.outstanding.fetch_add(1, Ordering::SeqCst);
         let answer = http.post(&url).json(&placed).timeout(ANSWER_BOUND).send().await;
