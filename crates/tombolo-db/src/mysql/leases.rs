@@ -44,7 +44,7 @@ impl Leases for Mysql {
             return Err(outlived(subscription));
         };
         let counts = self.counts(&mut session, subscription, holder).await?;
-        let claims = self.take(&mut session, subscription, holder, lease, counts.due(share)).await?;
+        let claims = self.take(&mut session, subscription, holder, lease, (counts, share)).await?;
         let gave_up = self.give_up(&mut session, subscription, holder, &claims).await?;
         session.commit().await?;
         Ok(Claimed {
@@ -162,7 +162,7 @@ impl Mysql {
         Ok(counts)
     }
 
-    /// Takes `due` partitions, those that are held already first. What is held by others is looked at, but never locked: its
+    /// Takes what is due, those that are held already first, and every so many-th before others. What is held by others is looked at, but never locked: its
     /// holder may be in the middle of a batch.
     async fn take(
         &self,
@@ -170,16 +170,17 @@ impl Mysql {
         subscription: &str,
         holder: Holder,
         lease: Duration,
-        due: usize,
+        (counts, share): (Counts, Share),
     ) -> Result<Vec<Claim>> {
         let free = sqlx::query_as(self.sql(
             "SELECT topic, `partition`, lease_epoch FROM tombolo_cursor
              WHERE subscription = ? AND (holder = ? OR ? OR until <= UTC_TIMESTAMP(6)
                  AND NOT EXISTS (SELECT 1 FROM tombolo_member AS m WHERE m.subscription = ? AND m.replica = holder))
-             ORDER BY NOT (holder <=> ?), topic, `partition` LIMIT ?",
+             ORDER BY NOT (holder <=> ?), `partition` % ? <> ?, topic, `partition` LIMIT ?",
         ));
         let free = free.bind(subscription).bind(holder.replica).bind(self.mutation.is(Mutant::ClaimsHeld));
-        let free = free.bind(subscription).bind(holder.replica).bind(limit(due));
+        let free = free.bind(subscription).bind(holder.replica).bind(counts.members()).bind(counts.rank);
+        let free = free.bind(limit(counts.due(share)));
         let mut free: Vec<Of> = free.fetch_all(&mut *connection).await?;
         free.sort();
         let mut claims = Vec::with_capacity(free.len());
