@@ -16,20 +16,29 @@ const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// A wall clock that can be moved ahead. Clones are the same clock.
 #[derive(Debug, Clone)]
 pub struct Clock {
+    /// Where it stands still, if it does.
+    stopped_at: Option<Timestamp>,
     ahead: watch::Sender<SignedDuration>,
 }
 
 impl Default for Clock {
     fn default() -> Self {
-        Self { ahead: watch::Sender::new(SignedDuration::ZERO) }
+        Self { stopped_at: None, ahead: watch::Sender::new(SignedDuration::ZERO) }
     }
 }
 
 impl Clock {
+    /// A clock for tests that stands still at this moment and only [advances](Self::advance) when it is told: however slow
+    /// the machine is, nothing falls due by itself.
+    #[must_use]
+    pub fn stopped() -> Self {
+        Self { stopped_at: Some(Timestamp::now()), ..Self::default() }
+    }
+
     /// The time by this clock.
     #[must_use]
     pub fn now(&self) -> Timestamp {
-        let now = Timestamp::now();
+        let now = self.stopped_at.unwrap_or_else(Timestamp::now);
         now.checked_add(*self.ahead.borrow()).unwrap_or(Timestamp::MAX)
     }
 
@@ -73,5 +82,16 @@ mod tests {
         clock.advance(day);
         waiting.await.unwrap();
         assert!(clock.now() >= time);
+    }
+
+    #[test]
+    fn a_stopped_clock_goes_when_it_is_told() {
+        let clock = Clock::stopped();
+        let before = clock.now();
+        let machine = Timestamp::now();
+        while Timestamp::now() == machine {}
+        assert_eq!(clock.now(), before);
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(clock.now().duration_since(before), SignedDuration::from_secs(1));
     }
 }

@@ -1,7 +1,7 @@
 //! What a service costs its database when nothing happens. In a process of its own, because statements are counted where
 //! sqlx logs them, for the whole process.
 
-#![cfg(all(feature = "sqlite", feature = "postgres"))]
+#![cfg(all(feature = "sqlite", feature = "postgres", feature = "mysql"))]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
 use std::fmt;
@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use sqlx::{AssertSqlSafe, PgPool};
+use sqlx::{AssertSqlSafe, MySqlPool, PgPool};
+use tombolo::mysql::Mysql;
 use tombolo::postgres::Postgres;
 use tombolo::sqlite::Sqlite;
 use tombolo::{Database, Event, Handled, Reactor, Running, Service, Settings, View};
@@ -86,7 +87,7 @@ impl Statements {
     }
 }
 
-/// The one that renews all leases of a process, which begins the same on both databases.
+/// The one that renews all leases of a process, which begins the same everywhere but on PostgreSQL.
 fn is_renewal(statement: &str) -> bool {
     statement.starts_with("UPDATE tombolo_member") || statement.starts_with("WITH me AS")
 }
@@ -96,6 +97,10 @@ async fn keep_sqlite(_event: Placed, _tx: &mut tombolo::sqlite::Tx) -> Handled {
 }
 
 async fn keep_postgres(_event: Placed, _tx: &mut tombolo::postgres::Tx) -> Handled {
+    Ok(())
+}
+
+async fn keep_mysql(_event: Placed, _tx: &mut tombolo::mysql::Tx) -> Handled {
     Ok(())
 }
 
@@ -133,7 +138,11 @@ async fn an_idle_service_asks_its_database_less_than_once_a_second() {
     let orders = start(orders, &bus).await;
     assert_quiet("sqlite", &statements).await;
     orders.shutdown().await;
+    on_postgres(&statements).await;
+    on_mariadb(&statements).await;
+}
 
+async fn on_postgres(statements: &Statements) {
     let Ok(url) = std::env::var("TOMBOLO_TEST_POSTGRES") else {
         return eprintln!(
             "skipped: postgres: TOMBOLO_TEST_POSTGRES is not set; run cargo xtask test --install"
@@ -151,7 +160,29 @@ async fn an_idle_service_asks_its_database_less_than_once_a_second() {
         .view(View::new("copies", 1).on(keep_postgres))
         .react(Reactor::from_start("copier").on(keep_postgres));
     let orders = start(orders, &bus).await;
-    assert_quiet("postgres", &statements).await;
+    assert_quiet("postgres", statements).await;
+    orders.shutdown().await;
+    database.pool().close().await;
+    sqlx::raw_sql(AssertSqlSafe(format!("DROP DATABASE {name}"))).execute(&admin).await.unwrap();
+}
+
+async fn on_mariadb(statements: &Statements) {
+    let Ok(url) = std::env::var("TOMBOLO_TEST_MARIADB") else {
+        return eprintln!(
+            "skipped: mariadb: TOMBOLO_TEST_MARIADB is not set; run cargo xtask test --install"
+        );
+    };
+    let name = format!("idle_{}", Uuid::new_v4().simple());
+    let admin = MySqlPool::connect(&url).await.unwrap();
+    sqlx::raw_sql(AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&admin).await.unwrap();
+    let (server, _) = url.rsplit_once('/').unwrap();
+    let database = Mysql::open(&format!("{server}/{name}")).unwrap();
+    let bus: Arc<dyn Bus> = Log::in_memory(Options::default()).unwrap();
+    let orders = Service::new("orders", database.clone())
+        .view(View::new("copies", 1).on(keep_mysql))
+        .react(Reactor::from_start("copier").on(keep_mysql));
+    let orders = start(orders, &bus).await;
+    assert_quiet("mariadb", statements).await;
     orders.shutdown().await;
     database.pool().close().await;
     sqlx::raw_sql(AssertSqlSafe(format!("DROP DATABASE {name}"))).execute(&admin).await.unwrap();

@@ -1,8 +1,8 @@
 //! One topic, followed: its stream is read from the last mark on and then as it grows, once in a process, for everybody.
 //!
 //! Tails are answered from here, readers near the end are fed from here, and here who appends learns what became of it.
-//! Costs: at the beginning at most a few hundred messages are read; then each message once, and [`WINDOW_BYTES_MAX`] of
-//! memory.
+//! Costs: at the beginning about a thousand messages are read, and then each message once, of all partitions; it takes
+//! [`WINDOW_BYTES_MAX`] of memory. Whoever asks for tails, a topic, or what ends at the tail writes a look, of 200 bytes or so.
 //!
 //! Invariant: what a follower says is what the rule makes of the stream up to the last message that it read. It ends with
 //! its connection, and another is begun.
@@ -41,6 +41,8 @@ pub(super) struct Follower {
     marking: AtomicBool,
     /// Held while an append is decided and sent; the ends of partitions once what is on its way has landed.
     pub(super) ahead: tokio::sync::Mutex<HashMap<u32, End>>,
+    #[cfg(feature = "mutants")]
+    remembered: std::sync::OnceLock<State>,
 }
 
 struct Inner {
@@ -118,6 +120,8 @@ impl Follower {
             over: link.closed.child_token(),
             marking: AtomicBool::new(false),
             ahead: tokio::sync::Mutex::default(),
+            #[cfg(feature = "mutants")]
+            remembered: std::sync::OnceLock::new(),
         });
         follower.keep_following(feed);
         let unfinished = follower.over.clone().drop_guard();
@@ -295,10 +299,17 @@ impl Follower {
     /// The topic as of a moment after this was called, so that nothing is missing that was acknowledged before.
     pub(super) async fn look(&self) -> Result<State> {
         #[cfg(feature = "mutants")]
-        if self.link.mutant == Some(super::Mutant::AnswerFromMemory) {
-            return Ok(self.with(State::clone));
+        if self.link.mutant == Some(super::Mutant::AnswerFromMemory)
+            && let Some(state) = self.remembered.get()
+        {
+            return Ok(state.clone());
         }
-        Ok(self.tell(look(&self.link)).await?.state)
+        let state = self.tell(look(&self.link)).await?.state;
+        #[cfg(feature = "mutants")]
+        if state.control.is_some() {
+            self.remembered.get_or_init(|| state.clone());
+        }
+        Ok(state)
     }
 
     /// A message in the name of what is known of the topic.

@@ -29,7 +29,7 @@ use crate::{Error, Kind, Result};
 pub(super) const REQUEST_SECONDS_MAX: u64 = 10;
 /// How long the first connection is waited for before going on without it.
 const CONNECT_SECONDS_MAX: u64 = 3;
-const RECONNECT: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(4));
+pub(super) const RECONNECT: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(4));
 /// How often a connection is looked at that says nothing.
 const LOOK_EACH: Duration = Duration::from_secs(1);
 /// What is said to the server at a normal end.

@@ -20,7 +20,7 @@
 //!   acknowledged, and no tail is told, from what was read before the call began: then an empty message is sent, a *look*,
 //!   and everything up to it is read.
 //! - A relay that was replaced can send as late as it likes, from buffers of a dead connection even: it is void.
-//! - Opening a topic reads from the last *mark* (`past`), a few hundred messages, not the whole stream. The same marks lead
+//! - Opening a topic reads from the last *mark* (`past`), about a thousand messages, not the whole stream. The same marks lead
 //!   to a cursor far back, by halving. One follower in each process reads each new message once, for all (`follower`).
 //!
 //! **What an acknowledgement means.** RabbitMQ never syncs a stream: a message is confirmed, and readable, when a majority of
@@ -67,7 +67,7 @@ use crate::{
 };
 use directory::Directory;
 use follower::Follower;
-use link::{Link, Used};
+use link::{Link, RECONNECT, Used};
 #[cfg(feature = "mutants")]
 pub use mutants::Mutant;
 
@@ -81,6 +81,9 @@ pub struct RabbitMq {
 
 /// How many topics are opened at once to list them.
 const TOPICS_AT_ONCE: usize = 8;
+
+/// How often a topic is ensured again whose stream somebody else is making at this moment; a few seconds in all.
+const HALF_MADE_TRIES_MAX: u32 = 8;
 
 /// Where a topic's follower is, once there is one; held while it is begun.
 type Place = Arc<tokio::sync::Mutex<Option<Arc<Follower>>>>;
@@ -154,6 +157,13 @@ impl RabbitMq {
         Ok(Arc::clone(place.insert(Follower::begin(self.link(), topic).await?)))
     }
 
+    async fn ensure_once(&self, spec: &TopicSpec) -> Result<Topic> {
+        let follower = self.follower_of_new(&spec.name).await?;
+        let state = writer::begin(&follower, spec).await?;
+        self.directory.add_topic(self.link(), &spec.name).await?;
+        state.topic(&spec.name).ok_or_else(|| rule::unknown(&spec.name))?.matching(spec)
+    }
+
     fn place(&self, topic: &ServiceName) -> Place {
         let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(followers.entry(topic.clone()).or_default())
@@ -179,10 +189,20 @@ impl Bus for RabbitMq {
     }
 
     async fn ensure_topic(&self, spec: &TopicSpec) -> Result<Topic> {
-        let follower = self.follower_of_new(&spec.name).await?;
-        let state = writer::begin(&follower, spec).await?;
-        self.directory.add_topic(self.link(), &spec.name).await?;
-        state.topic(&spec.name).ok_or_else(|| rule::unknown(&spec.name))?.matching(spec)
+        let mut attempt = 0;
+        loop {
+            match self.ensure_once(spec).await {
+                // The connection went with it, and comes back.
+                Err(error) if stream::is_half_made(&error) || (attempt > 0 && error.is_transient()) => {
+                    if attempt == HALF_MADE_TRIES_MAX {
+                        return Err(error);
+                    }
+                    tokio::time::sleep(RECONNECT.jittered(attempt)).await;
+                    attempt += 1;
+                }
+                ended => return ended,
+            }
+        }
     }
 
     async fn topic(&self, name: &ServiceName) -> Result<Topic> {

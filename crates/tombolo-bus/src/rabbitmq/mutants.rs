@@ -10,7 +10,7 @@ pub enum Mutant {
     TakeAnyPlace,
     /// Acknowledges an append when the server confirmed it, without reading it back.
     AcknowledgeAtTheConfirm,
-    /// Answers and refuses without looking at what is in the stream by now.
+    /// Answers and refuses by what it saw when it first looked, whatever is in the stream by now.
     AnswerFromMemory,
     /// Begins to read without comparing the cursor's own record.
     BelieveTheCursor,

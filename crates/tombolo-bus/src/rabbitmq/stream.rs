@@ -28,6 +28,8 @@ const OFFSET: &str = "x-stream-offset";
 const DIFFERS: &str = "inequivalent arg";
 /// How it says that there is none, and not that it cannot be reached.
 const ABSENT: &str = "no queue";
+/// How it fails at a stream that is declared and has no leader yet, because somebody else is making it at this moment.
+const HALF_MADE: &str = "INTERNAL_ERROR";
 /// How many messages may be on their way to one reader; the server goes over it by what it stored together.
 const UNREAD_MAX: u16 = 32;
 /// After how many messages a reader says that it got them.
@@ -63,6 +65,11 @@ pub(super) async fn exists(lines: &Lines, stream: &str) -> Result<bool> {
         Err(error) if error.to_string().contains(ABSENT) => Ok(false),
         Err(error) => Err(failed(&format!("stream {stream} cannot be found"), error)),
     }
+}
+
+/// Whether the server failed because a stream was not made to the end yet.
+pub(super) fn is_half_made(error: &Error) -> bool {
+    error.is_transient() && error.to_string().contains(HALF_MADE)
 }
 
 fn differs(stream: &str, error: &lapin::Error) -> Error {

@@ -53,13 +53,13 @@ async fn step(follower: &Follower, append: &Append, is_fresh: bool) -> Result<St
             Ok(()) if is_fresh => return Ok(Step::Stored(end.sequence)),
             Err(error) if is_fresh || error.is_transient() => return Err(error),
             // The ids are what they are for good; the epoch may be an older one by now.
-            Ok(()) | Err(_) => return read_on(follower, ahead).await,
+            Ok(()) | Err(_) => return read_on(follower, ahead, append.partition).await,
         },
         Err(refused) if refused.for_good || is_fresh => return Err(refused.error),
-        Ok((Decision::Wait, _)) | Err(_) => return read_on(follower, ahead).await,
+        Ok((Decision::Wait, _)) | Err(_) => return read_on(follower, ahead, append.partition).await,
     };
     if let Err(sealed) = follower.with(|state| state.check_open(append)) {
-        return if is_fresh { Err(sealed) } else { read_on(follower, ahead).await };
+        return if is_fresh { Err(sealed) } else { read_on(follower, ahead, append.partition).await };
     }
     let (message, end) = message(follower, append, after, first);
     let sent = follower.send(&message).await?;
@@ -68,10 +68,21 @@ async fn step(follower: &Follower, append: &Append, is_fresh: bool) -> Result<St
     landed(follower, append.partition, message.tag, sent, end).await
 }
 
-/// Reads everything before a moment that is still to come.
-async fn read_on(follower: &Follower, ahead: MutexGuard<'_, HashMap<u32, End>>) -> Result<Step> {
+/// Reads everything that was on its way.
+async fn read_on(
+    follower: &Follower,
+    ahead: MutexGuard<'_, HashMap<u32, End>>,
+    partition: u32,
+) -> Result<Step> {
+    let was_on_its_way = ahead.get(&partition).copied();
     drop(ahead);
-    follower.look().await.map(|_| Step::Read)
+    follower.look().await?;
+    // It has landed, whether or not its sender waited to see that.
+    let mut ahead = follower.ahead.lock().await;
+    if ahead.get(&partition).copied() == was_on_its_way {
+        ahead.remove(&partition);
+    }
+    Ok(Step::Read)
 }
 
 /// The message for the records from `first` on, and the end of their partition when it counts.

@@ -194,6 +194,30 @@ async fn what_a_stranger_wrote_into_a_stream_is_passed_over() {
     assert_eq!(found.len(), 2);
 }
 
+/// Whether it is void or not, and however far it was on its way.
+#[tokio::test]
+async fn an_append_that_was_given_up_holds_up_nobody() {
+    /// An append takes about three.
+    const MILLISECONDS_MAX: u64 = 6;
+    let Some(url) = shared("appends that are given up on RabbitMQ") else { return };
+    let namespace = unique("given-up");
+    let mine = Line::new(connect(&url, &namespace).await, &orders()).await;
+    let theirs = Line::new(connect(&url, &namespace).await, &orders()).await;
+    let mut next = 1;
+    for round in 0..60 {
+        let given_up = tokio::time::timeout(
+            Duration::from_millis(round % MILLISECONDS_MAX),
+            mine.append(vec![record(next, 10)]),
+        );
+        drop(tokio::join!(theirs.append(vec![record(next, 10)]), given_up));
+        next = mine.bus.tails(&orders().name).await.unwrap()[0].sequence + 1;
+        let appended = mine.append(vec![record(next, 10)]);
+        let appended = tokio::time::timeout(Duration::from_secs(5), appended).await.unwrap();
+        assert_eq!(appended.unwrap(), next);
+        next += 1;
+    }
+}
+
 /// More messages than two marks need, so that a topic is opened at a mark and a cursor far back is found by halving.
 #[tokio::test]
 async fn a_long_stream_is_entered_anywhere() {

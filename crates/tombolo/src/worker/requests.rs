@@ -167,9 +167,10 @@ impl<D: Database> Worker<D> {
         for done in session.redriving.extract_if(.., |redriving| redriving.keys.is_empty()) {
             let at = place(lanes[done.lane].of());
             let text = match (done.handled, done.failed) {
-                (0, 0) => format!(
-                    "nothing of it is parked in {at}, but for what follows by itself behind what is parked in earlier partitions"
+                (0, 0) if lanes[done.lane].parked.has_ahead() => format!(
+                    "{at}: what is parked here follows by itself, once what is parked of its key in earlier partitions has left"
                 ),
+                (0, 0) => format!("nothing of it is parked in {at}"),
                 (handled, 0) => format!("{} of {at} handled", events(handled)),
                 (handled, failed) => format!(
                     "{} of {at} handled; {failed} {} again and stays parked: `tombolo parked list` says with what",

@@ -56,7 +56,7 @@ fn of(key: &str) -> PartitionOf {
 #[tokio::test]
 async fn a_paused_subscription_handles_nothing_until_it_is_resumed_not_even_after_a_restart() {
     let ground = Ground::new();
-    let (trouble, clock) = (Trouble::default(), Clock::default());
+    let (trouble, clock) = (Trouble::default(), Clock::stopped());
     let (orders, history) = (ground.orders().await, history(&ground, &trouble, &clock).await);
     place(&orders.app, "o1", 1).await;
     until_copied(&history.app, 1).await;
@@ -84,7 +84,7 @@ async fn a_paused_subscription_handles_nothing_until_it_is_resumed_not_even_afte
 #[tokio::test]
 async fn a_redrive_that_is_told_tries_now_and_says_what_became_of_it() {
     let ground = Ground::new();
-    let (trouble, clock) = (Trouble::with(&["bad", "worse"]).rejecting(), Clock::default());
+    let (trouble, clock) = (Trouble::with(&["bad", "worse"]).rejecting(), Clock::stopped());
     let (orders, history) = (ground.orders().await, history(&ground, &trouble, &clock).await);
     for n in 0..3 {
         place(&orders.app, "bad", n).await;
@@ -107,7 +107,7 @@ async fn a_redrive_that_is_told_tries_now_and_says_what_became_of_it() {
 #[tokio::test]
 async fn what_is_discarded_is_never_handled_and_what_was_behind_it_is() {
     let ground = Ground::new();
-    let (trouble, clock) = (Trouble::with(&["bad"]).rejecting(), Clock::default());
+    let (trouble, clock) = (Trouble::with(&["bad"]).rejecting(), Clock::stopped());
     let (orders, history) = (ground.orders().await, history(&ground, &trouble, &clock).await);
     for n in 0..4 {
         place(&orders.app, "bad", n).await;
@@ -127,7 +127,7 @@ async fn what_is_discarded_is_never_handled_and_what_was_behind_it_is() {
 #[tokio::test]
 async fn a_view_is_reset_only_by_force_and_handles_exactly_what_the_preview_said() {
     let ground = Ground::new();
-    let (trouble, clock) = (Trouble::default(), Clock::default());
+    let (trouble, clock) = (Trouble::default(), Clock::stopped());
     let (orders, history) = (ground.orders().await, history(&ground, &trouble, &clock).await);
     for n in 0..30 {
         place(&orders.app, &format!("o{n}"), n).await;
@@ -152,7 +152,7 @@ async fn a_view_is_reset_only_by_force_and_handles_exactly_what_the_preview_said
 #[tokio::test]
 async fn a_reset_to_a_time_goes_back_to_the_first_event_since() {
     let ground = Ground::new();
-    let (trouble, clock) = (Trouble::default(), Clock::default());
+    let (trouble, clock) = (Trouble::default(), Clock::stopped());
     let (orders, history) = (ground.orders().await, history(&ground, &trouble, &clock).await);
     for n in 0..5 {
         place(&orders.app, "same", n).await;
@@ -175,7 +175,7 @@ async fn a_reset_to_a_time_goes_back_to_the_first_event_since() {
 #[tokio::test]
 async fn a_reset_takes_out_what_is_parked_behind_it_and_handles_it_once() {
     let ground = Ground::new();
-    let (trouble, clock) = (Trouble::with(&["bad"]), Clock::default());
+    let (trouble, clock) = (Trouble::with(&["bad"]), Clock::stopped());
     let (orders, history) = (ground.orders().await, history(&ground, &trouble, &clock).await);
     for n in 0..5 {
         place(&orders.app, "bad", n).await;
@@ -196,7 +196,7 @@ async fn a_reset_takes_out_what_is_parked_behind_it_and_handles_it_once() {
 #[tokio::test]
 async fn a_stopped_partition_is_stepped_over_by_name() {
     let ground = Ground::new();
-    let (trouble, clock) = (Trouble::default(), Clock::default());
+    let (trouble, clock) = (Trouble::default(), Clock::stopped());
     let (orders, history) = (ground.orders().await, history(&ground, &trouble, &clock).await);
     place(&orders.app, "o1", 1).await;
     until_copied(&history.app, 1).await;
@@ -225,7 +225,7 @@ async fn a_stopped_partition_is_stepped_over_by_name() {
 #[tokio::test]
 async fn a_skip_steps_over_the_next_event_and_names_it() {
     let ground = Ground::new();
-    let (trouble, clock) = (Trouble::default(), Clock::default());
+    let (trouble, clock) = (Trouble::default(), Clock::stopped());
     let (orders, history) = (ground.orders().await, history(&ground, &trouble, &clock).await);
     place(&orders.app, "same", 1).await;
     until_copied(&history.app, 1).await;
@@ -254,7 +254,7 @@ async fn a_skip_steps_over_the_next_event_and_names_it() {
 async fn a_request_that_cannot_be_meant_is_refused_with_what_to_do() {
     let ground = Ground::new();
     let (orders, history) =
-        (ground.orders().await, history(&ground, &Trouble::default(), &Clock::default()).await);
+        (ground.orders().await, history(&ground, &Trouble::default(), &Clock::stopped()).await);
     place(&orders.app, "o1", 1).await;
     until_copied(&history.app, 1).await;
     let pause =
@@ -274,7 +274,7 @@ async fn a_request_that_cannot_be_meant_is_refused_with_what_to_do() {
 #[tokio::test]
 async fn a_door_with_a_token_is_closed_without_it() {
     let ground = Ground::new();
-    let service = history_service(&ground, &Trouble::default(), &Clock::default());
+    let service = history_service(&ground, &Trouble::default(), &Clock::stopped());
     let settings =
         Settings { operator_token: Some(tombolo::settings::Secret("secret".into())), ..Settings::default() };
     let bus = std::sync::Arc::clone(&ground.bus) as std::sync::Arc<dyn tombolo_bus::Bus>;

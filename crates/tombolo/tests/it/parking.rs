@@ -101,7 +101,7 @@ pub(crate) async fn applied(app: &App, order: &str) -> Vec<i64> {
 #[tokio::test]
 async fn a_failing_key_is_parked_and_the_others_flow_on() {
     let ground = Ground::new();
-    let (trouble, clock) = (Trouble::with(&["bad"]), Clock::default());
+    let (trouble, clock) = (Trouble::with(&["bad"]), Clock::stopped());
     let (orders, history) = (ground.orders().await, history(&ground, &trouble, &clock).await);
     for n in 0..40 {
         place(&orders.app, &format!("o{n}"), n).await;
@@ -128,7 +128,7 @@ async fn a_failing_key_is_parked_and_the_others_flow_on() {
 #[tokio::test]
 async fn parked_events_come_back_in_order_when_their_time_comes() {
     let ground = Ground::new();
-    let (trouble, clock) = (Trouble::with(&["bad"]), Clock::default());
+    let (trouble, clock) = (Trouble::with(&["bad"]), Clock::stopped());
     let (orders, history) = (ground.orders().await, history(&ground, &trouble, &clock).await);
     for n in 0..20 {
         place(&orders.app, "bad", n).await;
@@ -153,7 +153,7 @@ async fn parked_events_come_back_in_order_when_their_time_comes() {
 #[tokio::test]
 async fn a_rejection_is_parked_at_once_and_waits_until_it_is_told() {
     let ground = Ground::new();
-    let (trouble, clock) = (Trouble::with(&["bad"]).rejecting(), Clock::default());
+    let (trouble, clock) = (Trouble::with(&["bad"]).rejecting(), Clock::stopped());
     let (orders, history) = (ground.orders().await, history(&ground, &trouble, &clock).await);
     place(&orders.app, "bad", 1).await;
     let parked = until_parked(&history.app, 1).await;
@@ -164,7 +164,7 @@ async fn a_rejection_is_parked_at_once_and_waits_until_it_is_told() {
 #[tokio::test]
 async fn what_is_parked_outlives_the_process() {
     let ground = Ground::new();
-    let (trouble, clock) = (Trouble::with(&["bad"]), Clock::default());
+    let (trouble, clock) = (Trouble::with(&["bad"]), Clock::stopped());
     let orders = ground.orders().await;
     for n in 0..4 {
         let history = history(&ground, &trouble, &clock).await;
@@ -187,7 +187,7 @@ async fn what_is_parked_outlives_the_process() {
 #[tokio::test]
 async fn many_keys_failing_alike_leave_the_partition_stuck_and_park_no_more() {
     let ground = Ground::new();
-    let (trouble, clock) = (Trouble::default(), Clock::default());
+    let (trouble, clock) = (Trouble::default(), Clock::stopped());
     trouble.bad.lock().unwrap().extend((0..60).map(|n| format!("o{n}")));
     let (orders, history) = (ground.orders().await, history(&ground, &trouble, &clock).await);
     for n in 0..60 {
@@ -214,7 +214,7 @@ async fn many_keys_failing_alike_leave_the_partition_stuck_and_park_no_more() {
 #[tokio::test]
 async fn a_redrive_under_load_is_never_overtaken() {
     let ground = Ground::new();
-    let (trouble, clock) = (Trouble::default(), Clock::default());
+    let (trouble, clock) = (Trouble::default(), Clock::stopped());
     let (orders, history) = (ground.orders().await, history(&ground, &trouble, &clock).await);
     let keys = ["a", "b", "c"];
     for n in 0..150 {
@@ -270,7 +270,7 @@ async fn a_panic_is_a_rejection() {
 #[tokio::test]
 async fn one_percent_of_poison_is_parked_exactly_and_nothing_else_is() {
     let ground = Ground::new();
-    let (trouble, clock) = (Trouble::default(), Clock::default());
+    let (trouble, clock) = (Trouble::default(), Clock::stopped());
     let bad: Vec<String> = (0..20).map(|n| format!("o{}", n * 100 + 37)).collect();
     trouble.bad.lock().unwrap().extend(bad.iter().cloned());
     let orders = ground.orders().await;
@@ -295,7 +295,7 @@ async fn one_percent_of_poison_is_parked_exactly_and_nothing_else_is() {
 /// Whether the order of a key holds when it is parked and comes back, in a database that may be broken on purpose.
 async fn comes_back_in_order(mutant: Option<Mutant>) -> bool {
     let ground = Ground::new();
-    let (trouble, clock) = (Trouble::with(&["bad"]), Clock::default());
+    let (trouble, clock) = (Trouble::with(&["bad"]), Clock::stopped());
     let orders = ground.orders().await;
     let database = ground.database("history");
     let database = mutant.map_or(database.clone(), |mutant| database.with_mutant(mutant));

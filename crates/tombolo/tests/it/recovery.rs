@@ -1,6 +1,7 @@
 //! Restores and clones, with real copies of files: each is named, nothing is stepped over, and an operator's word ends it.
 
 mod site;
+mod dividing;
 #[cfg(feature = "postgres")]
 mod postgres;
 
