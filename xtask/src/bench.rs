@@ -2,11 +2,11 @@
 //! nothing is compiled while anything is measured.
 
 use crate::chore;
-use crate::error::Error;
 use crate::shop;
 use crate::workspace::Workspace;
 use clap::Args;
 use std::process::Command;
+use tombolo_servers::Error;
 
 /// The crate of the benches, and its program.
 const BENCHES: &str = "tombolo-bench";

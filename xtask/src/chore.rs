@@ -1,9 +1,9 @@
 //! Commands run on behalf of the person at the terminal: shown before they run, their failure named.
 //! Invariant: what is shown can be pasted into a shell.
 
-use crate::error::{Context, Error};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::Command;
+use tombolo_servers::{Context, Error};
 
 /// Runs a command with the terminal as its output.
 pub(crate) fn run(command: &mut Command) -> Result<(), Error> {
@@ -17,12 +17,6 @@ pub(crate) fn run(command: &mut Command) -> Result<(), Error> {
 pub(crate) fn exec(program: &mut Command) -> Error {
     let failed = program.exec();
     Error::new(format!("failed to run `{}`: {failed}", shown(program)))
-}
-
-/// Whether a command can be run at all and succeeds, silently.
-pub(crate) fn succeeds(command: &mut Command) -> bool {
-    let command = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    command.status().is_ok_and(|status| status.success())
 }
 
 /// A command as one would type it.

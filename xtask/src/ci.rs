@@ -2,11 +2,11 @@
 //! it before the tests. Invariant: it writes nothing but build output.
 
 use crate::chore;
-use crate::error::Error;
 use crate::workspace::Workspace;
 use crate::{proto, tidy};
 use std::process::Command;
 use std::time::Instant;
+use tombolo_servers::{Error, programs};
 
 /// The crates whose features are checked one by one; the others have none that matter alone.
 const FEATURED: [&str; 3] = ["tombolo-bus", "tombolo-db", "tombolo"];
@@ -44,7 +44,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<(), Error> {
 }
 
 fn need(workspace: &Workspace, subcommand: &str, component: &str) -> Result<(), Error> {
-    if chore::succeeds(workspace.cargo().args([subcommand, "--version"])) {
+    if programs::succeeds(workspace.cargo().args([subcommand, "--version"])) {
         return Ok(());
     }
     Err(Error::new(format!(

@@ -1,10 +1,10 @@
 //! `cargo xtask faults`: builds the fault run in release and becomes it. Invariant: the exit code is the run's own.
 
 use crate::chore;
-use crate::error::Error;
 use crate::workspace::Workspace;
 use clap::Args;
 use std::process::Command;
+use tombolo_servers::Error;
 
 /// The crate of the fault run, and its program.
 const FAULTS: &str = "tombolo-faults";

@@ -1,10 +1,10 @@
 //! Ctrl-C, SIGTERM and SIGHUP as a flag that a command looks at while it waits, so that it can stop
 //! what it started. Invariant: once watched, such a signal never ends xtask before its cleaning up.
 
-use crate::error::{Context, Error};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use tombolo_servers::{Context, Error};
 
 /// Whether somebody asked xtask to end.
 #[derive(Clone)]

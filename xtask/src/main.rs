@@ -4,7 +4,6 @@
 mod bench;
 mod chore;
 mod ci;
-mod error;
 mod faults;
 mod interrupt;
 mod proto;
@@ -15,8 +14,8 @@ mod tidy;
 mod workspace;
 
 use clap::{Parser, Subcommand};
-use error::Error;
 use std::process::ExitCode;
+use tombolo_servers::Error;
 use workspace::Workspace;
 
 /// The chores of this repository. `.ci/run` is `ci` and then `test --install`.

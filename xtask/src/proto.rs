@@ -2,9 +2,9 @@
 //! own so that xtask builds in seconds. Invariant: `--check` writes nothing into the sources.
 
 use crate::chore;
-use crate::error::Error;
 use crate::workspace::Workspace;
 use clap::Args;
+use tombolo_servers::Error;
 
 /// The generator's manifest.
 const GENERATOR: &str = "crates/tombolo-bus/proto/generate/Cargo.toml";

@@ -2,35 +2,24 @@
 //! Redis on free loopback ports, with their files in a scratch folder. Invariant: only a process that a record
 //! proves to be ours is ever stopped, and what is started is recorded before anybody waits for it.
 
-mod address;
-mod install;
-mod mariadb;
-mod nats;
-mod postgres;
 mod process;
-mod rabbitmq;
 mod record;
-mod redis;
-mod scratch;
 
-use crate::error::{Context, Error};
 use crate::interrupt::Interrupt;
 use crate::workspace::Workspace;
 use clap::{Args, ValueEnum};
+use process::{Process, ended, wait_until};
 use record::Record;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tombolo_servers::{Context, Engine, Error, Programs, Server, programs};
 
-/// The variables by which tests find their servers.
-pub(crate) const POSTGRES_VARIABLE: &str = "TOMBOLO_TEST_POSTGRES";
-pub(crate) const MARIADB_VARIABLE: &str = "TOMBOLO_TEST_MARIADB";
-pub(crate) const NATS_VARIABLE: &str = "TOMBOLO_TEST_NATS";
-pub(crate) const RABBITMQ_VARIABLE: &str = "TOMBOLO_TEST_RABBITMQ";
-pub(crate) const REDIS_VARIABLE: &str = "TOMBOLO_TEST_REDIS";
-/// All of them.
-pub(crate) const VARIABLES: [&str; 5] =
-    [POSTGRES_VARIABLE, MARIADB_VARIABLE, NATS_VARIABLE, RABBITMQ_VARIABLE, REDIS_VARIABLE];
+/// Somebody may take a free port before our server does; then it is made again.
+const START_TRIES: u32 = 3;
+/// RabbitMQ takes five seconds on a machine that does nothing else.
+const READY_BOUND: Duration = Duration::from_secs(90);
 
 /// The record of what `services start` started; those of tests carry the number of their process.
 const BY_HAND: &str = "started";
@@ -70,16 +59,16 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<(), Error>
 }
 
 impl Servers {
-    /// Starts a server for each variable, for as long as this value lives.
+    /// Starts a server of each engine, for as long as this value lives.
     pub(crate) fn for_tests(
         workspace: &Workspace,
         install: bool,
-        variables: &[&'static str],
+        engines: &[Engine],
         interrupt: &Interrupt,
     ) -> Result<Self, Error> {
         let folder = folder(workspace);
         sweep(&folder)?;
-        Self::start(&folder, &format!("test-{}", std::process::id()), install, variables, interrupt)
+        Self::start(&folder, &format!("test-{}", std::process::id()), install, engines, interrupt)
     }
 
     /// The variables that point tests to these servers.
@@ -95,25 +84,47 @@ impl Servers {
         folder: &Path,
         name: &str,
         install: bool,
-        variables: &[&'static str],
+        engines: &[Engine],
         interrupt: &Interrupt,
     ) -> Result<Self, Error> {
-        let programs = install::programs(variables, install)?;
-        interrupt.check()?;
+        let programs = programs::find(engines, install)?;
         let mut servers = Servers { record: Record::create(folder, name)? };
-        for variable in variables {
-            let address = match *variable {
-                POSTGRES_VARIABLE => postgres::start(&mut servers.record, &programs, interrupt)?,
-                MARIADB_VARIABLE => mariadb::start(&mut servers.record, &programs, interrupt)?,
-                RABBITMQ_VARIABLE => rabbitmq::start(&mut servers.record, &programs, interrupt)?,
-                REDIS_VARIABLE => redis::start(&mut servers.record, &programs, interrupt)?,
-                _ => nats::start(&mut servers.record, &programs, interrupt)?,
-            };
-            servers.record.variables.push(((*variable).to_owned(), address));
+        for &engine in engines {
+            let address = start(&mut servers.record, engine, &programs, interrupt)?;
+            servers.record.variables.push((engine.variable().to_owned(), address));
         }
         servers.record.save()?;
         Ok(servers)
     }
+}
+
+/// Starts a server and gives its URL.
+fn start(
+    record: &mut Record,
+    engine: Engine,
+    programs: &Programs,
+    interrupt: &Interrupt,
+) -> Result<String, Error> {
+    let mut tries = 1;
+    loop {
+        interrupt.check()?;
+        let folder = record.scratch.join(format!("{engine}-{tries}"));
+        let servers = engine.make(&folder, programs)?;
+        let started = servers.iter().try_for_each(|server| start_once(record, server, interrupt));
+        match started {
+            Ok(()) => return Ok(servers.into_iter().last().map(|server| server.url).unwrap_or_default()),
+            Err(error) if tries == START_TRIES => return Err(error),
+            Err(_) => tries += 1,
+        }
+    }
+}
+
+fn start_once(record: &mut Record, server: &Server, interrupt: &Interrupt) -> Result<(), Error> {
+    let log = record.scratch.join(format!("{}.log", server.name));
+    let process = Process::spawn(server.name, &mut server.command(), &log)?.of(server);
+    record.add(process.clone())?;
+    wait_until(READY_BOUND, || !process.runs() || interrupt.check().is_err() || server.is_ready());
+    if process.runs() && server.is_ready() { Ok(()) } else { Err(ended(server.name, &log)) }
 }
 
 impl Drop for Servers {
@@ -138,7 +149,7 @@ fn start_by_hand(folder: &Path, install: bool) -> Result<(), Error> {
         }
         record.stop()?;
     }
-    let mut servers = Servers::start(folder, BY_HAND, install, &VARIABLES, &interrupt)?;
+    let mut servers = Servers::start(folder, BY_HAND, install, &Engine::ALL, &interrupt)?;
     write_environment(folder, servers.variables())?;
     interrupt.check()?;
     servers.record.keep();

@@ -2,11 +2,11 @@
 //! program. Invariant: xtask is replaced by what it starts, so Ctrl-C and the exit code are that one's own.
 
 use crate::chore;
-use crate::error::Error;
 use crate::workspace::{Package, Workspace};
 use clap::Args;
 use std::path::Path;
 use std::process::Command;
+use tombolo_servers::Error;
 
 /// The folder of the example, which is also what `tombolo dev` is given.
 const SHOP: &str = "examples/shop";

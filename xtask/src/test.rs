@@ -4,9 +4,8 @@
 mod tally;
 
 use crate::chore;
-use crate::error::{Context, Error};
 use crate::interrupt::Interrupt;
-use crate::services::{Servers, VARIABLES};
+use crate::services::Servers;
 use crate::workspace::Workspace;
 use clap::Args;
 use nix::sys::signal::{Signal, killpg};
@@ -18,6 +17,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 use tally::Tally;
+use tombolo_servers::{Context, Engine, Error};
 
 /// How often Ctrl-C is looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -55,12 +55,12 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<(), Error>
     tally.verdict(options.quick)
 }
 
-/// Servers for the variables that the person at the terminal has not set.
+/// Servers of the engines that the person at the terminal names none of.
 fn servers(workspace: &Workspace, options: &Options, interrupt: &Interrupt) -> Result<Servers, Error> {
-    let (given, wanted): (Vec<&str>, Vec<&str>) =
-        VARIABLES.into_iter().partition(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()));
-    for variable in given {
-        eprintln!("xtask: using the server that {variable} names");
+    let is_given = |engine: &Engine| std::env::var_os(engine.variable()).is_some_and(|url| !url.is_empty());
+    let (given, wanted): (Vec<Engine>, Vec<Engine>) = Engine::ALL.into_iter().partition(is_given);
+    for engine in given {
+        eprintln!("xtask: using the server that {} names", engine.variable());
     }
     Servers::for_tests(workspace, options.install, &wanted, interrupt)
 }
@@ -74,8 +74,8 @@ fn commands(workspace: &Workspace, quick: bool) -> [Command; 3] {
         let mut command = workspace.cargo();
         command.args(["test", "--workspace", "--all-features", "--no-fail-fast"]).args(targets);
         if quick {
-            for variable in VARIABLES {
-                command.env_remove(variable);
+            for engine in Engine::ALL {
+                command.env_remove(engine.variable());
             }
         }
         command

@@ -10,7 +10,6 @@ mod sizes;
 mod source;
 mod words;
 
-use crate::error::{Context, Error};
 use crate::workspace::Workspace;
 use clap::Args;
 use exceptions::Exceptions;
@@ -18,6 +17,7 @@ use source::Source;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
+use tombolo_servers::{Context, Error};
 
 #[derive(Args, Default)]
 pub(crate) struct Options {

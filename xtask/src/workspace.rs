@@ -1,10 +1,11 @@
 //! The workspace as Cargo and git know it: packages, targets, features, dependencies, tracked files.
 //! Everything else asks here. Invariant: paths are relative to the root of the repository.
 
-use crate::error::{Context, Error};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use tombolo_servers::programs::output;
+use tombolo_servers::{Context, Error};
 
 /// The repository and its packages.
 pub(crate) struct Workspace {
@@ -83,17 +84,6 @@ fn cargo(root: &Path) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root);
     command
-}
-
-/// What a command printed; an error with what it complained of, if it failed.
-pub(crate) fn output(command: &mut Command) -> Result<String, Error> {
-    let shown = crate::chore::shown(command);
-    let output = command.output().context(|| format!("run `{shown}`"))?;
-    if !output.status.success() {
-        let complaint = String::from_utf8_lossy(&output.stderr);
-        return Err(Error::new(format!("`{shown}` ended with {}: {}", output.status, complaint.trim())));
-    }
-    String::from_utf8(output.stdout).context(|| format!("read what `{shown}` printed"))
 }
 
 fn text(value: &Value) -> &str {

@@ -2,9 +2,7 @@
 //! later by its start time, and stopped. Invariant: a process whose number was given to somebody else
 //! in the meantime is never signalled.
 
-use super::{mariadb, rabbitmq};
 use crate::chore;
-use crate::error::{Context, Error};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
@@ -15,6 +13,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
+use tombolo_servers::{Context, Ends, Error, Server};
 
 /// How long a server may take to end by itself, and then to be killed.
 const STOP_BOUND: Duration = Duration::from_secs(20);
@@ -22,12 +21,14 @@ const KILL_BOUND: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// A process and what tells it from a later one of the same number.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Process {
     pub(super) name: String,
     pub(super) pid: i32,
     /// When it started, as the system says it.
     pub(super) started: String,
+    /// Whether it hears SIGTERM and not SIGINT.
+    pub(super) deaf: bool,
 }
 
 impl Process {
@@ -36,6 +37,7 @@ impl Process {
             name: "xtask".into(),
             pid: 0,
             started: String::new(),
+            deaf: false,
         })
     }
 
@@ -48,9 +50,14 @@ impl Process {
         Self::found(name, child.id()).ok_or_else(|| ended(name, log))
     }
 
+    /// The same, asked to end as this server is.
+    pub(super) fn of(self, server: &Server) -> Self {
+        Self { deaf: server.ends == Ends::Terminated, ..self }
+    }
+
     fn found(name: &str, pid: u32) -> Option<Self> {
         let pid = i32::try_from(pid).ok()?;
-        Some(Process { name: name.to_owned(), pid, started: started(pid)? })
+        Some(Process { name: name.to_owned(), pid, started: started(pid)?, deaf: false })
     }
 
     /// Whether it is still there, and still the same one.
@@ -60,10 +67,9 @@ impl Process {
         self.pid > 0 && started(self.pid).as_ref() == Some(&self.started)
     }
 
-    /// Asks it to end (SIGINT: PostgreSQL disconnects its clients; MariaDB and RabbitMQ hear SIGTERM), then kills it.
+    /// Asks it to end (SIGINT, unless it is deaf to that), then kills it.
     pub(super) fn stop(&self) -> Result<(), Error> {
-        let deaf = [mariadb::NAME, rabbitmq::NAME].contains(&self.name.as_str());
-        let ask = if deaf { Signal::SIGTERM } else { Signal::SIGINT };
+        let ask = if self.deaf { Signal::SIGTERM } else { Signal::SIGINT };
         if self.signal_and_wait(ask, STOP_BOUND)? || self.signal_and_wait(Signal::SIGKILL, KILL_BOUND)? {
             return Ok(());
         }

@@ -2,11 +2,10 @@
 //! record is removed only after all that it names is gone.
 
 use super::process::Process;
-use super::scratch;
-use crate::error::{Context, Error};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
+use tombolo_servers::{Context, Error, scratch};
 
 /// A set of servers that were started together.
 pub(super) struct Record {
@@ -88,7 +87,8 @@ impl Record {
     }
 
     fn to_json(&self) -> Value {
-        let process = |it: &Process| json!({"name": it.name, "pid": it.pid, "started": it.started});
+        let process =
+            |it: &Process| json!({"name": it.name, "pid": it.pid, "started": it.started, "deaf": it.deaf});
         json!({
             "owner": process(&self.owner),
             "scratch": self.scratch,
@@ -103,6 +103,7 @@ impl Record {
             name: text(&it["name"]),
             pid: it["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).unwrap_or(0),
             started: text(&it["started"]),
+            deaf: it["deaf"].as_bool().unwrap_or(false),
         };
         let variables = value["variables"].as_array().into_iter().flatten();
         Record {
@@ -125,7 +126,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut record = Record::create(folder.path(), "set").unwrap();
         record.variables.push(("A".into(), "b".into()));
-        let ended = Process { name: "ended".into(), pid: 0, started: "1".into() };
+        let ended = Process { name: "ended".into(), pid: 0, started: "1".into(), deaf: true };
         record.add(ended.clone()).unwrap();
         let mut read = Record::load(folder.path(), "set").unwrap().unwrap();
         assert_eq!(read.servers, [ended]);

@@ -1,8 +1,8 @@
 //! Counts what test programs print. Pure. Invariant: a test that returned because its server was
 //! missing is counted as skipped and not as passed.
 
-use crate::error::Error;
 use std::fmt;
+use tombolo_servers::Error;
 
 /// How a test says that it did nothing, or that a case of it can't be run here.
 const SKIPPED: &str = "skipped:";

@@ -3,10 +3,10 @@
 
 use super::Finding;
 use super::sizes::{FILE_LINES, FUNCTION_LINES, FUNCTION_LINES_MAX, Kind, Measure};
-use crate::error::{Context, Error};
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
+use tombolo_servers::{Context, Error};
 
 const FILE: &str = "xtask/tidy-exceptions.txt";
 

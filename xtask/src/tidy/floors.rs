@@ -21,13 +21,17 @@ const BENCHES: u8 = 6;
 /// What a service or an example imports: what users import, and nothing under it.
 const USERS_FLOOR: u8 = 2;
 
-/// Programs that work on this repository: they import no crate of it, and none imports them.
+/// What starts real servers: imports no crate of this repository, and only what is never shipped imports it.
+const SERVERS: &str = "servers";
+
+/// Programs that work on this repository: they import no crate of it but that one, and none imports them.
 const TOOLS: [&str; 2] = ["xtask", "crates/tombolo-bus/proto/generate"];
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Floor {
     /// A floor, and the lowest one that it may import.
     Number(u8, u8),
+    Servers,
     Tool,
 }
 
@@ -62,6 +66,9 @@ fn floor(package: &Package) -> Option<Floor> {
     if TOOLS.iter().any(|tool| folder == Path::new(tool)) {
         return Some(Floor::Tool);
     }
+    if folder == Path::new(SERVERS) {
+        return Some(Floor::Servers);
+    }
     for (top, number, lowest) in [
         ("services", SERVICES, USERS_FLOOR),
         ("examples", EXAMPLES, USERS_FLOOR),
@@ -81,8 +88,11 @@ fn refusal(package: &Package, floor: Floor, imported: &Package) -> Option<String
     if package.name == imported.name || same_example(&package.folder, &imported.folder) {
         return None;
     }
-    let (Floor::Number(own, lowest), Some(Floor::Number(other, _))) = (floor, self::floor(imported)) else {
-        return Some("tools that import no crate of the workspace, and are imported by none".into());
+    let (own, lowest, other) = match (floor, self::floor(imported)) {
+        (Floor::Number(own, lowest), Some(Floor::Number(other, _))) => (own, lowest, other),
+        (Floor::Tool | Floor::Number(EXAMPLES.., _), Some(Floor::Servers)) => return None,
+        (_, Some(Floor::Servers)) => return Some("an import of it by nothing that is shipped".into()),
+        _ => return Some("tools that import no crate of the workspace, and are imported by none".into()),
     };
     if other >= own {
         return Some(format!(
@@ -148,5 +158,17 @@ mod tests {
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(found[0].contains("`tombolo-extra`, which has no floor"), "{found:?}");
         assert!(found[1].contains("tools that import no crate"), "{found:?}");
+    }
+    #[test]
+    fn servers_are_imported_by_tools_and_fault_runs_alone() {
+        let found = found(&[
+            package("tombolo-servers", "servers", &["tombolo-event"]),
+            package("tombolo-event", "crates/tombolo-event", &["tombolo-servers"]),
+            package("xtask", "xtask", &["tombolo-servers"]),
+            package("tombolo-faults", "faults", &["tombolo-servers"]),
+        ]);
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found[0].contains("import no crate of the workspace"), "{found:?}");
+        assert!(found[1].contains("nothing that is shipped"), "{found:?}");
     }
 }

@@ -2,17 +2,48 @@
 //! root and their users may not enter where the repository is. Invariant: only a folder that was made
 //! here, by its name, is ever removed.
 
-use super::address::secret;
-use crate::error::{Context, Error};
-use nix::unistd::{User, geteuid};
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 
+use nix::unistd::{User, geteuid};
+
+use super::address::secret;
+use crate::{Context, Error};
+
 const PREFIX: &str = "tombolo-services-";
 
-pub(super) fn create() -> Result<PathBuf, Error> {
+/// A scratch folder that goes with this value.
+#[derive(Debug)]
+pub struct Scratch {
+    /// Where it is.
+    pub folder: PathBuf,
+}
+
+impl Scratch {
+    /// Makes one.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn create() -> Result<Self, Error> {
+        create().map(|folder| Self { folder })
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = remove(&self.folder) {
+            eprintln!("{error}; remove it by hand");
+        }
+    }
+}
+
+/// Makes a scratch folder, which stays until it is removed.
+///
+/// # Errors
+/// If it cannot be made.
+pub fn create() -> Result<PathBuf, Error> {
     // As root, where another user can follow; TMPDIR may be root's alone.
     let (parent, mode) =
         if geteuid().is_root() { ("/tmp".into(), 0o711) } else { (std::env::temp_dir(), 0o700) };
@@ -21,7 +52,11 @@ pub(super) fn create() -> Result<PathBuf, Error> {
     Ok(folder)
 }
 
-pub(super) fn remove(folder: &Path) -> Result<(), Error> {
+/// Removes a scratch folder, if it is there.
+///
+/// # Errors
+/// If it was not made here, or cannot be removed.
+pub fn remove(folder: &Path) -> Result<(), Error> {
     let name = folder.file_name().unwrap_or_default().to_string_lossy();
     if !name.starts_with(PREFIX) {
         return Err(Error::new(format!("refused to remove {}: it is no scratch folder", folder.display())));

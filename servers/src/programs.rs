@@ -1,17 +1,14 @@
 //! Finds the servers' programs, and installs what is missing where that is allowed. Invariant: an
 //! installation starts no system service, and nothing is installed unasked.
 
-use super::{
-    MARIADB_VARIABLE, NATS_VARIABLE, POSTGRES_VARIABLE, RABBITMQ_VARIABLE, REDIS_VARIABLE, VARIABLES,
-};
-use crate::chore;
-use crate::error::{Context, Error};
-use crate::workspace::output;
-use nix::unistd::geteuid;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+
+use nix::unistd::geteuid;
+
+use crate::{Context, Engine, Error};
 
 /// The oldest PostgreSQL that the adapters support.
 const POSTGRES_MAJOR_MIN: u32 = 15;
@@ -20,9 +17,29 @@ const POSTGRES_MAJOR_MIN: u32 = 15;
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 const POLICY_FORBIDS: &str = "#!/bin/sh\nexit 101\n";
 
+/// What a command printed; an error with what it complained of, if it failed.
+///
+/// # Errors
+/// If it cannot be run, fails, or prints what is no UTF-8.
+pub fn output(command: &mut Command) -> Result<String, Error> {
+    let shown = format!("{command:?}");
+    let output = command.output().context(|| format!("run `{shown}`"))?;
+    if !output.status.success() {
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        return Err(Error::new(format!("`{shown}` ended with {}: {}", output.status, complaint.trim())));
+    }
+    String::from_utf8(output.stdout).context(|| format!("read what `{shown}` printed"))
+}
+
+/// Whether a command can be run at all and succeeds, silently.
+pub fn succeeds(command: &mut Command) -> bool {
+    let command = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
 /// Where the programs are.
 #[derive(Default)]
-pub(super) struct Programs {
+pub struct Programs {
     /// The folder with `initdb`, `postgres` and `pg_isready`.
     pub(super) postgres: PathBuf,
     /// The server, and what makes its data folder.
@@ -35,9 +52,12 @@ pub(super) struct Programs {
     pub(super) redis: PathBuf,
 }
 
-/// The programs for the servers named by `variables`.
-pub(super) fn programs(variables: &[&str], install: bool) -> Result<Programs, Error> {
-    let (found, missing) = look(variables);
+/// The programs for servers of these engines. What is missing is installed if that is allowed: by `install`, or by `CI=true`.
+///
+/// # Errors
+/// If something is missing and may not or cannot be installed; it says how to install it.
+pub fn find(engines: &[Engine], install: bool) -> Result<Programs, Error> {
+    let (found, missing) = look(engines);
     if missing.is_empty() {
         return Ok(found);
     }
@@ -46,26 +66,26 @@ pub(super) fn programs(variables: &[&str], install: bool) -> Result<Programs, Er
         return Err(Error::new(advice(&missing)));
     }
     apt(&missing)?;
-    let (found, missing) = look(variables);
+    let (found, missing) = look(engines);
     if missing.is_empty() { Ok(found) } else { Err(Error::new(advice(&missing))) }
 }
 
 /// What is there, and the Debian packages of what is not.
-fn look(variables: &[&str]) -> (Programs, Vec<&'static str>) {
+fn look(engines: &[Engine]) -> (Programs, Vec<&'static str>) {
     let mut missing = Vec::new();
-    let mut find = |variable, package, found: Option<PathBuf>| {
-        if found.is_none() && variables.contains(&variable) {
+    let mut find = |engine, package, found: Option<PathBuf>| {
+        if found.is_none() && engines.contains(&engine) {
             missing.push(package);
         }
         found.unwrap_or_default()
     };
-    let postgres = find(POSTGRES_VARIABLE, "postgresql", postgres_folder());
-    let mariadb = find(MARIADB_VARIABLE, "mariadb-server", on_path("mariadbd"));
-    let mariadb_install = find(MARIADB_VARIABLE, "mariadb-server", on_path("mariadb-install-db"));
-    let nats = find(NATS_VARIABLE, "nats-server", on_path("nats-server"));
-    let redis = find(REDIS_VARIABLE, "redis-server", on_path("redis-server"));
-    let rabbitmq = find(RABBITMQ_VARIABLE, "rabbitmq-server", rabbitmq_folder());
-    let epmd = find(RABBITMQ_VARIABLE, "rabbitmq-server", on_path("epmd"));
+    let postgres = find(Engine::Postgres, "postgresql", postgres_folder());
+    let mariadb = find(Engine::MariaDb, "mariadb-server", on_path("mariadbd"));
+    let mariadb_install = find(Engine::MariaDb, "mariadb-server", on_path("mariadb-install-db"));
+    let nats = find(Engine::Nats, "nats-server", on_path("nats-server"));
+    let redis = find(Engine::Redis, "redis-server", on_path("redis-server"));
+    let rabbitmq = find(Engine::RabbitMq, "rabbitmq-server", rabbitmq_folder());
+    let epmd = find(Engine::RabbitMq, "rabbitmq-server", on_path("epmd"));
     missing.dedup();
     (Programs { postgres, mariadb, mariadb_install, nats, redis, rabbitmq, epmd }, missing)
 }
@@ -84,7 +104,7 @@ fn advice(missing: &[&str]) -> String {
             .replace("mariadb-server", "mariadb")
             .replace("rabbitmq-server", "rabbitmq")
             .replace("redis-server", "redis"),
-        VARIABLES.join(", "),
+        Engine::ALL.map(Engine::variable).join(", "),
     )
 }
 
@@ -130,12 +150,20 @@ fn on_path(program: &str) -> Option<PathBuf> {
     folders.map(|folder| folder.join(program)).find(|program| program.is_file())
 }
 
+/// Runs a command with the terminal as its output.
+fn run(command: &mut Command) -> Result<(), Error> {
+    let shown = format!("{command:?}");
+    eprintln!("{shown}");
+    let status = command.status().context(|| format!("run `{shown}`"))?;
+    if status.success() { Ok(()) } else { Err(Error::new(format!("`{shown}` ended with {status}"))) }
+}
+
 fn apt(packages: &[&str]) -> Result<(), Error> {
     let _forbidden = ServicesForbidden::set()?;
-    chore::run(Command::new("apt-get").arg("update"))?;
+    run(Command::new("apt-get").arg("update"))?;
     let mut install = Command::new("apt-get");
     install.args(["install", "-y", "--no-install-recommends"]).args(packages);
-    chore::run(install.env("DEBIAN_FRONTEND", "noninteractive"))
+    run(install.env("DEBIAN_FRONTEND", "noninteractive"))
 }
 
 /// While it lives, installing a package starts no service. An existing policy is left alone.
@@ -161,7 +189,7 @@ impl Drop for ServicesForbidden {
         if self.ours
             && let Err(error) = fs::remove_file(POLICY)
         {
-            eprintln!("xtask: failed to remove {POLICY}; remove it by hand: {error}");
+            eprintln!("failed to remove {POLICY}; remove it by hand: {error}");
         }
     }
 }
