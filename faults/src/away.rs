@@ -31,7 +31,7 @@ pub(crate) async fn run(stage: Stage<'_>) -> Outcome<Tally> {
     load.p99();
     sleep(NORMAL).await;
     let without = load.p99();
-    world.spawn(Which::Bus, None)?;
+    world.spawn(Which::Bus, None).await?;
     let draining = Instant::now();
     let mut database = world.scene.databases.read(Which::Producer).await?;
     while database.count(verify::WAITING).await? > MOVING {

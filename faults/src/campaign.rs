@@ -17,7 +17,7 @@ use crate::office::Office;
 use crate::process::{Outcome, Scene, Which, World};
 use crate::roles::LEASE_MS;
 use crate::verify::Broken;
-use crate::{away, copies, cut_off, dividing, full, kills, pauses, poison, power, rebuild};
+use crate::{away, copies, cut_off, dividing, full, kills, outages, pauses, poison, power, rebuild};
 
 /// What to do.
 pub(crate) struct Plan {
@@ -54,6 +54,10 @@ pub(crate) enum Fault {
     BusAway,
     /// The consumer's database is away.
     DatabaseAway,
+    /// A server of a database is killed at a random moment.
+    ServerKill,
+    /// A server of a database is stopped, for longer than a lease.
+    ServerPause,
     /// The producer's database is an older copy.
     OldDatabase,
     /// The bus's folder is an older copy.
@@ -71,12 +75,14 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    const REST: [Self; 12] = [
+    const REST: [Self; 14] = [
         Self::PowerCut,
         Self::BusFull,
         Self::DatabaseFull,
         Self::BusAway,
         Self::DatabaseAway,
+        Self::ServerKill,
+        Self::ServerPause,
         Self::OldDatabase,
         Self::OldBus,
         Self::SecondCopy,
@@ -100,7 +106,8 @@ impl Fault {
             Self::KillAt(_) => 20,
             Self::Kill => 60,
             Self::PauseAt(_) => 2,
-            Self::Pause => 10,
+            Self::Pause | Self::ServerKill => 10,
+            Self::ServerPause => 5,
             Self::PowerCut => 20,
             Self::BusFull | Self::DatabaseFull | Self::DatabaseAway => 3,
             Self::OldDatabase | Self::OldBus | Self::SecondCopy | Self::DeadlyOrder | Self::Rebuild => 3,
@@ -125,8 +132,18 @@ impl Fault {
     /// Why it cannot happen here, if so.
     fn hindrance(self, ground: &Ground) -> Option<String> {
         match self {
+            Self::KillAt(barrier) | Self::PauseAt(barrier) if Which::of(barrier) == Which::Bus => {
+                own_bus(ground)
+            }
             Self::PowerCut | Self::DatabaseFull => own_files(ground).or_else(Mount::hindrance),
-            Self::BusFull => Mount::hindrance(),
+            Self::BusFull => own_bus(ground).or_else(Mount::hindrance),
+            Self::OldBus => own_bus(ground),
+            Self::OldDatabase | Self::SecondCopy => {
+                (!ground.can_be_copied()).then(|| "MariaDB cannot copy a database".to_owned())
+            }
+            Self::ServerKill | Self::ServerPause => {
+                ground.database_servers().is_empty().then(|| "no database has a server of its own".to_owned())
+            }
             _ => None,
         }
     }
@@ -144,6 +161,8 @@ impl fmt::Display for Fault {
             Self::DatabaseFull => write!(f, "full disk of a database"),
             Self::BusAway => write!(f, "bus away"),
             Self::DatabaseAway => write!(f, "database away"),
+            Self::ServerKill => write!(f, "kill of a database server"),
+            Self::ServerPause => write!(f, "pause of a database server"),
             Self::OldDatabase => write!(f, "old copy of a database"),
             Self::OldBus => write!(f, "old copy of the bus"),
             Self::SecondCopy => write!(f, "second copy of a service"),
@@ -157,7 +176,12 @@ impl fmt::Display for Fault {
 
 /// Why a file system of our own cannot be under the databases, if so.
 fn own_files(ground: &Ground) -> Option<String> {
-    matches!(ground, Ground::Server(_)).then(|| "the files of the PostgreSQL server are not ours".to_owned())
+    (!ground.is_files()).then(|| "not everything is in files of the run's own".to_owned())
+}
+
+/// Why nothing can be done to the inside of the bus, if so.
+fn own_bus(ground: &Ground) -> Option<String> {
+    ground.bus().is_some().then(|| "the bus is a server of another engine".to_owned())
 }
 
 /// Where a fault happens.
@@ -315,6 +339,8 @@ async fn happen(fault: Fault, stage: Stage<'_>, count: u32) -> Outcome<Tally> {
         Fault::DatabaseFull => full::of_database(stage, count).await,
         Fault::BusAway => away::run(stage).await,
         Fault::DatabaseAway => cut_off::run(stage, count).await,
+        Fault::ServerKill => outages::kills(stage, count).await,
+        Fault::ServerPause => outages::pauses(stage, count).await,
         Fault::OldDatabase => copies::old_database(stage).await,
         Fault::OldBus => copies::old_bus(stage).await,
         Fault::SecondCopy => copies::second_copy(stage).await,

@@ -23,14 +23,14 @@ pub(crate) async fn old_database(stage: Stage<'_>) -> Outcome<Tally> {
     verify::settled(&world, &orders).await?;
     world.kill(Which::Producer).await?;
     stage.databases.copy().await?;
-    world.spawn(Which::Producer, None)?;
+    world.spawn(Which::Producer, None).await?;
     world.ready(Which::Producer).await?;
     let forgotten = place(&world, AFTER).await?;
     verify::settled(&world, &[&orders[..], &forgotten].concat()).await?;
 
     world.kill(Which::Producer).await?;
     stage.databases.restore().await?;
-    world.spawn(Which::Producer, None)?;
+    world.spawn(Which::Producer, None).await?;
     world.ready(Which::Producer).await?;
     let later = place(&world, LATER).await?;
     let named = halted(&world, Which::Producer).await?;
@@ -50,7 +50,7 @@ pub(crate) async fn old_bus(stage: Stage<'_>) -> Outcome<Tally> {
     verify::settled(&world, &orders).await?;
     world.kill(Which::Bus).await?;
     copy_folder(&home, &old)?;
-    world.spawn(Which::Bus, None)?;
+    world.spawn(Which::Bus, None).await?;
     orders.extend(place(&world, AFTER).await?);
     verify::settled(&world, &orders).await?;
 
@@ -60,7 +60,7 @@ pub(crate) async fn old_bus(stage: Stage<'_>) -> Outcome<Tally> {
     fs::rename(&home, &new)?;
     fs::rename(&old, &home)?;
     for which in [Which::Bus, Which::Producer] {
-        world.spawn(which, None)?;
+        world.spawn(which, None).await?;
         world.ready(which).await?;
     }
     orders.extend(place(&world, LATER).await?);
@@ -71,12 +71,12 @@ pub(crate) async fn old_bus(stage: Stage<'_>) -> Outcome<Tally> {
     world.kill(Which::Bus).await?;
     fs::remove_dir_all(&home)?;
     fs::rename(&new, &home)?;
-    world.spawn(Which::Bus, None)?;
+    world.spawn(Which::Bus, None).await?;
     world.ready(Which::Bus).await?;
     world.decide(Which::Producer, "resume").await?;
     for which in [Which::Producer, Which::Consumer] {
         world.kill(which).await?;
-        world.spawn(which, None)?;
+        world.spawn(which, None).await?;
     }
     world.all_ready().await?;
     let events = verify::settled(&world, &orders).await?.events;
@@ -90,11 +90,11 @@ pub(crate) async fn second_copy(stage: Stage<'_>) -> Outcome<Tally> {
     verify::settled(&world, &orders).await?;
     world.kill(Which::Producer).await?;
     stage.databases.copy().await?;
-    world.spawn(Which::Producer, None)?;
+    world.spawn(Which::Producer, None).await?;
     world.ready(Which::Producer).await?;
     let load = Load::start(&world, "key");
     orders.extend(place(&world, AFTER).await?);
-    world.spawn(Which::CopiedProducer, None)?;
+    world.spawn(Which::CopiedProducer, None).await?;
     world.ready(Which::CopiedProducer).await?;
     load::heap(world.url(Which::CopiedProducer), LATER, 0).await?;
     let named = halted(&world, Which::CopiedProducer).await?;

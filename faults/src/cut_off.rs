@@ -1,4 +1,4 @@
-//! The consumer's database is away for a while: connections to PostgreSQL break and are refused, a file of SQLite is locked by
+//! The consumer's database is away for a while: connections to a server break and are refused, a file of SQLite is locked by
 //! another process. Its subscriptions wait; nothing counts as an attempt, and nothing is parked.
 
 use std::time::Duration;

@@ -1,16 +1,20 @@
-//! The two services' databases of one part of the run: made for it, read by the checks, dropped after it.
+//! The ground of a run, and the two services' databases of one part of it: made for it, read by the checks, dropped after it.
 //!
 //! Invariant: only what was made here is dropped, by the unique name that it was given.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use sqlx::postgres::{PgConnectOptions, PgConnection};
+use clap::ValueEnum;
+use reqwest::Url;
+use sqlx::postgres::PgConnection;
 use sqlx::sqlite::SqliteConnection;
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
+use sqlx::{AssertSqlSafe, Connection};
+use tombolo_servers::Engine;
 use uuid::Uuid;
 
 use crate::door::Door;
+use crate::hosts::{Host, Hosts};
 use crate::process::{Outcome, Which};
 use crate::verify::Rows;
 
@@ -25,112 +29,223 @@ const FILE_ENDINGS: [&str; 3] = ["", "-wal", "-shm"];
 /// What the tables of the build that is read have in front of their names.
 const LIVE: &str = "SELECT namespace FROM tombolo.build JOIN tombolo.view USING (view, version, build)";
 
-/// Where databases are made.
-pub(crate) enum Ground {
+/// Where the databases of a service are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kind {
     /// SQLite: files in the part's own folder.
-    Files,
-    /// PostgreSQL: a server on which databases may be created.
-    Server(Box<PgConnectOptions>),
+    Sqlite,
+    /// PostgreSQL: a server.
+    Postgres,
+    /// MariaDB: a server.
+    #[cfg(feature = "engines")]
+    Mariadb,
 }
 
-/// The databases of one part.
-pub(crate) struct Databases<'a> {
-    ground: &'a Ground,
-    /// What their names begin with: a folder, or a prefix that nobody else uses.
-    place: String,
-    /// Between the consumer and its database, on a server.
-    door: Option<Door>,
+impl Kind {
+    /// The engine of its server, if it has one.
+    fn engine(self) -> Option<Engine> {
+        match self {
+            Self::Sqlite => None,
+            Self::Postgres => Some(Engine::Postgres),
+            #[cfg(feature = "engines")]
+            Self::Mariadb => Some(Engine::MariaDb),
+        }
+    }
+}
+
+/// What carries the events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BusKind {
+    /// The embedded log, served by this program.
+    Tombolo,
+    /// PostgreSQL.
+    #[cfg(feature = "engines")]
+    Postgres,
+    /// NATS JetStream.
+    #[cfg(feature = "engines")]
+    Nats,
+    /// RabbitMQ streams.
+    #[cfg(feature = "engines")]
+    Rabbitmq,
+    /// Redis streams.
+    #[cfg(feature = "engines")]
+    Redis,
+}
+
+impl BusKind {
+    /// The engine of its server, if it is another than our own.
+    fn engine(self) -> Option<Engine> {
+        match self {
+            Self::Tombolo => None,
+            #[cfg(feature = "engines")]
+            Self::Postgres => Some(Engine::Postgres),
+            #[cfg(feature = "engines")]
+            Self::Nats => Some(Engine::Nats),
+            #[cfg(feature = "engines")]
+            Self::Rabbitmq => Some(Engine::RabbitMq),
+            #[cfg(feature = "engines")]
+            Self::Redis => Some(Engine::Redis),
+        }
+    }
+
+    /// The address for a part: a namespace of its own, and, where nothing but processes is killed, what has to be accepted.
+    fn address(self, server: &str, namespace: &str) -> String {
+        match self.engine() {
+            Some(Engine::Nats) => format!("{server}/{namespace}?accept=unsynced"),
+            Some(Engine::RabbitMq) => format!("{server}?namespace={namespace}&accept=unsynced"),
+            _ => format!("{server}?namespace={namespace}"),
+        }
+    }
+}
+
+/// The kinds of databases and bus of a run, and the servers under them.
+pub(crate) struct Ground {
+    hosts: Hosts,
+    bus: BusKind,
+    producer: Kind,
+    consumer: Kind,
 }
 
 impl Ground {
+    /// Starts the servers that it takes.
+    pub(crate) async fn prepare(bus: BusKind, producer: Kind, consumer: Kind) -> Outcome<Self> {
+        let mut engines: Vec<Engine> = Vec::new();
+        for engine in [bus.engine(), producer.engine(), consumer.engine()].into_iter().flatten() {
+            if !engines.contains(&engine) {
+                engines.push(engine);
+            }
+        }
+        Ok(Self { hosts: Hosts::start(&engines).await?, bus, producer, consumer })
+    }
+
+    /// The server that is the bus, if it is one of another engine.
+    pub(crate) fn bus(&self) -> Option<&Host> {
+        self.bus.engine().map(|engine| self.hosts.of(engine))
+    }
+
+    /// The servers of the databases, and not that of the bus.
+    pub(crate) fn database_servers(&self) -> Vec<&Host> {
+        let mut engines: Vec<Engine> =
+            [self.producer, self.consumer].iter().filter_map(|it| it.engine()).collect();
+        engines.dedup();
+        engines.retain(|engine| self.bus.engine() != Some(*engine));
+        engines.into_iter().map(|engine| self.hosts.of(engine)).collect()
+    }
+
+    /// Whether everything is in files of the part's own.
+    pub(crate) fn is_files(&self) -> bool {
+        self.bus.engine().is_none() && self.producer.engine().is_none() && self.consumer.engine().is_none()
+    }
+
+    /// Whether the producer's database can be copied here.
+    pub(crate) fn can_be_copied(&self) -> bool {
+        matches!(self.producer, Kind::Sqlite | Kind::Postgres)
+    }
+
+    fn kind(&self, which: Which) -> Kind {
+        if Which::Consumer.replicas().contains(&which) { self.consumer } else { self.producer }
+    }
+
+    /// The server of a service's database, if it is on one.
+    fn server(&self, which: Which) -> Option<Url> {
+        let url = self.hosts.of(self.kind(which).engine()?).url();
+        // What starts servers writes addresses.
+        Url::parse(url).ok()
+    }
+
     /// Makes the databases of a part; SQLite's files come with their first use.
     pub(crate) async fn make(&self, folder: &Path) -> Outcome<Databases<'_>> {
-        let place = match self {
-            Self::Files => folder.display().to_string(),
-            Self::Server(_) => format!("tombolo_faults_{}", Uuid::new_v4().simple()),
+        let prefix = format!("tombolo_faults_{}", Uuid::new_v4().simple());
+        let door = match self.server(Which::Consumer) {
+            None => None,
+            Some(server) => Some(Door::to(&server).await?),
         };
-        let door = match self {
-            Self::Files => None,
-            Self::Server(server) => Some(Door::to(server).await?),
-        };
-        let databases = Databases { ground: self, place, door };
-        databases.for_each(&OWNERS, "CREATE DATABASE", "").await?;
+        let databases = Databases { ground: self, folder: folder.to_owned(), prefix, door };
+        for which in OWNERS {
+            databases.on_server(which, &format!("CREATE DATABASE {}", databases.name(which))).await?;
+        }
         Ok(databases)
     }
+}
+
+/// The databases of one part, and its bus.
+pub(crate) struct Databases<'a> {
+    pub(crate) ground: &'a Ground,
+    folder: PathBuf,
+    /// What the names on servers begin with, which nobody else uses.
+    prefix: String,
+    /// Between the consumer and its database, on a server.
+    door: Option<Door>,
 }
 
 impl Databases<'_> {
     /// Where a service finds its own.
     pub(crate) fn url(&self, which: Which) -> String {
-        match self.ground {
-            Ground::Files => format!("sqlite:{}", self.name(which)),
-            Ground::Server(_) => {
-                self.server_url(which, self.door.as_ref().filter(|_| which == Which::Consumer))
-            }
-        }
+        self.address(which, self.door.as_ref().filter(|_| which.home() == Which::Consumer.home()))
     }
 
-    /// The address of a service's own on the server, or through a door.
-    fn server_url(&self, which: Which, door: Option<&Door>) -> String {
-        let Ground::Server(server) = self.ground else { return self.url(which) };
-        let mut options = PgConnectOptions::clone(server).database(&self.name(which));
+    /// Where everybody finds the bus of another engine; none if it is our own.
+    pub(crate) fn bus_url(&self) -> Option<String> {
+        // A name that every engine takes.
+        let namespace = self.prefix.trim_start_matches("tombolo_").replace('_', "-");
+        Some(self.ground.bus.address(self.ground.bus()?.url(), &namespace))
+    }
+
+    /// The address of a service's own, on a server through a door if there is one.
+    fn address(&self, which: Which, door: Option<&Door>) -> String {
+        let Some(mut url) = self.ground.server(which) else {
+            return format!("sqlite:{}", self.name(which));
+        };
+        url.set_path(&self.name(which));
         if let Some(door) = door {
-            options = options.host(&door.address.ip().to_string()).port(door.address.port());
+            // Addresses of servers have both.
+            url.set_ip_host(door.address.ip()).ok();
+            url.set_port(Some(door.address.port())).ok();
         }
-        options.to_url_lossy().to_string()
+        url.into()
     }
 
     /// Opens a service's own for reading.
     pub(crate) async fn read(&self, which: Which) -> Outcome<Reader> {
-        Ok(match self.ground {
-            Ground::Files => {
-                Reader::Sqlite(SqliteConnection::connect(&format!("{}?mode=ro", self.url(which))).await?)
-            }
-            Ground::Server(_) => {
-                Reader::Postgres(PgConnection::connect(&self.server_url(which, None)).await?)
-            }
+        let url = self.address(which, None);
+        Ok(match self.ground.kind(which) {
+            Kind::Sqlite => Reader::Sqlite(SqliteConnection::connect(&format!("{url}?mode=ro")).await?),
+            Kind::Postgres => Reader::Postgres(PgConnection::connect(&url).await?),
+            #[cfg(feature = "engines")]
+            Kind::Mariadb => Reader::Mysql(sqlx::MySqlConnection::connect(&url).await?),
         })
     }
 
     /// Makes a copy of the producer's, which nobody has open now.
     pub(crate) async fn copy(&self) -> Outcome<()> {
         let (from, to) = (self.name(Which::Producer), self.name(Which::CopiedProducer));
-        let Ground::Server(server) = self.ground else {
+        if self.ground.producer == Kind::Sqlite {
             for ending in FILE_ENDINGS {
                 if fs::exists(format!("{from}{ending}"))? {
                     fs::copy(format!("{from}{ending}"), format!("{to}{ending}"))?;
                 }
             }
             return Ok(());
-        };
-        let mut server = PgConnection::connect_with(server).await?;
+        }
         // The connections of a killed process end when the server notices.
         let end =
             format!("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = '{from}'");
-        sqlx::raw_sql(AssertSqlSafe(end)).execute(&mut server).await?;
-        sqlx::raw_sql(AssertSqlSafe(format!("CREATE DATABASE {to} TEMPLATE {from}")))
-            .execute(&mut server)
-            .await?;
-        Ok(server.close().await?)
+        self.on_server(Which::Producer, &end).await?;
+        self.on_server(Which::Producer, &format!("CREATE DATABASE {to} TEMPLATE {from}")).await
     }
 
     /// Puts the copy in the place of the producer's, which nobody has open now.
     pub(crate) async fn restore(&self) -> Outcome<()> {
         let (to, from) = (self.name(Which::Producer), self.name(Which::CopiedProducer));
-        let Ground::Server(server) = self.ground else {
+        if self.ground.producer == Kind::Sqlite {
             for ending in FILE_ENDINGS {
                 fs::remove_file(format!("{to}{ending}")).ok();
                 fs::rename(format!("{from}{ending}"), format!("{to}{ending}")).ok();
             }
             return Ok(());
-        };
-        let mut server = PgConnection::connect_with(server).await?;
-        for sql in
-            [format!("DROP DATABASE {to} WITH (FORCE)"), format!("ALTER DATABASE {from} RENAME TO {to}")]
-        {
-            sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut server).await?;
         }
-        Ok(server.close().await?)
+        self.on_server(Which::Producer, &format!("DROP DATABASE {to} WITH (FORCE)")).await?;
+        self.on_server(Which::Producer, &format!("ALTER DATABASE {from} RENAME TO {to}")).await
     }
 
     /// Takes a service's own away from it.
@@ -146,7 +261,11 @@ impl Databases<'_> {
 
     /// Drops them; SQLite's files go with their folder.
     pub(crate) async fn drop(self) -> Outcome<()> {
-        self.for_each(&ALL, "DROP DATABASE IF EXISTS", "WITH (FORCE)").await
+        for which in ALL {
+            let force = if self.ground.kind(which) == Kind::Postgres { "WITH (FORCE)" } else { "" };
+            self.on_server(which, &format!("DROP DATABASE IF EXISTS {} {force}", self.name(which))).await?;
+        }
+        Ok(())
     }
 
     /// What is left if they are not dropped.
@@ -156,21 +275,32 @@ impl Databases<'_> {
 
     fn name(&self, which: Which) -> String {
         let owner = if which == Which::CopiedProducer { "copy" } else { which.home() };
-        match self.ground {
-            Ground::Files => format!("{}/{}/{owner}.db", self.place, which.home()),
-            Ground::Server(_) => format!("{}_{owner}", self.place),
+        match self.ground.kind(which) {
+            Kind::Sqlite => self.folder.join(which.home()).join(format!("{owner}.db")).display().to_string(),
+            _ => format!("{}_{owner}", self.prefix),
         }
     }
 
-    /// Runs a statement on the server for each of them; nothing for files.
-    async fn for_each(&self, of: &[Which], statement: &str, options: &str) -> Outcome<()> {
-        let Ground::Server(server) = self.ground else { return Ok(()) };
-        let mut connection = PgConnection::connect_with(server).await?;
-        for &which in of {
-            let sql = format!("{statement} {} {options}", self.name(which));
-            sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await?;
+    /// Runs a statement on the server of a service's own; nothing for files.
+    async fn on_server(&self, which: Which, sql: &str) -> Outcome<()> {
+        let (Some(server), sql) = (self.ground.server(which), AssertSqlSafe(sql.to_owned())) else {
+            return Ok(());
+        };
+        match self.ground.kind(which) {
+            Kind::Sqlite => {}
+            Kind::Postgres => {
+                let mut connection = PgConnection::connect(server.as_str()).await?;
+                sqlx::raw_sql(sql).execute(&mut connection).await?;
+                connection.close().await?;
+            }
+            #[cfg(feature = "engines")]
+            Kind::Mariadb => {
+                let mut connection = sqlx::MySqlConnection::connect(server.as_str()).await?;
+                sqlx::raw_sql(sql).execute(&mut connection).await?;
+                connection.close().await?;
+            }
         }
-        Ok(connection.close().await?)
+        Ok(())
     }
 }
 
@@ -194,33 +324,42 @@ impl CutOff<'_> {
     }
 }
 
-/// A connection of the checks. Queries name Tombolo's own tables as PostgreSQL does, `tombolo.outbox`.
+/// A connection of the checks. Queries are written as PostgreSQL takes them.
 pub(crate) enum Reader {
     Sqlite(SqliteConnection),
     Postgres(PgConnection),
+    #[cfg(feature = "engines")]
+    Mysql(sqlx::MySqlConnection),
+}
+
+/// Does the same with the connection of each kind.
+macro_rules! each {
+    ($reader:expr, $connection:ident => $done:expr) => {
+        match $reader {
+            Reader::Sqlite($connection) => $done,
+            Reader::Postgres($connection) => $done,
+            #[cfg(feature = "engines")]
+            Reader::Mysql($connection) => $done,
+        }
+    };
 }
 
 impl Reader {
     pub(crate) async fn count(&mut self, query: &str) -> Outcome<i64> {
         let query = self.dialect(query);
-        Ok(match self {
-            Self::Sqlite(connection) => sqlx::query_scalar(query).fetch_one(connection).await?,
-            Self::Postgres(connection) => sqlx::query_scalar(query).fetch_one(connection).await?,
-        })
+        Ok(each!(self, connection => sqlx::query_scalar(query).fetch_one(connection).await?))
     }
 
     /// The table of the copies, of the build that is read.
     pub(crate) async fn copies(&mut self) -> Outcome<String> {
         let query = self.dialect(LIVE);
+        let namespace: String =
+            each!(self, connection => sqlx::query_scalar(query).fetch_one(connection).await?);
         Ok(match self {
-            Self::Sqlite(connection) => {
-                let namespace: String = sqlx::query_scalar(query).fetch_one(connection).await?;
-                format!("\"{namespace}_copies\"")
-            }
-            Self::Postgres(connection) => {
-                let namespace: String = sqlx::query_scalar(query).fetch_one(connection).await?;
-                format!("\"{namespace}\".copies")
-            }
+            Self::Sqlite(_) => format!("\"{namespace}_copies\""),
+            Self::Postgres(_) => format!("\"{namespace}\".copies"),
+            #[cfg(feature = "engines")]
+            Self::Mysql(_) => format!("`{namespace}_copies`"),
         })
     }
 
@@ -232,27 +371,25 @@ impl Reader {
 
     /// Ends it before anybody does something to the files.
     pub(crate) async fn close(self) -> Outcome<()> {
-        match self {
-            Self::Sqlite(connection) => connection.close().await?,
-            Self::Postgres(connection) => connection.close().await?,
-        }
-        Ok(())
+        Ok(each!(self, connection => connection.close().await?))
     }
 
     pub(crate) async fn rows(&mut self, query: &str) -> Outcome<Rows> {
         let query = self.dialect(query);
-        Ok(match self {
-            Self::Sqlite(connection) => sqlx::query_as(query).fetch_all(connection).await?,
-            Self::Postgres(connection) => sqlx::query_as(query).fetch_all(connection).await?,
-        })
+        Ok(each!(self, connection => sqlx::query_as(query).fetch_all(connection).await?))
     }
 
     fn dialect(&self, query: &str) -> AssertSqlSafe<String> {
-        AssertSqlSafe(if let Self::Sqlite(_) = self { prefixed(query) } else { query.to_owned() })
+        AssertSqlSafe(match self {
+            Self::Sqlite(_) => prefixed(query),
+            Self::Postgres(_) => query.to_owned(),
+            #[cfg(feature = "engines")]
+            Self::Mysql(_) => prefixed(query).replace(" key,", " `key`,").replace("AS BIGINT", "AS SIGNED"),
+        })
     }
 }
 
-/// In SQLite a prefix stands for the schema.
+/// In SQLite and MariaDB a prefix stands for the schema.
 fn prefixed(query: &str) -> String {
     query.replace("tombolo.", "tombolo_")
 }

@@ -37,7 +37,7 @@ pub(crate) async fn run(stage: Stage<'_>, kills: u32) -> Outcome<Tally> {
         world.kill(which).await?;
         tally.in_flight += u32::from(verify::is_work_in_flight(&world, &load).await?);
         tally.landed += 1;
-        world.spawn(which, None)?;
+        world.spawn(which, None).await?;
         if which == Which::Bus {
             world.ready(which).await?;
         }

@@ -1,11 +1,11 @@
-//! A door between a service and its PostgreSQL server, which can be shut: connections break, and new ones are refused.
+//! A door between a service and its database server, which can be shut: connections break, and new ones are refused.
 //!
 //! Invariant: what goes through is not looked at; shut, nothing goes through.
 
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 
-use sqlx::postgres::PgConnectOptions;
+use reqwest::Url;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -22,11 +22,15 @@ pub(crate) struct Door {
 
 impl Door {
     /// An open door to a server.
-    pub(crate) async fn to(server: &PgConnectOptions) -> Outcome<Self> {
+    pub(crate) async fn to(server: &Url) -> Outcome<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let door = Self {
             address: listener.local_addr()?,
-            server: (server.get_host().to_owned(), server.get_port()),
+            server: server
+                .host_str()
+                .zip(server.port())
+                .map(|(host, port)| (host.to_owned(), port))
+                .ok_or("a server has a port")?,
             keeper: Mutex::default(),
         };
         door.keep(listener);

@@ -36,7 +36,7 @@ pub(crate) async fn run(stage: Stage<'_>, barrier: Option<&str>, kills: u32) -> 
         };
         tally.landed += 1;
         tally.in_flight += u32::from(verify::is_work_in_flight(&world, &load).await?);
-        world.spawn(which, None)?;
+        world.spawn(which, None).await?;
         if which == Which::Bus || stage.random.random_bool(0.5) {
             world.ready(which).await?;
         }
@@ -82,7 +82,7 @@ async fn kill_at(barrier: &str, world: &mut World<'_>, random: &mut impl Rng) ->
     let which = Which::of(barrier);
     world.kill(which).await?;
     let passes = random.random_range(1..=passes_max(barrier));
-    world.spawn(which, Some(At::Kill(&format!("{barrier}:{passes}"))))?;
+    world.spawn(which, Some(At::Kill(&format!("{barrier}:{passes}")))).await?;
     world.killed_itself(which).await?;
     Ok(which)
 }

@@ -8,6 +8,7 @@ mod roles;
 mod mutant;
 mod process;
 mod door;
+mod hosts;
 mod databases;
 mod office;
 mod mount;
@@ -20,6 +21,7 @@ mod power;
 mod full;
 mod away;
 mod cut_off;
+mod outages;
 mod copies;
 mod poison;
 mod rebuild;
@@ -28,9 +30,9 @@ mod shop;
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 
-use crate::databases::Ground;
+use crate::databases::{BusKind, Ground, Kind};
 use crate::mutant::Mutant;
 
 /// Does to real processes on the path whatever may happen to them, and checks what is left.
@@ -56,39 +58,30 @@ struct Arguments {
     /// The seed of every choice; printed, so that a run can be repeated.
     #[arg(long, default_value_t = 20_261_120)]
     seed: u64,
-    /// The database under both services.
+    /// The bus: that of this program, or a server of another engine, started for this run.
+    #[arg(long, value_enum, default_value = "tombolo")]
+    bus: BusKind,
+    /// The database under both services: files, or a server, started for this run.
     #[arg(long, value_enum, default_value = "sqlite")]
     database: Kind,
-    /// The server for `--database postgres`, on which the user may create databases.
-    #[arg(long, value_name = "URL", env = "TOMBOLO_TEST_POSTGRES", hide_env_values = true)]
-    postgres: Option<String>,
+    /// That under the producer, if it is another.
+    #[arg(long, value_enum)]
+    producer: Option<Kind>,
+    /// That under the consumer, if it is another.
+    #[arg(long, value_enum)]
+    consumer: Option<Kind>,
     /// A deliberate fault in the processes, which the run must catch.
     #[cfg_attr(feature = "mutants", arg(long, value_enum))]
     #[cfg_attr(not(feature = "mutants"), arg(skip))]
     mutant: Option<Mutant>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Kind {
-    Sqlite,
-    Postgres,
-}
-
 impl Arguments {
-    fn ground(&self) -> process::Outcome<Ground> {
-        match (self.database, &self.postgres) {
-            (Kind::Sqlite, _) => Ok(Ground::Files),
-            (Kind::Postgres, Some(url)) => Ok(Ground::Server(Box::new(url.parse()?))),
-            (Kind::Postgres, None) => Err(
-                "--database postgres needs a server: give --postgres URL or TOMBOLO_TEST_POSTGRES; `cargo xtask services start` starts one"
-                    .into(),
-            ),
-        }
-    }
-
-    fn plan(self) -> process::Outcome<campaign::Plan> {
+    async fn plan(self) -> process::Outcome<campaign::Plan> {
+        let producer = self.producer.unwrap_or(self.database);
+        let consumer = self.consumer.unwrap_or(self.database);
         Ok(campaign::Plan {
-            ground: self.ground()?,
+            ground: Ground::prepare(self.bus, producer, consumer).await?,
             each: self.power.or(self.each),
             only: if self.power.is_some() { Some("power cut".to_owned()) } else { self.only },
             gathered: self.gathered,
@@ -120,7 +113,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         Some(Role::Consumer) => Ok(roles::consumer().await?),
         None if let Some(seconds) = arguments.shop => shop::run(seconds, arguments.seed),
         None => {
-            let plan = arguments.plan()?;
+            let plan = arguments.plan().await?;
             // Interrupted, it takes down what it has put up.
             tokio::select! {
                 done = campaign::run(&plan) => done,

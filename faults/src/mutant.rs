@@ -6,6 +6,8 @@
 use std::env;
 
 use clap::ValueEnum;
+#[cfg(feature = "engines")]
+use tombolo::mysql::Mysql;
 use tombolo::postgres::Postgres;
 use tombolo::sqlite::Sqlite;
 use tombolo_bus::embedded::Options;
@@ -88,5 +90,15 @@ pub(crate) fn in_sqlite(database: Sqlite) -> Sqlite {
 
 #[cfg(not(feature = "mutants"))]
 pub(crate) fn in_postgres(database: Postgres) -> Postgres {
+    database
+}
+
+#[cfg(all(feature = "engines", feature = "mutants"))]
+pub(crate) fn in_mysql(database: Mysql) -> Mysql {
+    of_database().map_or(database.clone(), |mutant| database.with_mutant(mutant))
+}
+
+#[cfg(all(feature = "engines", not(feature = "mutants")))]
+pub(crate) fn in_mysql(database: Mysql) -> Mysql {
     database
 }

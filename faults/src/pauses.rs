@@ -39,7 +39,7 @@ pub(crate) async fn run(stage: Stage<'_>, barrier: Option<&str>, pauses: u32) ->
         sleep(LEASE + stage.random.random_range(BEYOND.0..BEYOND.1)).await;
         replaced += u32::from(is_replaced_soon(&world, which).await);
         tally.in_flight += u32::from(verify::is_work_in_flight(&world, &load).await?);
-        world.signal(which, Signal::SIGCONT)?;
+        world.signal(which, Signal::SIGCONT).await?;
         tally.landed += 1;
         sleep(BETWEEN_MAX.mul_f64(stage.random.random())).await;
     }
@@ -60,13 +60,13 @@ async fn stop_at(barrier: &str, world: &mut World<'_>, random: &mut impl Rng) ->
         };
         world.kill(which).await?;
         let passes = random.random_range(1..=passes_max(barrier));
-        world.spawn(which, Some(At::Stop(&format!("{barrier}:{passes}"))))?;
+        world.spawn(which, Some(At::Stop(&format!("{barrier}:{passes}")))).await?;
         if let Ok(stopped) = timeout(STOP_BOUND, world.until_stopped(which)).await {
             return stopped.map(|()| which);
         }
         // It may still come there, and would then stand still for ever.
         world.kill(which).await?;
-        world.spawn(which, None)?;
+        world.spawn(which, None).await?;
     }
     Err(format!("nobody came to {barrier} to stop there").into())
 }
@@ -74,7 +74,7 @@ async fn stop_at(barrier: &str, world: &mut World<'_>, random: &mut impl Rng) ->
 /// Stops one of them at a random moment.
 async fn stop_somebody(world: &World<'_>, random: &mut impl Rng) -> Outcome<Which> {
     let which = Which::ALL[random.random_range(0..Which::ALL.len())];
-    world.signal(which, Signal::SIGSTOP)?;
+    world.signal(which, Signal::SIGSTOP).await?;
     world.until_stopped(which).await?;
     Ok(which)
 }

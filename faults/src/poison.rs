@@ -34,7 +34,7 @@ pub(crate) async fn deadly(stage: Stage<'_>) -> Outcome<Tally> {
     while verify::parked(&world).await? == 0 {
         if world.is_dead(Which::Consumer) {
             deaths += 1;
-            world.spawn(Which::Consumer, None)?;
+            world.spawn(Which::Consumer, None).await?;
         }
         if deaths > DEATHS_MAX {
             return Err(Broken(format!("it killed the process {deaths} times and is not parked")).into());
@@ -64,7 +64,7 @@ pub(crate) async fn redrive(stage: Stage<'_>, kills: u32) -> Outcome<Tally> {
         world.kill(Which::Consumer).await?;
         tally.in_flight += u32::from(verify::is_work_in_flight(&world, &load).await?);
         tally.landed += 1;
-        world.spawn(Which::Consumer, None)?;
+        world.spawn(Which::Consumer, None).await?;
         world.ready(Which::Consumer).await?;
     }
     let acknowledged = load.stop().await;

@@ -62,7 +62,7 @@ fn on(dark: &[usize]) -> impl Iterator<Item = Which> {
 /// stopped, they have a moment in which every sync fails, and may say so.
 async fn stop(dark: &[usize], world: &World<'_>) -> Outcome<()> {
     for which in on(dark) {
-        world.signal(which, Signal::SIGSTOP)?;
+        world.signal(which, Signal::SIGSTOP).await?;
     }
     for which in on(dark) {
         world.until_stopped(which).await?;
@@ -82,7 +82,7 @@ async fn cut(dark: &[usize], machines: &[Mount; HOMES.len()], world: &mut World<
         machines[place].restore()?;
     }
     for which in on(dark) {
-        world.spawn(which, None)?;
+        world.spawn(which, None).await?;
     }
     Ok(())
 }

@@ -18,6 +18,7 @@ use tombolo::status::{State, SubscriptionStatus};
 use tombolo_event::key::PARTITIONS_DEFAULT;
 
 use crate::databases::Databases;
+use crate::hosts::Host;
 use crate::office::Office;
 use crate::roles;
 
@@ -121,12 +122,12 @@ impl<'a> World<'a> {
             http: reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(2)).build()?,
         };
         for which in [Which::Bus, Which::Producer, Which::Consumer] {
-            world.spawn(which, None)?;
+            world.spawn(which, None).await?;
         }
         world.until_leader(&[Which::Producer]).await?;
         for second in [Which::SecondProducer, Which::SecondConsumer] {
             if world.scene.cast.contains(&second) {
-                world.spawn(second, None)?;
+                world.spawn(second, None).await?;
             }
         }
         world.all_ready().await?;
@@ -144,7 +145,13 @@ impl<'a> World<'a> {
     }
 
     pub(crate) fn bus_url(&self) -> String {
-        format!("tombolo+unix://{}", self.socket().display())
+        let other = self.scene.databases.bus_url();
+        other.unwrap_or_else(|| format!("tombolo+unix://{}", self.socket().display()))
+    }
+
+    /// The server that is the bus, if it is one of another engine.
+    fn bus_server(&self, which: Which) -> Option<&'a Host> {
+        self.scene.databases.ground.bus().filter(|_| which == Which::Bus)
     }
 
     fn socket(&self) -> PathBuf {
@@ -255,7 +262,10 @@ impl<'a> World<'a> {
     }
 
     /// Starts a process, with what it is to do to itself if anything.
-    pub(crate) fn spawn(&mut self, which: Which, at: Option<At<'_>>) -> Outcome<()> {
+    pub(crate) async fn spawn(&mut self, which: Which, at: Option<At<'_>>) -> Outcome<()> {
+        if let Some(server) = self.bus_server(which) {
+            return server.restart().await;
+        }
         let mut command = Command::new(std::env::current_exe()?);
         command
             .stdin(Stdio::null())
@@ -293,6 +303,9 @@ impl<'a> World<'a> {
 
     /// Waits until a process serves, or until it is dead again, which a near barrier may make it.
     pub(crate) async fn ready(&mut self, which: Which) -> Outcome<()> {
+        if self.bus_server(which).is_some() {
+            return Ok(());
+        }
         let ready = format!("{}/ready", self.url(which));
         let socket = self.socket();
         let mut looks = interval(LOOK_EVERY);
@@ -335,6 +348,9 @@ impl<'a> World<'a> {
 
     /// Waits until a process has stopped itself at its barrier, or was stopped.
     pub(crate) async fn until_stopped(&self, which: Which) -> Outcome<()> {
+        if self.bus_server(which).is_some() {
+            return Ok(());
+        }
         let stat = format!("/proc/{}/stat", self.pid(which)?);
         let stopped = async |_: &Self| {
             let stat = fs::read_to_string(&stat).unwrap_or_default();
@@ -344,7 +360,10 @@ impl<'a> World<'a> {
     }
 
     /// Stops a process, or lets it go on.
-    pub(crate) fn signal(&self, which: Which, signal: Signal) -> Outcome<()> {
+    pub(crate) async fn signal(&self, which: Which, signal: Signal) -> Outcome<()> {
+        if let Some(server) = self.bus_server(which) {
+            return server.signal(signal).await;
+        }
         Ok(kill(self.pid(which)?, signal)?)
     }
 
@@ -357,6 +376,9 @@ impl<'a> World<'a> {
 
     /// Kills a process, now.
     pub(crate) async fn kill(&mut self, which: Which) -> Outcome<()> {
+        if let Some(server) = self.bus_server(which) {
+            return server.kill().await;
+        }
         if let Some(mut child) = self.children[which as usize].take() {
             child.kill().await?;
         }

@@ -39,7 +39,7 @@ pub(crate) async fn run(stage: Stage<'_>, builds: u32) -> Outcome<Tally> {
             world.kill(Which::Consumer).await?;
             tally.in_flight += u32::from(verify::is_work_in_flight(&world, &load).await?);
             tally.landed += 1;
-            world.spawn(Which::Consumer, None)?;
+            world.spawn(Which::Consumer, None).await?;
         }
         world.ready(Which::Consumer).await?;
         // Under load it is switched to by holding the live one still for a moment; at the latest when the load ends.

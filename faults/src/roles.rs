@@ -4,6 +4,8 @@
 
 mod sqlite;
 mod postgres;
+#[cfg(feature = "engines")]
+mod mysql;
 
 use std::future::Future;
 use std::path::Path;
@@ -46,8 +48,6 @@ pub(crate) const DEADLY: &str = "deadly";
 /// The body of a heap of orders, at most.
 const HEAP_BYTES_MAX: usize = 64 << 20;
 
-const INSERT_ORDER: &str = "INSERT INTO orders (id, key, n) VALUES ($1, $2, $3)";
-const INSERT_COPY: &str = "INSERT INTO {copies} (id, key, n) VALUES ($1, $2, $3)";
 /// One of so many orders of a sour key is hard to handle, and its handler fails so often.
 const SOUR_EVERY: i64 = 3;
 const SOUR_FAILS: f64 = 0.6;
@@ -56,6 +56,9 @@ const SOUR_FAILS: f64 = 0.6;
 pub(crate) trait Store: Database {
     /// What makes the table of the copies.
     const COPIES: &'static str;
+    /// What keeps an order, and what keeps a copy of one.
+    const INSERT_ORDER: &'static str = "INSERT INTO orders (id, key, n) VALUES ($1, $2, $3)";
+    const INSERT_COPY: &'static str = "INSERT INTO {copies} (id, key, n) VALUES ($1, $2, $3)";
 
     /// Makes the table in which orders are kept, in the order in which they came.
     fn make_orders(self) -> impl Future<Output = tombolo::Result<()>> + Send;
@@ -120,7 +123,7 @@ async fn place_many<D: Store>(
 ) -> Result<StatusCode, Problem> {
     let mut tx = app.begin().await?;
     for placed in &many {
-        D::insert(&mut tx, INSERT_ORDER.into_sql_str(), placed).await?;
+        D::insert(&mut tx, D::INSERT_ORDER.into_sql_str(), placed).await?;
         if goes_by_later(&placed.key) {
             tx.outgoing().publish_at(placed, Timestamp::now())?;
         } else {
@@ -144,7 +147,7 @@ async fn copy<D: Store>(event: Placed, tx: &mut D::Tx) -> Handled {
     if event.key.starts_with(SOUR) && event.n % SOUR_EVERY == 0 && rand::random_bool(SOUR_FAILS) {
         return Err(std::io::Error::other("a sour order").into());
     }
-    let insert = D::sql(tx, INSERT_COPY)?;
+    let insert = D::sql(tx, D::INSERT_COPY)?;
     D::insert(tx, insert, &event).await?;
     Ok(())
 }
@@ -218,6 +221,8 @@ fn database_url() -> String {
 pub(crate) async fn producer() -> tombolo::Result<()> {
     match database_url() {
         url if url.starts_with("postgres") => serve(orders(postgres(&url)?)).await,
+        #[cfg(feature = "engines")]
+        url if url.starts_with("mysql") => serve(orders(mysql(&url)?)).await,
         url => serve(orders(sqlite(&url)?)).await,
     }
 }
@@ -225,6 +230,8 @@ pub(crate) async fn producer() -> tombolo::Result<()> {
 pub(crate) async fn consumer() -> tombolo::Result<()> {
     match database_url() {
         url if url.starts_with("postgres") => serve(history(postgres(&url)?)).await,
+        #[cfg(feature = "engines")]
+        url if url.starts_with("mysql") => serve(history(mysql(&url)?)).await,
         url => serve(history(sqlite(&url)?)).await,
     }
 }
@@ -236,6 +243,11 @@ fn sqlite(url: &str) -> tombolo::Result<Sqlite> {
 /// A stopped holder of a transaction is cut off before its lease ends.
 fn postgres(url: &str) -> tombolo::Result<Postgres> {
     Ok(mutant::in_postgres(Postgres::open(url)?.with_idle_in_transaction(lease() / 2)))
+}
+
+#[cfg(feature = "engines")]
+fn mysql(url: &str) -> tombolo::Result<tombolo::mysql::Mysql> {
+    Ok(mutant::in_mysql(tombolo::mysql::Mysql::open(url)?.with_idle_in_transaction(lease() / 2)))
 }
 
 pub(crate) async fn bus(folder: &Path, socket: &Path) -> Result<(), Box<dyn std::error::Error>> {

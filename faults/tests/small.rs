@@ -130,3 +130,65 @@ mod mutants {
         run(&["--only", "pause at `subscription", "--each", "3", "--mutant", "database-no-cursor-check"]);
     }
 }
+
+/// On servers of other engines, which the run starts for itself where the tests have some too.
+#[cfg(feature = "engines")]
+mod on_other_engines {
+    use super::run;
+
+    fn run_with(engines: &[&str], arguments: &[&str]) {
+        for engine in engines {
+            if std::env::var_os(format!("TOMBOLO_TEST_{engine}")).is_none() {
+                return println!("skipped: TOMBOLO_TEST_{engine} is not set: `cargo xtask test` sets it");
+            }
+        }
+        run(arguments);
+    }
+
+    #[test]
+    #[ignore = "slow: starts servers of its own"]
+    fn whoever_is_killed_or_stopped_on_nats_nothing_is_lost_or_doubled() {
+        run_with(&["NATS"], &["--bus", "nats", "--only", "random moments", "--each", "4"]);
+    }
+
+    #[test]
+    #[ignore = "slow: starts servers of its own"]
+    fn whoever_is_killed_or_stopped_on_redis_nothing_is_lost_or_doubled() {
+        run_with(&["REDIS"], &["--bus", "redis", "--only", "random moments", "--each", "4"]);
+    }
+
+    #[test]
+    #[ignore = "slow: starts servers of its own"]
+    fn whoever_is_killed_or_stopped_on_postgres_as_the_bus_nothing_is_lost_or_doubled() {
+        run_with(&["POSTGRES"], &["--bus", "postgres", "--only", "random moments", "--each", "4"]);
+    }
+
+    #[test]
+    #[ignore = "slow: starts servers of its own"]
+    fn whoever_is_killed_or_stopped_from_postgres_over_nats_to_postgres_nothing_is_lost_or_doubled() {
+        let chain = ["--bus", "nats", "--database", "postgres"];
+        run_with(&["NATS", "POSTGRES"], &[&chain[..], &["--only", "random moments", "--each", "4"]].concat());
+    }
+
+    #[test]
+    #[ignore = "slow: starts servers of its own"]
+    fn whoever_is_killed_or_stopped_from_mariadb_over_rabbitmq_to_sqlite_nothing_is_lost_or_doubled() {
+        let chain = ["--bus", "rabbitmq", "--producer", "mariadb"];
+        run_with(
+            &["RABBITMQ", "MARIADB"],
+            &[&chain[..], &["--only", "random moments", "--each", "3"]].concat(),
+        );
+    }
+
+    #[test]
+    #[ignore = "slow: starts servers of its own"]
+    fn a_mariadb_that_is_killed_or_stopped_under_load_loses_and_doubles_nothing() {
+        run_with(&["MARIADB"], &["--database", "mariadb", "--only", "database server", "--each", "2"]);
+    }
+
+    #[test]
+    #[ignore = "slow: starts servers of its own"]
+    fn a_postgres_that_is_killed_or_stopped_under_load_loses_and_doubles_nothing() {
+        run_with(&["POSTGRES"], &["--database", "postgres", "--only", "database server", "--each", "2"]);
+    }
+}

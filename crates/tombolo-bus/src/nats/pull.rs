@@ -47,8 +47,10 @@ pub(super) struct Pulled {
 impl Pull {
     pub(super) async fn open(log: &Log, partition: u32, from: u64, expected: bool) -> Result<Self> {
         let link = Arc::clone(&log.link);
+        let mut losses = link.losses.clone();
+        // What was lost before is no concern of this one.
+        losses.mark_unchanged();
         link.ready().await?;
-        let losses = link.losses.clone();
         let place = pull::Config {
             description: Some("a Tombolo reader".into()),
             deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: from.max(1) },
