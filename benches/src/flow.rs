@@ -25,6 +25,7 @@ use crate::scratch::Scratch;
 use crate::server;
 use crate::table::{Bar, Row, rate};
 
+pub(crate) use by_hand::Path as HandPath;
 pub(crate) use ground::{Files, Ground, Server, Store, Ticked, until_count};
 
 /// Events of one round.
@@ -91,16 +92,21 @@ pub(crate) async fn observed(scratch: &Scratch) -> Result<Vec<Row>> {
     Ok(vec![Row::of(what, &rounds, Bar::AtLeast(0.95), rate)])
 }
 
-/// A producer, the embedded log on disk, and a consumer, in this process.
-struct Path<D: Store> {
-    producer: Running<D>,
-    consumer: Running<D>,
+/// A producer, a bus, and a consumer, in this process.
+pub(crate) struct Path<D: Store> {
+    pub(crate) producer: Running<D>,
+    pub(crate) consumer: Running<D>,
     bus: Arc<dyn Bus>,
 }
 
 impl<D: Store> Path<D> {
+    /// On the embedded log, on disk.
     async fn start<G: Ground<Database = D>>(ground: &G, scratch: &Scratch, name: &str) -> Result<Self> {
         let bus = server::in_process(&scratch.path(&format!("{name}-{}-log", ground.name()))).await?;
+        Self::start_on(ground, bus).await
+    }
+
+    pub(crate) async fn start_on<G: Ground<Database = D>>(ground: &G, bus: Arc<dyn Bus>) -> Result<Self> {
         let producer =
             producer(ground.fresh("bench-source").await?).bus(bus.clone()).start(Settings::default()).await?;
         let consumer =
@@ -109,7 +115,7 @@ impl<D: Store> Path<D> {
     }
 
     /// Events per second from the first commit until the view holds the last.
-    async fn carry(&self, numbers: std::ops::Range<i64>) -> Result<f64> {
+    pub(crate) async fn carry(&self, numbers: std::ops::Range<i64>) -> Result<f64> {
         let began = Instant::now();
         for first in numbers.clone().step_by(TRANSACTION_EVENTS as usize) {
             commit(&self.producer, first..first + TRANSACTION_EVENTS).await?;
@@ -118,7 +124,7 @@ impl<D: Store> Path<D> {
         Ok((numbers.end - numbers.start) as f64 / began.elapsed().as_secs_f64())
     }
 
-    async fn end(self) {
+    pub(crate) async fn end(self) {
         self.producer.shutdown().await;
         self.consumer.shutdown().await;
         self.bus.close().await;
@@ -142,7 +148,11 @@ async fn see<D: Store>(ticked: Ticked, tx: &mut D::Tx) -> Handled {
 
 /// One transaction with a row and an event for each number.
 pub(crate) async fn commit<D: Store>(producer: &Running<D>, numbers: std::ops::Range<i64>) -> Result<()> {
-    let mut tx = producer.app.begin().await?;
+    commit_in(&producer.app, numbers).await
+}
+
+pub(crate) async fn commit_in<D: Store>(app: &tombolo::App<D>, numbers: std::ops::Range<i64>) -> Result<()> {
+    let mut tx = app.begin().await?;
     for number in numbers {
         let ticked = Ticked::new(number);
         D::insert_tick(&mut tx, number, &ticked.text).await?;

@@ -35,13 +35,59 @@ pub(crate) async fn measure(scratch: &Scratch) -> Result<Vec<Row>> {
         let why = format!("not measured: {} is not built; `cargo xtask bench` builds it", runner.display());
         return Ok(vec![Row::absent("the shop, idle", why, Bar::None)]);
     }
-    let (manifest, data) = (scratch.path("idle.toml"), scratch.path("idle"));
-    fs::write(&manifest, logging_statements(&dev::on_free_ports(&fs::read_to_string(dev::SHOP)?)))?;
+    let shop = dev::on_free_ports(&fs::read_to_string(dev::SHOP)?);
+    let quiet = watched(&runner, scratch, "idle", &shop).await?;
+    // Statements are counted in a run of their own: writing each into a log costs more than making it.
+    let logging = watched(&runner, scratch, "idle-logging", &logging_statements(&shop)).await?;
+    let row = |what: &str, (value, who): (f64, String), unit, bar| {
+        Row::of_value(&format!("the shop, idle: {what}"), value, unit, bar).noting(&who)
+    };
+    let statements = logging.highest(|used| used.statements as f64);
+    let processor = quiet.highest(|used| used.processor_seconds * 100.0);
+    Ok(vec![
+        row("statements per second of the service with the most", statements, "/s", Bar::Under(1.0)),
+        row("processor of the busiest process", processor, "%", Bar::Under(1.0)),
+        row("resident memory of the largest process", quiet.largest, "MB", Bar::Under(25.0)),
+    ])
+}
+
+/// What was used at the beginning and at the end of the half minute.
+struct Watched {
+    before: Vec<Used>,
+    after: Vec<Used>,
+    seconds: f64,
+    /// The memory of the largest process in MB, and which it is.
+    largest: (f64, String),
+}
+
+impl Watched {
+    /// The highest rate per second, and whose it is.
+    fn highest(&self, of: fn(&Used) -> f64) -> (f64, String) {
+        let both = self.before.iter().zip(&self.after);
+        let rates = both.map(|(before, after)| ((of(after) - of(before)) / self.seconds, after.name.clone()));
+        rates.max_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or_default()
+    }
+}
+
+/// Runs a shop, lets it come to rest, and watches it.
+async fn watched(runner: &Path, scratch: &Scratch, name: &str, shop: &str) -> Result<Watched> {
+    let (manifest, data) = (scratch.path(&format!("{name}.toml")), scratch.path(name));
+    fs::write(&manifest, shop)?;
     let start: [&Path; 5] = ["dev".as_ref(), &manifest, "--detach".as_ref(), "--data".as_ref(), &data];
-    dev::call(&runner, &start).await?;
-    let watched = watch(&runner, &data).await;
-    dev::call(&runner, &["down".as_ref(), "--data".as_ref(), &data]).await?;
+    dev::call(runner, &start).await?;
+    let watched = watch(runner, &data).await;
+    dev::call(runner, &["down".as_ref(), "--data".as_ref(), &data]).await?;
     watched
+}
+
+async fn watch(runner: &Path, data: &Path) -> Result<Watched> {
+    tokio::time::sleep(REST).await;
+    let (began, before) = (Instant::now(), used(runner, data).await?);
+    tokio::time::sleep(WATCHED).await;
+    let (after, seconds) = (used(runner, data).await?, began.elapsed().as_secs_f64());
+    let memory = after.iter().map(|used| Ok((resident_mb(&used.pid)?, used.name.clone())));
+    let memory = memory.collect::<Result<Vec<_>>>()?.into_iter().max_by(|a, b| a.0.total_cmp(&b.0));
+    Ok(Watched { before, after, seconds, largest: memory.unwrap_or_default() })
 }
 
 /// Each service writes every statement to its log.
@@ -53,29 +99,6 @@ fn logging_statements(manifest: &str) -> String {
         false => section.replace("database = ", &format!("env = {{ {VARIABLE} }}\ndatabase = ")),
     });
     logging.collect()
-}
-
-async fn watch(runner: &Path, data: &Path) -> Result<Vec<Row>> {
-    tokio::time::sleep(REST).await;
-    let (began, before) = (Instant::now(), used(runner, data).await?);
-    tokio::time::sleep(WATCHED).await;
-    let (after, seconds) = (used(runner, data).await?, began.elapsed().as_secs_f64());
-    let rate = |of: fn(&Used) -> f64| {
-        let rates = before.iter().zip(&after).map(move |(before, after)| (of(after) - of(before)) / seconds);
-        rates.zip(&after).map(|(rate, used)| (rate, used.name.clone())).max_by(|a, b| a.0.total_cmp(&b.0))
-    };
-    let statements = rate(|used| used.statements as f64).unwrap_or_default();
-    let processor = rate(|used| used.processor_seconds * 100.0).unwrap_or_default();
-    let memory = after.iter().map(|used| Ok((resident_mb(&used.pid)?, used.name.clone())));
-    let memory = memory.collect::<Result<Vec<_>>>()?.into_iter().max_by(|a, b| a.0.total_cmp(&b.0));
-    let row = |what: &str, (value, who): (f64, String), unit, bar| {
-        Row::of_value(&format!("the shop, idle: {what}"), value, unit, bar).noting(&who)
-    };
-    Ok(vec![
-        row("statements per second of the service with the most", statements, "/s", Bar::Under(1.0)),
-        row("processor of the busiest process", processor, "%", Bar::Under(1.0)),
-        row("resident memory of the largest process", memory.unwrap_or_default(), "MB", Bar::Under(25.0)),
-    ])
 }
 
 async fn used(runner: &Path, data: &Path) -> Result<Vec<Used>> {

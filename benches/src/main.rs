@@ -7,9 +7,11 @@
 
 mod append;
 mod asking;
+mod chain;
 mod clock;
 mod dev;
 mod drain;
+mod engines;
 mod error;
 mod flow;
 mod hops;
@@ -80,6 +82,10 @@ enum Figure {
     Rebuild,
     /// A gather from three services.
     Gather,
+    /// Each engine as the bus, beside its bare client.
+    Engines,
+    /// PostgreSQL, NATS, PostgreSQL, beside the same by hand.
+    Chain,
     /// One poisoned key among a thousand.
     Poison,
     /// What tracing costs.
@@ -174,6 +180,8 @@ async fn one(figure: Figure, scratch: &Scratch, way: &mut String) -> Result<Vec<
         Figure::Drain => drain::measure(scratch).await,
         Figure::Rebuild => rebuild::measure(scratch).await,
         Figure::Gather => asking::measure(scratch).await,
+        Figure::Engines => engines::measure().await,
+        Figure::Chain => chain::measure().await,
         Figure::Poison => poison::measure(scratch).await,
         Figure::Observed => flow::observed(scratch).await,
         Figure::Dev => dev::until_ready(scratch).await,

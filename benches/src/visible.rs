@@ -62,7 +62,7 @@ impl Event for Ticked {
 }
 
 /// The nanoseconds after which each commit of a round begins: independent arrivals, so that some come close together.
-fn arrivals(round: u64, rate: f64, seconds: f64) -> Vec<u64> {
+pub(crate) fn arrivals(round: u64, rate: f64, seconds: f64) -> Vec<u64> {
     use rand::Rng;
     let mut random = StdRng::seed_from_u64(SEED + round);
     let mut at = 0.0;

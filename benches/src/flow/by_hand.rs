@@ -15,18 +15,18 @@ use crate::error::Result;
 /// Rows that are carried in one transaction of the consumer.
 const CARRIED_ROWS: i64 = 100;
 
-pub(super) struct Path<D: Store> {
-    producer: D,
-    consumer: D,
+pub(crate) struct Path<D: Store> {
+    pub(crate) producer: D,
+    pub(crate) consumer: D,
 }
 
 impl<D: Store> Path<D> {
-    pub(super) async fn start<G: Ground<Database = D>>(ground: &G) -> Result<Self> {
+    pub(crate) async fn start<G: Ground<Database = D>>(ground: &G) -> Result<Self> {
         Ok(Self { producer: ground.fresh("hand-source").await?, consumer: ground.fresh("hand-sight").await? })
     }
 
     /// Events per second from the first commit until the last copy.
-    pub(super) async fn carry(&self, numbers: Range<i64>) -> Result<f64> {
+    pub(crate) async fn carry(&self, numbers: Range<i64>) -> Result<f64> {
         let woken = Arc::new(Notify::new());
         let began = Instant::now();
         let relay =
