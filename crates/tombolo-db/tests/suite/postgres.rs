@@ -1,8 +1,8 @@
 //! Databases of a PostgreSQL server: one database for each run, in it a schema for each case.
 
 use std::str::FromStr;
-use std::time::Duration;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
