@@ -236,6 +236,42 @@ pub struct Signal {
     #[prost(bytes = "bytes", tag = "2")]
     pub payload: ::prost::bytes::Bytes,
 }
+/// A signal to send among others.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SignalsRequest {
+    /// What the reply will carry; the caller's choice, different for each signal that is under way.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    /// Its subject.
+    #[prost(string, tag = "2")]
+    pub subject: ::prost::alloc::string::String,
+    /// The signal.
+    #[prost(message, optional, tag = "3")]
+    pub signal: ::core::option::Option<Signal>,
+}
+/// What became of one signal.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SignalsReply {
+    /// The request's number.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    /// Sent or refused.
+    #[prost(oneof = "signals_reply::Outcome", tags = "2, 3")]
+    pub outcome: ::core::option::Option<signals_reply::Outcome>,
+}
+/// Nested message and enum types in `SignalsReply`.
+pub mod signals_reply {
+    /// Sent or refused.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Outcome {
+        /// Sent, so far as the engine knows.
+        #[prost(enumeration = "super::Reach", tag = "2")]
+        Reach(i32),
+        /// Refused.
+        #[prost(message, tag = "3")]
+        Failure(super::Failure),
+    }
+}
 /// How far a signal reached.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SignalReply {
@@ -725,6 +761,32 @@ pub mod bus_client {
             req.extensions_mut().insert(GrpcMethod::new("tombolo.bus.v1.Bus", "Signal"));
             self.inner.unary(req, path, codec).await
         }
+        /// Sends signals. Each is sent on as it comes, without waiting for those before it, and answered under its own
+        /// number: a call for each would cost several times as much.
+        pub async fn signals(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::SignalsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::SignalsReply>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tombolo.bus.v1.Bus/Signals",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("tombolo.bus.v1.Bus", "Signals"));
+            self.inner.streaming(req, path, codec).await
+        }
         /// Listens on a subject. The first message says that the listener is heard; each of the others is a signal.
         pub async fn listen(
             &mut self,
@@ -891,6 +953,18 @@ pub mod bus_server {
             &self,
             request: tonic::Request<super::SignalRequest>,
         ) -> std::result::Result<tonic::Response<super::SignalReply>, tonic::Status>;
+        /// Server streaming response type for the Signals method.
+        type SignalsStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::SignalsReply, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Sends signals. Each is sent on as it comes, without waiting for those before it, and answered under its own
+        /// number: a call for each would cost several times as much.
+        async fn signals(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::SignalsRequest>>,
+        ) -> std::result::Result<tonic::Response<Self::SignalsStream>, tonic::Status>;
         /// Server streaming response type for the Listen method.
         type ListenStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<super::Heard, tonic::Status>,
@@ -1393,6 +1467,52 @@ pub mod bus_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tombolo.bus.v1.Bus/Signals" => {
+                    #[allow(non_camel_case_types)]
+                    struct SignalsSvc<T: Bus>(pub Arc<T>);
+                    impl<T: Bus> tonic::server::StreamingService<super::SignalsRequest>
+                    for SignalsSvc<T> {
+                        type Response = super::SignalsReply;
+                        type ResponseStream = T::SignalsStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<super::SignalsRequest>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Bus>::signals(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SignalsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

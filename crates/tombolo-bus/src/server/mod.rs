@@ -11,8 +11,8 @@
 //! ```
 
 mod client;
-mod appends;
 mod convert;
+mod exchange;
 mod failure;
 #[expect(
     unreachable_pub,

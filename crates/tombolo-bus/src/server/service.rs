@@ -9,7 +9,7 @@ use futures_util::{Stream, StreamExt, stream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{appends, convert, generated as wire, identity, streams};
+use super::{convert, exchange, generated as wire, identity, streams};
 use crate::{Bus, Error, Kind, Read, Registration, Result, TopicSpec};
 
 type Answer<T> = std::result::Result<Response<T>, Status>;
@@ -79,7 +79,7 @@ impl wire::bus_server::Bus for Service {
     async fn append(&self, request: Request<Streaming<wire::AppendRequest>>) -> Answer<Self::AppendStream> {
         let caller = identity::of(request.metadata())?;
         let (bus, ending) = (Arc::clone(&self.bus), self.ending.clone());
-        Ok(Response::new(appends::answer(bus, caller, request.into_inner(), ending)))
+        Ok(Response::new(exchange::answer(bus, caller, request.into_inner(), ending)))
     }
 
     type ReadStream = Answers<wire::Batch>;
@@ -96,6 +96,17 @@ impl wire::bus_server::Bus for Service {
         let signal = request.signal.unwrap_or_default().into();
         let reach = wire::Reach::from(self.bus.signal(&request.subject, signal).await?);
         Ok(Response::new(wire::SignalReply { reach: reach.into() }))
+    }
+
+    type SignalsStream = Answers<wire::SignalsReply>;
+
+    async fn signals(
+        &self,
+        request: Request<Streaming<wire::SignalsRequest>>,
+    ) -> Answer<Self::SignalsStream> {
+        let caller = identity::of(request.metadata())?;
+        let (bus, ending) = (Arc::clone(&self.bus), self.ending.clone());
+        Ok(Response::new(exchange::answer(bus, caller, request.into_inner(), ending)))
     }
 
     type ListenStream = Answers<wire::Heard>;

@@ -70,11 +70,6 @@ impl Connection {
         Ok(answer)
     }
 
-    /// Asks one question on the connection for signals.
-    pub(super) async fn prompt<T>(&self, ask: impl AsyncFnOnce(&mut Calls) -> Answer<T>) -> Result<T> {
-        self.ask(&self.prompt, ask).await
-    }
-
     /// Opens a stream on the connection for bulk.
     pub(super) async fn bulk<T>(
         &self,
@@ -89,6 +84,14 @@ impl Connection {
         requests: impl futures_util::Stream<Item = wire::AppendRequest> + Send + 'static,
     ) -> Result<Streaming<wire::AppendReply>> {
         self.ask(&self.control, async |bus| bus.append(requests).await).await
+    }
+
+    /// Opens the stream of signals, on the connection for them.
+    pub(super) async fn signals(
+        &self,
+        requests: impl futures_util::Stream<Item = wire::SignalsRequest> + Send + 'static,
+    ) -> Result<Streaming<wire::SignalsReply>> {
+        self.ask(&self.prompt, async |bus| bus.signals(requests).await).await
     }
 
     async fn ask<T>(&self, calls: &Calls, ask: impl AsyncFnOnce(&mut Calls) -> Answer<T>) -> Result<T> {

@@ -4,25 +4,21 @@
 //! answers `Unavailable`, and the log says so once. Invariant: no call is repeated behind the caller's back, so
 //! `Unavailable` always means "outcome unknown, repeat".
 
-mod appending;
 mod connection;
+mod exchange;
 mod hearing;
-
-use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, TryStreamExt};
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::{JoinHandle, unconstrained};
 use tombolo_event::{Generations, Incarnation, ServiceName};
 
-use super::{Listen, appends, convert, generated as wire, streams};
+use super::{Listen, convert, generated as wire, streams};
 use crate::{
     Append, Appended, Batch, Bus, Guarantee, Identity, Reach, Read, RecordStream, Registration, Result,
     Signal, SignalStream, Tail, Topic, TopicSpec, port,
 };
-use appending::Waiting;
 use connection::Connection;
+use exchange::Lane;
 
 /// A bus that is served by another process.
 ///
@@ -30,8 +26,8 @@ use connection::Connection;
 #[derive(Debug)]
 pub struct Client {
     connection: Connection,
-    appends: mpsc::Sender<Waiting>,
-    appending: Mutex<Option<JoinHandle<()>>>,
+    appends: Lane<wire::AppendRequest>,
+    signals: Lane<wire::SignalsRequest>,
 }
 
 impl Client {
@@ -42,9 +38,8 @@ impl Client {
     /// `Configuration` if the address cannot be one.
     pub fn new(address: &Listen, identity: &Identity) -> Result<Self> {
         let connection = Connection::new(address, identity)?;
-        let (appends, waiting) = mpsc::channel(appends::UNDER_WAY_MAX);
-        let appending = tokio::spawn(appending::run(connection.clone(), waiting));
-        Ok(Self { connection, appends, appending: Mutex::new(Some(appending)) })
+        let (appends, signals) = (Lane::new(connection.clone()), Lane::new(connection.clone()));
+        Ok(Self { connection, appends, signals })
     }
 
     /// Asks the server whether it is there and what it guarantees.
@@ -101,12 +96,7 @@ impl Bus for Client {
 
     async fn append(&self, append: Append) -> Result<Appended> {
         port::check_append(&append)?;
-        let (answer, answered) = oneshot::channel();
-        let waiting = Waiting { request: convert::append_request(0, &append), answer };
-        let closed = || self.connection.closed_error();
-        // A task that has done much at one go is made to yield here, and those that yielded go on in reverse.
-        unconstrained(self.appends.send(waiting)).await.map_err(|_| closed())?;
-        answered.await.unwrap_or_else(|_| Err(closed()))
+        self.appends.send(&self.connection, convert::append_request(0, &append)).await
     }
 
     async fn tails(&self, topic: &ServiceName) -> Result<Vec<Tail>> {
@@ -124,9 +114,8 @@ impl Bus for Client {
     }
 
     async fn signal(&self, subject: &str, signal: Signal) -> Result<Reach> {
-        let request = wire::SignalRequest { subject: subject.to_owned(), signal: Some(signal.into()) };
-        let reply = self.connection.prompt(async |bus| bus.signal(request).await).await?;
-        Ok(reply.reach().into())
+        let (subject, signal) = (subject.to_owned(), Some(signal.into()));
+        self.signals.send(&self.connection, wire::SignalsRequest { number: 0, subject, signal }).await
     }
 
     async fn listen(&self, subject: &str, group: Option<&str>) -> Result<SignalStream> {
@@ -148,11 +137,7 @@ impl Bus for Client {
 
     async fn close(&self) {
         self.connection.closed().cancel();
-        let appending = self.appending.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(appending) = appending
-            && let Err(error) = appending.await
-        {
-            tracing::error!(%error, "the task that appends ended with a panic");
-        }
+        self.appends.ended().await;
+        self.signals.ended().await;
     }
 }
