@@ -62,7 +62,8 @@ async fn database(service: &str, url: &str) -> Result<()> {
 
 fn unusable(what: &str, error: &Error) -> Error {
     let advice = match error.kind {
-        Kind::NotRunning => "; start it, or correct its address",
+        // A question has said it already.
+        Kind::NotRunning if !error.message.ends_with('?') => "; start it, or correct its address",
         _ => "",
     };
     Error::new(error.kind, format!("{what} cannot be used: {}{advice}", error.message))
