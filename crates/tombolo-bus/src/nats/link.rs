@@ -73,18 +73,16 @@ impl Link {
         let link = Self::on(client, address.names, losses);
         let first = async {
             tokio::select! {
-                _ = arrivals.wait_for(|arrivals| *arrivals > 0) => link.ready().await,
-                _ = refusals.wait_for(|refused| *refused) => Err(Error::new(
-                    Kind::Configuration,
-                    "the NATS server does not let us in: check user and password in its address",
-                )),
+                _ = arrivals.wait_for(|arrivals| *arrivals > 0) => Ok(()),
+                _ = refusals.wait_for(|refused| *refused) => Err(refused_by_server()),
             }
         };
         match tokio::time::timeout(Duration::from_secs(CONNECT_SECONDS_MAX), first).await {
-            Ok(connected) => connected?,
-            Err(_) => {
-                tracing::warn!("the NATS server is away; going on without it and connecting with a back-off");
+            Ok(first) => {
+                first?;
+                link.ready().await?;
             }
+            Err(_) => tracing::warn!("the NATS server is away; going on without it, with a back-off"),
         }
         Ok(link)
     }
@@ -196,6 +194,11 @@ impl Told {
             other => tracing::debug!(%other, "NATS connection"),
         }
     }
+}
+
+fn refused_by_server() -> Error {
+    let message = "the NATS server does not let us in: check user and password in its address";
+    Error::new(Kind::Configuration, message)
 }
 
 fn not_let_in() -> String {
