@@ -82,7 +82,17 @@ pub async fn connect(url: &str, identity: &Identity) -> Result<Arc<dyn Bus>> {
 }
 
 fn unusable(url: &str, found: &str) -> Error {
-    Error::new(Kind::Configuration, format!("bus URL {url:?} {found}; expected one of: {FORMS}"))
+    let shown = without_secret(url);
+    Error::new(Kind::Configuration, format!("bus URL {shown:?} {found}; expected one of: {FORMS}"))
+}
+
+/// A URL as it may be shown: without its user and password.
+fn without_secret(url: &str) -> String {
+    match (url.split_once("://"), url.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, place))) => format!("{scheme}://…@{place}"),
+        (None, Some((_, place))) => format!("…@{place}"),
+        _ => url.to_owned(),
+    }
 }
 
 #[cfg(feature = "embedded")]
@@ -184,4 +194,18 @@ fn absent(url: &str, feature: &str) -> Error {
         "bus URL {url:?} needs the feature {feature:?} of tombolo-bus, which this program was built without; build it in, or use another URL"
     );
     Error::new(Kind::Configuration, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_mistaken_url_is_shown_without_its_password() {
+        for url in ["postgre://shop:secret@host/db", "shop:secret@host", "no//shop:secret@host"] {
+            let refused = connect(url, &Identity::Operator).await.map(drop).expect_err("it names no bus");
+            let said = refused.to_string();
+            assert!(said.contains("host") && !said.contains("secret"), "{said}");
+        }
+    }
 }

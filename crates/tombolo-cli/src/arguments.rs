@@ -91,12 +91,28 @@ pub(crate) struct Doctor {
     /// Where databases, the bus and logs are kept [default: DIR/.tombolo]
     #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
-    /// A bus that somebody else runs
-    #[arg(long, value_name = "URL")]
-    pub(crate) bus: Option<String>,
+    #[command(flatten)]
+    pub(crate) elsewhere: Elsewhere,
     /// How to show it
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub(crate) format: Format,
+}
+
+/// What is used in place of what the manifest says.
+#[derive(Debug, Args)]
+pub(crate) struct Elsewhere {
+    /// Use a bus that somebody else runs: nats://…, amqp://…, redis://…, postgres://…, tombolo://…
+    #[arg(long, value_name = "URL")]
+    pub(crate) bus: Option<String>,
+    /// Another database for a service, such as orders=postgres://user@host; may be given several times
+    #[arg(long = "database", value_name = "NAME=URL", value_parser = name_and_database)]
+    pub(crate) databases: Vec<(String, String)>,
+}
+
+fn name_and_database(text: &str) -> Result<(String, String), &'static str> {
+    let (name, database) =
+        text.split_once('=').ok_or("expected NAME=URL, such as orders=postgres://user@host")?;
+    Ok((name.to_owned(), database.to_owned()))
 }
 
 /// What can be done about Tombolo's tables.
@@ -356,9 +372,8 @@ pub(crate) struct Dev {
     /// Return when everything is ready, and leave it running
     #[arg(long)]
     pub(crate) detach: bool,
-    /// Use a bus that somebody else runs
-    #[arg(long, value_name = "URL")]
-    pub(crate) bus: Option<String>,
+    #[command(flatten)]
+    pub(crate) elsewhere: Elsewhere,
     /// With --detach: how many seconds everything may take to be ready
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub(crate) ready_within: u64,

@@ -28,7 +28,7 @@ use tombolo_bus::{Bus, Identity};
 use crate::arguments::Reached;
 use crate::error::{Context, Error, Result};
 use crate::folder::{Place, find_bus};
-use crate::output;
+use crate::output::{self, without_password};
 
 /// How long a bus may take to answer the first question.
 const BUS_ANSWER_BOUND: Duration = Duration::from_secs(10);
@@ -46,18 +46,10 @@ async fn reach(reached: &Reached) -> Result<Arc<dyn Bus>> {
 }
 
 /// The bus at `url`, as `identity` sees it.
-async fn connect(url: &str, identity: &Identity) -> Result<Arc<dyn Bus>> {
+pub(crate) async fn connect(url: &str, identity: &Identity) -> Result<Arc<dyn Bus>> {
     let silent = |_| Error::not_running(format!("the bus at {} does not answer", without_password(url)));
     let connected = tombolo_bus::connect(url, identity);
     Ok(tokio::time::timeout(BUS_ANSWER_BOUND, connected).await.map_err(silent)??)
-}
-
-/// A URL as it may be shown.
-fn without_password(url: &str) -> String {
-    match (url.split_once("://"), url.rsplit_once('@')) {
-        (Some((scheme, _)), Some((_, place))) => format!("{scheme}://…@{place}"),
-        _ => url.to_owned(),
-    }
 }
 
 /// Who gives this command, for the record: `user@host`.

@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -311,7 +311,14 @@ fn fits_a_socket(path: &Path) -> bool {
 fn write_whole(path: &Path, text: &[u8]) -> Result<()> {
     let doing = || format!("cannot write {}", path.display());
     let beside = path.with_extension(format!("{}.new", std::process::id()));
-    let mut file = File::create(&beside).context(doing)?;
+    // Whose bus has a password writes it here, so that later commands reach the bus, too.
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&beside)
+        .context(doing)?;
     file.write_all(text).context(doing)?;
     fs::rename(&beside, path).context(doing)
 }

@@ -1,6 +1,7 @@
 //! The binary `tombolo`: runs a system on a laptop, serves the bus, and answers the operator's questions.
 //!
-//! Floor 4. Modules stand in the order in which `tombolo dev` meets them: the manifest, the plan, the runner.
+//! Floor 4. Modules stand in the order in which `tombolo dev` meets them: the manifest, the plan, what others run, the
+//! runner.
 //! What is deliberately not in here: anything that a service needs to run. The runner knows services only by
 //! their environment, their `GET /ready` and their end, in whatever language they are written.
 
@@ -9,6 +10,7 @@ mod manifest;
 mod mistake;
 mod folder;
 mod plan;
+mod elsewhere;
 mod process;
 mod runner;
 mod commands;

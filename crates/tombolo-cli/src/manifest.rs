@@ -12,6 +12,7 @@ use tombolo_event::ServiceName;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::arguments::Elsewhere;
 use crate::error::{Context, Error, Result};
 use crate::mistake::{Mistake, nearest, show};
 
@@ -37,7 +38,9 @@ pub(crate) const RESERVED_ENV: [&str; 7] = [
 pub(crate) struct Manifest {
     /// The file.
     pub(crate) path: PathBuf,
-    /// Where the bus listens; any free port if absent or 0.
+    /// The bus that somebody else runs; without one the runner runs its own.
+    pub(crate) bus: Option<String>,
+    /// Where the runner's own bus listens; any free port if absent or 0.
     pub(crate) listen: Option<SocketAddr>,
     /// The services, in the order of the file.
     pub(crate) services: Vec<Service>,
@@ -71,6 +74,24 @@ pub(crate) enum Database {
     Url(String),
 }
 
+impl Database {
+    /// Reads `"sqlite"`, `"none"` (which is none) or a URL; the error is the word that was probably meant, if there is one.
+    fn parse(text: &str) -> std::result::Result<Option<Self>, Option<&'static str>> {
+        match text {
+            "sqlite" => return Ok(Some(Self::Sqlite)),
+            "none" => return Ok(None),
+            _ => {}
+        }
+        let (scheme, rest) = text.split_once(':').unwrap_or_default();
+        let lettered = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+            && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
+        if lettered && (rest.len() > 2 && rest.starts_with("//") || scheme == "sqlite" && !rest.is_empty()) {
+            return Ok(Some(Self::Url(text.to_owned())));
+        }
+        Err(nearest(text, ["sqlite", "none"]))
+    }
+}
+
 impl Manifest {
     /// Reads the manifest at `place`: the file itself, or the folder that holds one.
     pub(crate) fn read(place: &Path) -> Result<Self> {
@@ -83,6 +104,30 @@ impl Manifest {
         })?;
         let whole = path.canonicalize().context(|| format!("cannot resolve {}", path.display()))?;
         Self::parse(&whole, &text).map_err(|mistakes| Error::usage(show(&path, &text, mistakes)))
+    }
+
+    /// The same with what the command line says instead.
+    pub(crate) fn with(mut self, elsewhere: &Elsewhere) -> Result<Self> {
+        if let Some(bus) = &elsewhere.bus {
+            self.bus = Some(bus.clone());
+        }
+        for (name, database) in &elsewhere.databases {
+            let database = Database::parse(database).map_err(|_| {
+                Error::usage(format!(
+                    "--database {name}=… is none; expected {name}=sqlite, {name}=none, or a URL such as {name}=postgres://user@host"
+                ))
+            })?;
+            let names: Vec<_> = self.services.iter().map(|service| service.name.to_string()).collect();
+            let service = self.services.iter_mut().find(|service| service.name.as_str() == name);
+            let unknown = || {
+                Error::usage(format!(
+                    "--database {name}=…: there is no service {name:?}; there are: {}",
+                    names.join(", ")
+                ))
+            };
+            service.ok_or_else(unknown)?.database = database;
+        }
+        Ok(self)
     }
 
     /// The folder that relative paths start from.
@@ -119,7 +164,7 @@ impl<'t> Reader<'t> {
     fn manifest(&mut self, path: &Path, document: &Spanned<DeTable<'t>>) -> Manifest {
         let root = document.get_ref();
         self.only_known(root, "the manifest", &["bus", "services"]);
-        let listen = root.get("bus").and_then(|bus| self.bus(bus));
+        let (bus, listen) = root.get("bus").map(|bus| self.bus(bus)).unwrap_or_default();
         let services = match root.get("services") {
             Some(services) => self.services(services),
             None => {
@@ -128,13 +173,21 @@ impl<'t> Reader<'t> {
                 Vec::new()
             }
         };
-        Manifest { path: path.to_owned(), listen, services }
+        Manifest { path: path.to_owned(), bus, listen, services }
     }
 
-    fn bus(&mut self, value: &Value<'t>) -> Option<SocketAddr> {
-        let table = self.table(value, "[bus]")?;
-        self.only_known(table, "[bus]", &["listen"]);
-        let listen = table.get("listen")?;
+    fn bus(&mut self, value: &Value<'t>) -> (Option<String>, Option<SocketAddr>) {
+        let Some(table) = self.table(value, "[bus]") else { return (None, None) };
+        self.only_known(table, "[bus]", &["url", "listen"]);
+        if let (Some(_), Some(listen)) = (table.get("url"), table.get("listen")) {
+            let advice = "remove one: the bus at url is run by somebody else, and listens where they say";
+            self.wrong(listen.span(), "[bus] has a url and an address to listen on", advice);
+        }
+        let url = table.get("url").and_then(|url| self.string(url, "url"));
+        (url, table.get("listen").and_then(|listen| self.listen(listen)))
+    }
+
+    fn listen(&mut self, listen: &Value<'t>) -> Option<SocketAddr> {
         let text = self.string(listen, "listen")?;
         let parsed = text.parse().ok();
         if parsed.is_none() {
@@ -215,22 +268,11 @@ impl<'t> Reader<'t> {
 
     fn database(&mut self, value: &Value<'t>) -> Option<Database> {
         let text = self.string(value, "database")?;
-        if text == "sqlite" {
-            return Some(Database::Sqlite);
-        }
-        if text == "none" {
-            return None;
-        }
-        let (scheme, rest) = text.split_once(':').unwrap_or_default();
-        let lettered = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
-            && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
-        if lettered && (rest.len() > 2 && rest.starts_with("//") || scheme == "sqlite" && !rest.is_empty()) {
-            return Some(Database::Url(text));
-        }
-        let advice = match nearest(&text, ["sqlite", "none"]) {
-            Some("sqlite") => "did you mean \"sqlite\"?",
-            Some(_) => "did you mean \"none\"?",
-            None => {
+        let advice = match Database::parse(&text) {
+            Ok(database) => return database,
+            Err(Some("sqlite")) => "did you mean \"sqlite\"?",
+            Err(Some(_)) => "did you mean \"none\"?",
+            Err(None) => {
                 "write \"sqlite\" for a file in the data folder, \"none\", or \"postgres://user@host/name\""
             }
         };
@@ -409,6 +451,34 @@ mod tests {
         assert_eq!(parse(&with("none")).unwrap().services[0].database, None);
         assert!(parse(&with("mongodb+srv://db/a")).is_ok());
         assert!(parse(&with("sqlite::memory:")).is_ok());
+    }
+
+    #[test]
+    fn a_bus_elsewhere_is_named_by_its_url_and_listens_nowhere() {
+        let with = |bus: &str| format!("[bus]\n{bus}\n[services.a]\ncommand = [\"x\"]\n");
+        let manifest = parse(&with("url = \"nats://host/shop\"")).unwrap();
+        assert_eq!((manifest.bus.as_deref(), manifest.listen), (Some("nats://host/shop"), None));
+        let said = refusal(&with("url = \"nats://host\"\nlisten = \"127.0.0.1:7400\""));
+        assert!(said.contains("tombolo.toml:3:10: [bus] has a url and an address"), "{said}");
+        assert!(refusal(&with("ulr = \"nats://host\"")).contains("did you mean `url`?"));
+    }
+
+    #[test]
+    fn the_command_line_comes_before_the_manifest() {
+        let text = "[bus]\nurl = \"nats://host\"\n[services.a]\ncommand = [\"x\"]\n[services.b]\ncommand = [\"x\"]\n";
+        let with = |databases: &[(&str, &str)]| {
+            let databases = databases.iter().map(|(name, url)| ((*name).to_owned(), (*url).to_owned()));
+            let elsewhere = Elsewhere { bus: Some("redis://host".into()), databases: databases.collect() };
+            parse(text).unwrap().with(&elsewhere)
+        };
+        let manifest = with(&[("a", "postgres://db"), ("b", "none")]).unwrap();
+        assert_eq!(manifest.bus.as_deref(), Some("redis://host"));
+        let databases: Vec<_> = manifest.services.iter().map(|service| service.database.clone()).collect();
+        assert_eq!(databases, [Some(Database::Url("postgres://db".into())), None]);
+        let said = with(&[("c", "sqlite")]).unwrap_err().message;
+        assert!(said.contains("no service \"c\"; there are: a, b"), "{said}");
+        let said = with(&[("a", "postgres:secret")]).unwrap_err().message;
+        assert!(said.contains("a=postgres://user@host") && !said.contains("secret"), "{said}");
     }
 
     #[test]

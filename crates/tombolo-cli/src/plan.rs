@@ -21,6 +21,8 @@ const SCHEMA_VARIABLE: &str = "TOMBOLO_SCHEMA";
 const BIN_DIR_VARIABLE: &str = "TOMBOLO_BIN_DIR";
 /// What stands for that folder in a command.
 const TARGET: &str = "{target}";
+/// The schemes of servers on which each service can have a database of its own name.
+const DATABASE_SERVERS: [&str; 4] = ["postgres", "postgresql", "mysql", "mariadb"];
 /// The ports that are tried for those who asked for none; below those that the kernel gives to connections.
 const FREE_PORTS: std::ops::Range<u16> = 10_240..32_768;
 
@@ -88,10 +90,10 @@ impl Process {
 }
 
 /// Settles everything that `manifest` leaves open.
-pub(crate) fn plan(manifest: &Manifest, folder: &DataFolder, bus: Option<String>) -> Result<Plan> {
+pub(crate) fn plan(manifest: &Manifest, folder: &DataFolder) -> Result<Plan> {
     let mut planner = Planner::new(manifest.clone(), folder.clone())?;
-    let (bus, own_bus) = match bus {
-        Some(url) => (url, None),
+    let (bus, own_bus) = match &manifest.bus {
+        Some(url) => (url.clone(), None),
         None => planner.bus().map(|(url, unit)| (url, Some(unit)))?,
     };
     planner.bus_url.clone_from(&bus);
@@ -154,7 +156,7 @@ impl Planner {
     fn database(&self, service: &Service) -> Option<String> {
         service.database.as_ref().map(|database| match database {
             Database::Sqlite => sqlite_url(&self.folder.database(service.name.as_str())),
-            Database::Url(url) => url.clone(),
+            Database::Url(url) => own_database(url, service.name.as_str()),
         })
     }
 
@@ -341,6 +343,20 @@ fn is_program(path: &Path) -> bool {
     path.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
 }
 
+/// `url`, or if it names only a server, the database on it that is named after the service.
+fn own_database(url: &str, service: &str) -> String {
+    let (place, query) = url.split_once('?').map_or((url, None), |(place, query)| (place, Some(query)));
+    let Some((scheme, server)) = place.split_once("://") else { return url.to_owned() };
+    let names_server_only = server.split_once('/').is_none_or(|(_, name)| name.is_empty());
+    let is_named_otherwise =
+        query.is_some_and(|query| query.split('&').any(|pair| pair.starts_with("dbname=")));
+    if !DATABASE_SERVERS.contains(&scheme) || !names_server_only || is_named_otherwise {
+        return url.to_owned();
+    }
+    let query = query.map(|query| format!("?{query}")).unwrap_or_default();
+    format!("{scheme}://{}/{}{query}", server.trim_end_matches('/'), service.replace('-', "_"))
+}
+
 /// The URL of a SQLite file, which is made if it is not there.
 fn sqlite_url(path: &Path) -> String {
     let mut url = String::from("sqlite://");
@@ -356,13 +372,15 @@ fn sqlite_url(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arguments::Elsewhere;
 
     fn planned(text: &str, bus: Option<&str>) -> Result<Plan> {
         let scratch = tempfile::tempdir().unwrap();
         std::fs::write(scratch.path().join("tombolo.toml"), text).unwrap();
-        let manifest = Manifest::read(scratch.path()).unwrap();
+        let elsewhere = Elsewhere { bus: bus.map(str::to_owned), databases: Vec::new() };
+        let manifest = Manifest::read(scratch.path()).unwrap().with(&elsewhere).unwrap();
         let folder = DataFolder::make(&scratch.path().join(".tombolo")).unwrap();
-        plan(&manifest, &folder, bus.map(str::to_owned))
+        plan(&manifest, &folder)
     }
 
     fn value<'p>(process: &'p Process, key: &str) -> Option<&'p str> {
@@ -415,6 +433,21 @@ mod tests {
         let said = planned(&text, None).unwrap_err().message;
         assert!(said.contains(&format!("port {port} is in use by")), "{said}");
         assert!(said.contains(&format!("(pid {})", std::process::id())), "{said}");
+    }
+
+    #[test]
+    fn on_a_server_without_a_database_each_service_has_one_of_its_own_name() {
+        for (url, own) in [
+            ("postgres://shop:x@db:5432", "postgres://shop:x@db:5432/order_history"),
+            ("postgres://db/", "postgres://db/order_history"),
+            ("mysql://db?ssl-mode=disabled", "mysql://db/order_history?ssl-mode=disabled"),
+            ("postgres://db/shop", "postgres://db/shop"),
+            ("postgres://db?dbname=shop", "postgres://db?dbname=shop"),
+            ("mongodb://db", "mongodb://db"),
+            ("sqlite:orders.db", "sqlite:orders.db"),
+        ] {
+            assert_eq!(own_database(url, "order-history"), own);
+        }
     }
 
     #[test]

@@ -29,7 +29,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
 use tombolo_event::operator::Outcome;
-use tombolo_event::{Cursor, EventId, Generations, Incarnation, Position, ServiceName};
+use tombolo_event::{Cursor, Event, EventId, Generations, Incarnation, Position, ServiceName};
 use uuid::Uuid;
 
 pub use leases::{Claimed, Holder, Leases, Share, Standing};
@@ -80,6 +80,22 @@ pub trait Database: Outbox + Cursors + Leases + Effects + Parking + Requests + V
 pub trait Transaction: Send + Sized + 'static {
     /// What will be published when it commits.
     fn outgoing(&mut self) -> &mut Outgoing;
+
+    /// Publishes `event` when the transaction commits: what each engine's own `Tx` does, for code that is of several engines.
+    ///
+    /// # Errors
+    /// As [`Outgoing::publish`].
+    fn publish<E: Event>(&mut self, event: &E) -> Result<EventId> {
+        self.outgoing().publish(event)
+    }
+
+    /// Publishes `event` when `due` has come, as each engine's own `Tx` does.
+    ///
+    /// # Errors
+    /// As [`Outgoing::publish_at`].
+    fn publish_at<E: Event>(&mut self, event: &E, due: Timestamp) -> Result<EventId> {
+        self.outgoing().publish_at(event, due)
+    }
 
     /// Whether anything was done in it yet.
     fn is_used(&self) -> bool;

@@ -126,3 +126,57 @@ impl Settings {
 pub fn database_or(default: &str) -> String {
     env::var(DATABASE).unwrap_or_else(|_| default.to_owned())
 }
+
+/// The kind of database that an address names, as [`tombolo_db::Outbox::kind`] calls it: `sqlite` (also for a plain path),
+/// `postgres`, `mysql`, or whatever else stands before its colon. For a program that is built for several.
+#[must_use]
+pub fn database_kind(address: &str) -> &str {
+    match address.split_once(':') {
+        Some(("postgres" | "postgresql", _)) => "postgres",
+        Some(("mysql" | "mariadb", _)) => "mysql",
+        Some((scheme, rest)) if scheme != "sqlite" && rest.starts_with("//") => scheme,
+        _ => "sqlite",
+    }
+}
+
+/// The refusal of an address whose kind the program is not built for; `forms` are the addresses that it takes. The address is
+/// not repeated, because it may hold a password.
+#[must_use]
+pub fn other_database(address: &str, forms: &[&str]) -> Error {
+    let message = format!(
+        "found a database of the kind {:?}, which this service is not built for; expected {} ({DATABASE}, or `database` in the manifest)",
+        database_kind(address),
+        forms.join(" or ")
+    );
+    Error::new(Kind::Settings, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kind_of_a_database_is_read_off_its_address() {
+        for (address, kind) in [
+            ("postgres://shop@db/orders", "postgres"),
+            ("postgresql://db", "postgres"),
+            ("mysql://db/users", "mysql"),
+            ("mariadb://db/users", "mysql"),
+            ("sqlite:orders.db", "sqlite"),
+            ("sqlite:///data/orders.db?mode=rwc", "sqlite"),
+            ("orders.db", "sqlite"),
+            ("C:/orders.db", "sqlite"),
+            ("mongodb+srv://db/orders", "mongodb+srv"),
+        ] {
+            assert_eq!(database_kind(address), kind, "{address}");
+        }
+    }
+
+    #[test]
+    fn a_kind_that_is_not_built_in_is_refused_without_the_password() {
+        let said =
+            other_database("mysql://shop:secret@db/orders", &["sqlite:PATH", "postgres://…"]).to_string();
+        assert!(said.contains("\"mysql\"") && said.contains("sqlite:PATH or postgres://…"), "{said}");
+        assert!(!said.contains("secret"), "{said}");
+    }
+}

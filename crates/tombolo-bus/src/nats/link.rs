@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::jetstream::{self, context::ContextBuilder};
-use async_nats::{Client, ConnectOptions, Event, RequestErrorKind};
+use async_nats::{Client, ClientError, ConnectErrorKind, ConnectOptions, Event, RequestErrorKind};
 use bytes::Bytes;
 use tokio::sync::{OnceCell, watch};
 use tokio_util::sync::CancellationToken;
 use tombolo_event::Backoff;
 use uuid::Uuid;
 
-use super::names::{Address, Names};
+use super::names::{Address, Login, Names};
 use crate::signal::SIGNALS_WAITING_MAX;
 use crate::{Error, Kind, Result};
 
@@ -51,8 +51,9 @@ impl Link {
         let address = Address::parse(url)?;
         let (arrived, mut arrivals) = watch::channel(0_u64);
         let (lost, losses) = watch::channel(0_u64);
-        let events = Arc::new((arrived, lost));
-        let client = ConnectOptions::new()
+        let (refused, mut refusals) = watch::channel(false);
+        let events = Arc::new(Told { arrived, lost, refused });
+        let client = options(address.login)
             .name("tombolo")
             .retry_on_initial_connect()
             .request_timeout(Some(Duration::from_secs(REQUEST_SECONDS_MAX)))
@@ -62,7 +63,7 @@ impl Link {
             })
             .event_callback(move |event| {
                 let events = Arc::clone(&events);
-                async move { say(&event, &events.0, &events.1) }
+                async move { events.hear(&event) }
             })
             .connect(&address.server)
             .await
@@ -70,12 +71,18 @@ impl Link {
                 Error::new(Kind::Configuration, "the NATS address cannot be used").because(error)
             })?;
         let link = Self::on(client, address.names, losses);
-        let first = arrivals.wait_for(|arrivals| *arrivals > 0);
-        let connected = tokio::time::timeout(Duration::from_secs(CONNECT_SECONDS_MAX), first).await.is_ok();
-        if connected {
-            link.ready().await?;
-        } else {
-            tracing::warn!("the NATS server is away; going on without it and connecting with a back-off");
+        let first = async {
+            tokio::select! {
+                _ = arrivals.wait_for(|arrivals| *arrivals > 0) => Ok(()),
+                _ = refusals.wait_for(|refused| *refused) => Err(refused_by_server()),
+            }
+        };
+        match tokio::time::timeout(Duration::from_secs(CONNECT_SECONDS_MAX), first).await {
+            Ok(first) => {
+                first?;
+                link.ready().await?;
+            }
+            Err(_) => tracing::warn!("the NATS server is away; going on without it, with a back-off"),
         }
         Ok(link)
     }
@@ -147,25 +154,55 @@ impl Link {
     }
 }
 
-fn say(event: &Event, arrived: &watch::Sender<u64>, lost: &watch::Sender<u64>) {
-    match event {
-        Event::Disconnected => {
-            lost.send_modify(|losses| *losses += 1);
-            tracing::warn!("the NATS server is away; connecting again with a back-off");
-        }
-        Event::Connected => {
-            arrived.send_modify(|arrivals| *arrivals += 1);
-            tracing::info!("connected to the NATS server");
-        }
-        Event::SlowConsumer(subscription) => {
-            tracing::warn!(
-                subscription,
-                "a listener is slow: {SIGNALS_WAITING_MAX} signals wait, newer ones are lost"
-            );
-        }
-        Event::ServerError(error) => tracing::warn!(%error, "the NATS server refused something"),
-        other => tracing::debug!(%other, "NATS connection"),
+fn options(login: Option<Login>) -> ConnectOptions {
+    match login {
+        Some(Login::Password { user, password }) => ConnectOptions::with_user_and_password(user, password),
+        Some(Login::Token(token)) => ConnectOptions::with_token(token),
+        None => ConnectOptions::new(),
     }
+}
+
+/// What the client tells of its connection.
+struct Told {
+    arrived: watch::Sender<u64>,
+    lost: watch::Sender<u64>,
+    refused: watch::Sender<bool>,
+}
+
+impl Told {
+    fn hear(&self, event: &Event) {
+        match event {
+            Event::Disconnected => {
+                self.lost.send_modify(|losses| *losses += 1);
+                tracing::warn!("the NATS server is away; connecting again with a back-off");
+            }
+            Event::Connected => {
+                self.arrived.send_modify(|arrivals| *arrivals += 1);
+                tracing::info!("connected to the NATS server");
+            }
+            Event::SlowConsumer(subscription) => {
+                tracing::warn!(
+                    subscription,
+                    "a listener is slow: {SIGNALS_WAITING_MAX} signals wait, newer ones are lost"
+                );
+            }
+            Event::ServerError(error) => tracing::warn!(%error, "the NATS server refused something"),
+            // How the client tells why it was not let in.
+            Event::ClientError(ClientError::Other(why)) if *why == not_let_in() => {
+                self.refused.send_replace(true);
+            }
+            other => tracing::debug!(%other, "NATS connection"),
+        }
+    }
+}
+
+fn refused_by_server() -> Error {
+    let message = "the NATS server does not let us in: check user and password in its address";
+    Error::new(Kind::Configuration, message)
+}
+
+fn not_let_in() -> String {
+    ConnectErrorKind::AuthorizationViolation.to_string()
 }
 
 pub(super) fn unavailable(what: &str, error: impl Display) -> Error {

@@ -12,9 +12,41 @@ const NAMESPACE_DEFAULT: &str = "tombolo";
 
 /// Where the server is, and whose streams are meant.
 pub(super) struct Address {
-    /// The address of the server, without the namespace.
+    /// The address of the server, without the namespace and without who we are.
     pub(super) server: String,
+    pub(super) login: Option<Login>,
     pub(super) names: Names,
+}
+
+/// Who we are to the server. The client does not look for it in an address.
+#[derive(PartialEq, Eq)]
+pub(super) enum Login {
+    Password { user: String, password: String },
+    Token(String),
+}
+
+impl Login {
+    /// Reads what stands before the `@`; a part alone is a token. None if it is not written as a URL writes it.
+    fn parse(text: &str) -> Option<Self> {
+        match text.split_once(':') {
+            Some((user, password)) => {
+                Some(Self::Password { user: decoded(user)?, password: decoded(password)? })
+            }
+            None => decoded(text).map(Self::Token),
+        }
+    }
+}
+
+/// A text in which a URL writes some letters as `%` and two digits.
+fn decoded(text: &str) -> Option<String> {
+    let mut parts = text.split('%');
+    let mut bytes = parts.next()?.as_bytes().to_vec();
+    for part in parts {
+        let (code, rest) = part.split_at_checked(2)?;
+        bytes.push(u8::from_str_radix(code, 16).ok()?);
+        bytes.extend(rest.bytes());
+    }
+    String::from_utf8(bytes).ok()
 }
 
 /// The names of one namespace.
@@ -26,14 +58,20 @@ pub(super) struct Names {
 impl Address {
     pub(super) fn parse(url: &str) -> Result<Self> {
         let wrong = |found: &str| {
-            let message = format!("NATS address {found}; expected nats://host:port[/namespace]");
+            let message =
+                format!("NATS address {found}; expected nats://[user:password@]host:port[/namespace]");
             Error::new(Kind::Configuration, message)
         };
         let (scheme, rest) = url.split_once("://").ok_or_else(|| wrong("has no scheme"))?;
         if !matches!(scheme, "nats" | "tls") {
             return Err(wrong(&format!("has the scheme {scheme:?}")));
         }
-        let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let (place, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let (login, host) = place.rsplit_once('@').map_or((None, place), |(login, host)| (Some(login), host));
+        let login = match login.map(Login::parse) {
+            Some(None) => return Err(wrong("has a user or password that is not written as in a URL")),
+            login => login.flatten(),
+        };
         if host.is_empty() {
             return Err(wrong("has no host"));
         }
@@ -44,7 +82,7 @@ impl Address {
         let namespace = ServiceName::new(namespace)
             .map_err(|error| wrong(&format!("has the namespace {namespace:?}")).because(error))?;
         let names = Names { namespace: namespace.as_str().to_owned() };
-        Ok(Self { server: format!("{scheme}://{host}"), names })
+        Ok(Self { server: format!("{scheme}://{host}"), login, names })
     }
 }
 
@@ -106,7 +144,7 @@ mod tests {
         let orders = ServiceName::new("orders").unwrap();
         for (url, server, stream) in [
             ("nats://h:4222", "nats://h:4222", "tombolo_tombolo_topic_orders"),
-            ("nats://u:p@h:4222/", "nats://u:p@h:4222", "tombolo_tombolo_topic_orders"),
+            ("nats://u:p@h:4222/", "nats://h:4222", "tombolo_tombolo_topic_orders"),
             ("tls://h/staging", "tls://h", "tombolo_staging_topic_orders"),
         ] {
             let address = Address::parse(url).unwrap();
@@ -116,6 +154,16 @@ mod tests {
             );
             assert_eq!(address.names.topic_of_stream(stream), Some(orders.clone()));
         }
+    }
+
+    #[test]
+    fn an_address_may_say_who_we_are() {
+        let login = |url| Address::parse(url).unwrap().login;
+        let password = Login::Password { user: "shop".into(), password: "a/b@c".into() };
+        assert!(login("nats://shop:a%2Fb%40c@h") == Some(password));
+        assert!(login("nats://t0ken@h/a") == Some(Login::Token("t0ken".into())));
+        assert!(login("nats://h/a").is_none());
+        assert!(Address::parse("nats://shop:%zz@h").is_err());
     }
 
     #[test]

@@ -83,7 +83,13 @@ impl Lines {
             let properties = ConnectionProperties::default().with_connection_name("tombolo".into());
             Connection::connect_uri(address.server.clone(), properties)
         };
-        let refused = |error| failed("the connection to the RabbitMQ server was not made", error);
+        let refused = |error| match failed("the connection to the RabbitMQ server was not made", error) {
+            refusal if refusal.kind() == Kind::Configuration => Error::new(
+                Kind::Configuration,
+                format!("the RabbitMQ server does not let us in: check user, password and vhost ({refusal})"),
+            ),
+            other => other,
+        };
         let (sends, receives) =
             futures_util::future::try_join(connect(), connect()).await.map_err(refused)?;
         Ok(Self { sends, receives, version, signals: Mutex::default() })

@@ -143,6 +143,21 @@ async fn a_server_that_is_away_is_said_at_once_and_found_again() {
 }
 
 #[tokio::test]
+async fn who_we_are_stands_in_the_address_and_who_is_not_let_in_is_told_so() {
+    if shared("accounts of a NATS server").is_none() {
+        return;
+    }
+    let settings = "authorization { user: shop, password: \"a/secret\" }\n";
+    let server = Private::start_for("shop:a%2Fsecret@", settings).await;
+    for login in ["shop:wrong@", "secret@", ""] {
+        let url = format!("nats://{login}127.0.0.1:{}?accept=unsynced", server.port);
+        let refused = nats::connect(&url).await.map(drop).unwrap_err();
+        assert_eq!(refused.kind(), Kind::Configuration, "{refused}");
+        assert!(refused.to_string().contains("check user and password"), "{refused}");
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_is_not_there_yet_is_no_error() {
     if shared("a NATS server that starts late").is_none() {
         return;
@@ -265,16 +280,23 @@ impl Factory for Shared {
 struct Private {
     folder: TempDir,
     port: u16,
+    /// Who we are, as it stands in its address.
+    login: &'static str,
     process: Mutex<Option<Child>>,
 }
 
 impl Private {
     async fn start() -> Self {
+        Self::start_for("", "").await
+    }
+
+    /// One that has these settings, too, and lets only `login` in.
+    async fn start_for(login: &'static str, settings: &str) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let server = Self { folder: tempfile::tempdir().unwrap(), port, process: Mutex::default() };
+        let server = Self { folder: tempfile::tempdir().unwrap(), port, login, process: Mutex::default() };
         let store = server.folder.path().join("store");
         // A little above the largest event, so that the largest is really sent.
-        let settings = format!("max_payload: 2MB\njetstream {{ store_dir: {store:?} }}\n");
+        let settings = format!("max_payload: 2MB\njetstream {{ store_dir: {store:?} }}\n{settings}");
         std::fs::write(server.folder.path().join("nats.conf"), settings).unwrap();
         server.run().await;
         server
@@ -301,7 +323,7 @@ impl Private {
     }
 
     fn url(&self) -> String {
-        format!("nats://127.0.0.1:{}/private", self.port)
+        format!("nats://{}127.0.0.1:{}/private", self.login, self.port)
     }
 
     async fn connected(&self) -> Nats {

@@ -17,6 +17,7 @@ use tokio::process::{Child, Command};
 
 use crate::arguments::Dev;
 use crate::commands::say;
+use crate::elsewhere;
 use crate::error::{Context, Error, Result};
 use crate::folder::{DataFolder, FOLDER_NAME};
 use crate::manifest::{BUS, Manifest};
@@ -38,18 +39,17 @@ pub(crate) async fn dev(arguments: Dev) -> Result<()> {
     }
     let (manifest, folder) = open(&arguments)?;
     let terminal = Terminal::standard(names(&manifest));
-    run(arguments, manifest, folder, terminal, None, |_| ()).await
+    run(manifest, folder, terminal, None, |_| ()).await
 }
 
 fn open(arguments: &Dev) -> Result<(Manifest, DataFolder)> {
-    let manifest = Manifest::read(&arguments.place)?;
+    let manifest = Manifest::read(&arguments.place)?.with(&arguments.elsewhere)?;
     let beside = manifest.folder().join(FOLDER_NAME);
     let folder = DataFolder::make(arguments.data.as_deref().unwrap_or(&beside))?;
     Ok((manifest, folder))
 }
 
 async fn run(
-    arguments: Dev,
     manifest: Manifest,
     folder: DataFolder,
     terminal: Terminal,
@@ -59,7 +59,8 @@ async fn run(
     let began = Instant::now();
     let lock = folder.lock()?;
     runner::end_orphans(&folder, &terminal).await?;
-    let plan = plan(&manifest, &folder, arguments.bus)?;
+    let plan = plan(&manifest, &folder)?;
+    elsewhere::reach(&plan).await?;
     let setting = Setting { terminal: Arc::new(terminal), ready_within, began };
     runner::run(plan, &folder, lock, setting, report).await
 }
@@ -83,7 +84,7 @@ async fn report(arguments: Dev) -> Result<()> {
             reported = true;
             send(answer);
         };
-        run(arguments, manifest, folder, Terminal::detached(), Some(within), note).await
+        run(manifest, folder, Terminal::detached(), Some(within), note).await
     };
     let outcome = outcome.await;
     if let (false, Err(error)) = (reported, &outcome) {
@@ -105,8 +106,11 @@ async fn detach(arguments: &Dev) -> Result<()> {
     let mut command = Command::new(own);
     command.arg("dev").arg(&arguments.place).arg("--report").arg("--data").arg(folder.path());
     command.arg("--ready-within").arg(arguments.ready_within.to_string());
-    if let Some(bus) = &arguments.bus {
+    if let Some(bus) = &arguments.elsewhere.bus {
         command.arg("--bus").arg(bus);
+    }
+    for (name, database) in &arguments.elsewhere.databases {
+        command.arg("--database").arg(format!("{name}={database}"));
     }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(runner_log(&folder.runner_log())?);
     let mut child = command.spawn().context(|| "cannot start the runner".into())?;

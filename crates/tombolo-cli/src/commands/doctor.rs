@@ -22,7 +22,7 @@ use checks::{Checks, Verdict};
 /// `tombolo doctor`.
 pub(crate) async fn doctor(arguments: Doctor) -> Result<()> {
     let mut checks = Checks::default();
-    match Manifest::read(&arguments.place) {
+    match Manifest::read(&arguments.place).and_then(|manifest| manifest.with(&arguments.elsewhere)) {
         Ok(manifest) => {
             let found = format!("{}: {} services", manifest.path.display(), manifest.services.len());
             checks.pass("manifest", "it can be read", &found);
@@ -44,7 +44,7 @@ async fn look(manifest: &Manifest, arguments: &Doctor, checks: &mut Checks) -> R
     let descriptors: Vec<_> = services.iter().filter_map(|service| service.descriptor.as_ref()).collect();
     wiring::check(&descriptors, checks);
     let run = folder.running();
-    bus::look(arguments.bus.as_deref(), run.as_ref(), &descriptors, checks).await;
+    bus::look(manifest.bus.as_deref(), run.as_ref(), &descriptors, checks).await;
     for service in &services {
         databases::look(service, checks).await;
     }

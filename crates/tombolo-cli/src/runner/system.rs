@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Result};
 use crate::manifest::{BUS, REPLICAS_MAX};
+use crate::output::without_password;
 use crate::plan::Probe;
 use crate::runner::Services;
 use crate::runner::control::{BusStatus, ReplicaStatus, ServiceStatus, Status};
@@ -84,7 +85,7 @@ impl System {
         let services = join_all(services.iter().map(|service| service.status(&self.client))).await;
         Status {
             bus: BusStatus {
-                url: self.bus.clone(),
+                url: without_password(&self.bus),
                 pid: standing.as_ref().and_then(|standing| standing.pid),
                 state: standing.map_or("elsewhere", |standing| word(standing.phase)).into(),
             },
@@ -145,7 +146,9 @@ impl System {
 
 fn unknown(name: &str, names: &[&str], has_own_bus: bool) -> Error {
     if name == BUS && !has_own_bus {
-        return Error::not_found("the bus is not run by this runner: it was given with --bus");
+        return Error::not_found(
+            "the bus is not run by this runner: it was given with --bus, or as url of [bus]",
+        );
     }
     Error::not_found(format!("there is no service {name:?}; there are: {}", names.join(", ")))
 }
@@ -198,7 +201,7 @@ impl UnitHandle {
     async fn status(&self, client: &reqwest::Client) -> ServiceStatus {
         ServiceStatus {
             name: self.name.clone(),
-            database: self.database.clone(),
+            database: self.database.as_deref().map(without_password),
             replicas: join_all(self.replicas().iter().map(|replica| replica.status(client))).await,
         }
     }

@@ -4,6 +4,7 @@
 
 mod stage;
 mod runner;
+mod elsewhere;
 mod topics;
 mod schema;
 mod new;

@@ -17,7 +17,7 @@ const DEAF: &str = "[services.deaf]\ncommand = [\"sh\", \"-c\", \"trap '' TERM; 
 fn a_detached_system_says_where_everything_is() {
     let stage = Stage::with(
         "[services.users]\ncommand = [\"{service}\"]\nenv = { KEY = \"value\" }\n\
-         [services.orders]\ncommand = [\"{service}\"]\ndatabase = \"postgres://db/orders\"\nreplicas = 2\n\
+         [services.orders]\ncommand = [\"{service}\"]\ndatabase = \"mongodb://db/orders\"\nreplicas = 2\n\
          [services.mail]\ncommand = [\"{service}\"]\ndatabase = \"none\"\n",
     );
     let said = stage.must(&["dev", ".", "--detach"]);
@@ -50,7 +50,7 @@ fn a_detached_system_says_where_everything_is() {
         shape,
         [
             (json!("users"), json!(sqlite), 1),
-            (json!("orders"), json!("postgres://db/orders"), 2),
+            (json!("orders"), json!("mongodb://db/orders"), 2),
             (json!("mail"), Value::Null, 1)
         ]
     );

@@ -12,6 +12,7 @@
 //! Invariant: positions of one key are in commit order, because a position is taken under the lock of the key's
 //! stripe, which is held until the commit.
 
+mod making;
 mod schema;
 mod transaction;
 mod outbox;
@@ -38,6 +39,7 @@ use tombolo_event::KeyHash;
 use crate::mutant::Mutation;
 use crate::{Committed, Database, Error, Kind, Outgoing, Publisher, Result};
 
+pub use making::create_database;
 pub use schema::schema_sql;
 pub use transaction::Tx;
 

@@ -4,9 +4,9 @@ use std::collections::{BTreeSet, HashMap};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tombolo::{Problem, Question};
+use tombolo::{App, Database, Problem, Question};
 
-use crate::{App, History, Line, User, Via};
+use crate::{History, Line, User, Via};
 
 #[derive(Serialize, Deserialize, JsonSchema)]
 pub(crate) struct UserById {
@@ -55,7 +55,7 @@ pub(crate) struct Product {
     title: String,
 }
 
-pub(crate) async fn history(app: &App, user_id: &str) -> Result<History, Problem> {
+pub(crate) async fn history<D: Database>(app: &App<D>, user_id: &str) -> Result<History, Problem> {
     let user = app.call("users", &UserById { user_id: user_id.to_owned() }).await?;
     let orders = app.call("orders", &OrdersOfUser { user_id: user_id.to_owned() }).await?;
     let product_ids: BTreeSet<String> = orders.iter().map(|order| order.product_id.clone()).collect();

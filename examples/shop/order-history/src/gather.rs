@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tombolo::{Missing, Problem, Question};
+use tombolo::{App, Database, Missing, Problem, Question};
 
 use crate::call::{self, Order, Product, ProductsByIds};
-use crate::{App, History, User, Via};
+use crate::{History, User, Via};
 
 /// What do you know about this user? `users` answers with the user, `orders` with the orders.
 #[derive(Serialize, Deserialize, JsonSchema)]
@@ -33,7 +33,7 @@ fn merge(mut all: AboutUserAnswer, part: AboutUserAnswer) -> AboutUserAnswer {
     all
 }
 
-pub(crate) async fn history(app: &App, user_id: &str) -> Result<History, Problem> {
+pub(crate) async fn history<D: Database>(app: &App<D>, user_id: &str) -> Result<History, Problem> {
     let question = AboutUser { user_id: user_id.to_owned() };
     let about = app.gather(&question).map_reduce(|_, part| part, AboutUserAnswer::default(), merge).await?;
     let mut missing = about.missing;
@@ -46,7 +46,11 @@ pub(crate) async fn history(app: &App, user_id: &str) -> Result<History, Problem
     })
 }
 
-async fn products(app: &App, orders: &[Order], missing: &mut Vec<Missing>) -> Result<Vec<Product>, Problem> {
+async fn products<D: Database>(
+    app: &App<D>,
+    orders: &[Order],
+    missing: &mut Vec<Missing>,
+) -> Result<Vec<Product>, Problem> {
     let product_ids: BTreeSet<String> = orders.iter().map(|order| order.product_id.clone()).collect();
     if product_ids.is_empty() {
         return Ok(Vec::new());

@@ -1,5 +1,6 @@
 //! `order-history`: one question, "the orders of user X with their products", answered in all three ways.
 
+mod store;
 mod call;
 mod gather;
 mod replica;
@@ -9,10 +10,10 @@ use axum::routing::get;
 use axum::{Json, Router};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tombolo::sqlite::Sqlite;
-use tombolo::{Missing, Problem, Service};
+use tombolo::{App, Missing, Problem, Service};
 
-pub(crate) type App = tombolo::App<Sqlite>;
+pub use replica::OrderPlaced;
+pub use store::Store;
 
 /// What every way answers with.
 #[derive(Serialize)]
@@ -25,14 +26,14 @@ pub(crate) struct History {
 
 /// Who ordered, as far as it is known.
 #[derive(Serialize, Deserialize, JsonSchema, sqlx::FromRow)]
-pub(crate) struct User {
+pub struct User {
     id: String,
     name: String,
 }
 
 /// One order with its product.
 #[derive(Serialize, sqlx::FromRow)]
-pub(crate) struct Line {
+pub struct Line {
     order_id: String,
     product_id: String,
     /// The present title; none while it is not known.
@@ -62,8 +63,8 @@ fn by_replica() -> Via {
     Via::Replica
 }
 
-async fn orders_of(
-    State(app): State<App>,
+async fn orders_of<D: Store>(
+    State(app): State<App<D>>,
     Path(user_id): Path<String>,
     Query(how): Query<Parameters>,
 ) -> Result<Json<History>, Problem> {
@@ -77,9 +78,9 @@ async fn orders_of(
 
 /// The service on its own database.
 #[must_use]
-pub fn service(database: Sqlite) -> Service<Sqlite> {
+pub fn service<D: Store>(database: D) -> Service<D> {
     Service::new("order-history", database)
-        .routes(Router::new().route("/users/{id}/orders", get(orders_of)))
+        .routes(Router::new().route("/users/{id}/orders", get(orders_of::<D>)))
         .view(replica::view())
         .asks::<call::UserById>()
         .asks::<call::OrdersOfUser>()

@@ -2,10 +2,9 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tombolo::sqlite::{Sqlite, Tx};
-use tombolo::{Event, Handled, Problem, View};
+use tombolo::{App, Event, Handled, Problem, View};
 
-use crate::{App, History, Line, User, Via};
+use crate::{History, Store, Via};
 
 #[derive(Serialize, Deserialize, JsonSchema)]
 struct UserRegistered {
@@ -46,13 +45,14 @@ impl Event for ProductChanged {
     }
 }
 
+/// Of an order that was placed, what the history shows.
 #[derive(Serialize, Deserialize, JsonSchema)]
-struct OrderPlaced {
-    order_id: String,
-    user_id: String,
-    product_id: String,
-    quantity: i64,
-    price_cents: i64,
+pub struct OrderPlaced {
+    pub(crate) order_id: String,
+    pub(crate) user_id: String,
+    pub(crate) product_id: String,
+    pub(crate) quantity: i64,
+    pub(crate) price_cents: i64,
 }
 
 impl Event for OrderPlaced {
@@ -91,87 +91,49 @@ const ORDER_HISTORY: &str = "order-history";
 
 /// Version 2 knows the states of orders. It handles more types than version 1 did, so it has to see the topics from their
 /// start, in tables of its own.
-pub(crate) fn view() -> View<Sqlite> {
+pub(crate) fn view<D: Store>() -> View<D> {
     View::new(ORDER_HISTORY, 2)
-        .tables(include_str!("tables.sql"))
-        .on(user_registered)
-        .on(product_added)
-        .on(product_changed)
-        .on(order_placed)
-        .on(order_paid)
-        .on(order_cancelled)
+        .tables(D::TABLES)
+        .on(user_registered::<D>)
+        .on(product_added::<D>)
+        .on(product_changed::<D>)
+        .on(order_placed::<D>)
+        .on(order_paid::<D>)
+        .on(order_cancelled::<D>)
 }
 
-async fn user_registered(event: UserRegistered, tx: &mut Tx) -> Handled {
-    sqlx::query(tx.sql("INSERT INTO {users} (user_id, name) VALUES (?, ?)")?)
-        .bind(event.user_id)
-        .bind(event.name)
-        .execute(&mut **tx)
-        .await?;
-    Ok(())
+async fn user_registered<D: Store>(event: UserRegistered, tx: &mut D::Tx) -> Handled {
+    Ok(D::add_user(tx, &event.user_id, &event.name).await?)
 }
 
-async fn product_added(event: ProductAdded, tx: &mut Tx) -> Handled {
-    sqlx::query(tx.sql("INSERT INTO {products} (product_id, title) VALUES (?, ?)")?)
-        .bind(event.product_id)
-        .bind(event.title)
-        .execute(&mut **tx)
-        .await?;
-    Ok(())
+async fn product_added<D: Store>(event: ProductAdded, tx: &mut D::Tx) -> Handled {
+    Ok(D::add_product(tx, &event.product_id, &event.title).await?)
 }
 
-async fn product_changed(event: ProductChanged, tx: &mut Tx) -> Handled {
-    sqlx::query(tx.sql("UPDATE {products} SET title = ? WHERE product_id = ?")?)
-        .bind(event.title)
-        .bind(event.product_id)
-        .execute(&mut **tx)
-        .await?;
-    Ok(())
+async fn product_changed<D: Store>(event: ProductChanged, tx: &mut D::Tx) -> Handled {
+    Ok(D::set_title(tx, &event.product_id, &event.title).await?)
 }
 
 /// There is no guard against doubles here, and none is needed: the cursor moves in the same transaction.
-async fn order_placed(event: OrderPlaced, tx: &mut Tx) -> Handled {
-    let insert = tx.sql(
-        "INSERT INTO {orders} (order_id, user_id, product_id, quantity, price_cents, state) VALUES (?, ?, ?, ?, ?, 'open')",
-    )?;
-    sqlx::query(insert)
-        .bind(event.order_id)
-        .bind(event.user_id)
-        .bind(event.product_id)
-        .bind(event.quantity)
-        .bind(event.price_cents)
-        .execute(&mut **tx)
-        .await?;
-    Ok(())
-}
-
-async fn order_paid(event: OrderPaid, tx: &mut Tx) -> Handled {
-    set_state(tx, event.order_id, "paid").await
-}
-
-async fn order_cancelled(event: OrderCancelled, tx: &mut Tx) -> Handled {
-    set_state(tx, event.order_id, "cancelled").await
+async fn order_placed<D: Store>(event: OrderPlaced, tx: &mut D::Tx) -> Handled {
+    Ok(D::add_order(tx, &event).await?)
 }
 
 /// The order is there: events of one key come in their order.
-async fn set_state(tx: &mut Tx, order_id: String, state: &str) -> Handled {
-    let update = tx.sql("UPDATE {orders} SET state = ? WHERE order_id = ?")?;
-    sqlx::query(update).bind(state).bind(order_id).execute(&mut **tx).await?;
-    Ok(())
+async fn order_paid<D: Store>(event: OrderPaid, tx: &mut D::Tx) -> Handled {
+    Ok(D::set_state(tx, &event.order_id, "paid").await?)
+}
+
+async fn order_cancelled<D: Store>(event: OrderCancelled, tx: &mut D::Tx) -> Handled {
+    Ok(D::set_state(tx, &event.order_id, "cancelled").await?)
 }
 
 /// Topics have no order between them, so an order may be here before its product: its title is empty for that moment.
 /// Whoever has just written waits for it here, and is told if it is still on its way.
-pub(crate) async fn history(app: &App, user_id: &str) -> Result<History, Problem> {
+pub(crate) async fn history<D: Store>(app: &App<D>, user_id: &str) -> Result<History, Problem> {
     app.fresh(ORDER_HISTORY).await?;
-    let (pool, view) = (app.database().pool(), app.view(ORDER_HISTORY).await?);
-    let user = view.sql("SELECT user_id AS id, name FROM {users} WHERE user_id = ?")?;
-    let user = sqlx::query_as::<_, User>(user).bind(user_id).fetch_optional(pool).await?;
-    let orders = view.sql(
-        "SELECT o.order_id, o.product_id, p.title, o.quantity, o.price_cents, o.state
-         FROM {orders} o LEFT JOIN {products} p USING (product_id)
-         WHERE o.user_id = ? ORDER BY o.order_id",
-    )?;
-    let orders = sqlx::query_as::<_, Line>(orders).bind(user_id).fetch_all(pool).await?;
+    let (database, view) = (app.database(), app.view(ORDER_HISTORY).await?);
+    let user = database.user(&view, user_id).await?;
+    let orders = database.orders(&view, user_id).await?;
     Ok(History { via: Via::Replica, user, orders, missing: Vec::new() })
 }

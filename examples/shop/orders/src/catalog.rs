@@ -5,10 +5,9 @@
 use axum::http::StatusCode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tombolo::sqlite::{Sqlite, Tx};
-use tombolo::{Event, Handled, Problem, Question, View};
+use tombolo::{App, Event, Handled, Problem, Question, View};
 
-use crate::App;
+use crate::Store;
 
 /// Of everything that `users` says, `orders` needs that somebody exists, and where to write to.
 #[derive(Serialize, Deserialize, JsonSchema)]
@@ -82,46 +81,28 @@ pub(crate) struct Priced {
 }
 
 /// Version 1 had no addresses. Until this one is built, what it does not know yet is asked of its owner.
-pub(crate) fn view() -> View<Sqlite> {
+pub(crate) fn view<D: Store>() -> View<D> {
     View::new("catalog", 2)
-        .tables(
-            "CREATE TABLE {users} (id TEXT PRIMARY KEY, email TEXT NOT NULL) STRICT;
-             CREATE TABLE {products} (id TEXT PRIMARY KEY, price_cents INTEGER NOT NULL) STRICT;",
-        )
-        .on(user_registered)
-        .on(product_added)
-        .on(product_changed)
+        .tables(D::CATALOG)
+        .on(user_registered::<D>)
+        .on(product_added::<D>)
+        .on(product_changed::<D>)
 }
 
-async fn user_registered(event: UserRegistered, tx: &mut Tx) -> Handled {
-    sqlx::query(tx.sql("INSERT INTO {users} (id, email) VALUES (?, ?)")?)
-        .bind(event.user_id)
-        .bind(event.email)
-        .execute(&mut **tx)
-        .await?;
-    Ok(())
+async fn user_registered<D: Store>(event: UserRegistered, tx: &mut D::Tx) -> Handled {
+    Ok(D::add_user(tx, &event.user_id, &event.email).await?)
 }
 
-async fn product_added(event: ProductAdded, tx: &mut Tx) -> Handled {
-    sqlx::query(tx.sql("INSERT INTO {products} (id, price_cents) VALUES (?, ?)")?)
-        .bind(event.product_id)
-        .bind(event.price_cents)
-        .execute(&mut **tx)
-        .await?;
-    Ok(())
+async fn product_added<D: Store>(event: ProductAdded, tx: &mut D::Tx) -> Handled {
+    Ok(D::add_product(tx, &event.product_id, event.price_cents).await?)
 }
 
-async fn product_changed(event: ProductChanged, tx: &mut Tx) -> Handled {
-    sqlx::query(tx.sql("UPDATE {products} SET price_cents = ? WHERE id = ?")?)
-        .bind(event.price_cents)
-        .bind(event.product_id)
-        .execute(&mut **tx)
-        .await?;
-    Ok(())
+async fn product_changed<D: Store>(event: ProductChanged, tx: &mut D::Tx) -> Handled {
+    Ok(D::set_price(tx, &event.product_id, event.price_cents).await?)
 }
 
 /// Makes sure that the user exists.
-pub(crate) async fn check_user(app: &App, user_id: &str) -> Result<(), Problem> {
+pub(crate) async fn check_user<D: Store>(app: &App<D>, user_id: &str) -> Result<(), Problem> {
     match email(app, user_id).await? {
         Some(_) => Ok(()),
         None => Err(Problem::new(
@@ -132,10 +113,9 @@ pub(crate) async fn check_user(app: &App, user_id: &str) -> Result<(), Problem> 
 }
 
 /// The user's address, if there is such a user: by the copy, else by asking `users`.
-pub(crate) async fn email(app: &App, user_id: &str) -> tombolo::Result<Option<String>> {
+pub(crate) async fn email<D: Store>(app: &App<D>, user_id: &str) -> tombolo::Result<Option<String>> {
     let catalog = app.view("catalog").await?;
-    let known = sqlx::query_scalar(catalog.sql("SELECT email FROM {users} WHERE id = ?")?).bind(user_id);
-    if let Some(email) = known.fetch_optional(app.database().pool()).await? {
+    if let Some(email) = app.database().email(&catalog, user_id).await? {
         return Ok(Some(email));
     }
     let user = app.call("users", &UserById { user_id: user_id.to_owned() }).await?;
@@ -143,11 +123,9 @@ pub(crate) async fn email(app: &App, user_id: &str) -> tombolo::Result<Option<St
 }
 
 /// The price now: by the copy, else by asking `products`.
-pub(crate) async fn price_cents(app: &App, product_id: &str) -> Result<i64, Problem> {
+pub(crate) async fn price_cents<D: Store>(app: &App<D>, product_id: &str) -> Result<i64, Problem> {
     let catalog = app.view("catalog").await?;
-    let known =
-        sqlx::query_scalar(catalog.sql("SELECT price_cents FROM {products} WHERE id = ?")?).bind(product_id);
-    if let Some(price_cents) = known.fetch_optional(app.database().pool()).await? {
+    if let Some(price_cents) = app.database().price_cents(&catalog, product_id).await? {
         return Ok(price_cents);
     }
     let answer = app.call("products", &ProductsByIds { product_ids: vec![product_id.to_owned()] }).await?;

@@ -1,6 +1,7 @@
 //! `orders`: who bought what, at which price. Sells by its own small copies of users and products, and cancels what is
 //! not paid in time.
 
+mod store;
 mod catalog;
 mod mail;
 mod payment;
@@ -11,14 +12,11 @@ use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use sqlx::SqliteConnection;
-use tombolo::sqlite::Sqlite;
-use tombolo::{Event, Problem, Question, Service};
+use tombolo::{App, Event, Problem, Question, Service, Transaction};
 use uuid::Uuid;
 
 use payment::{OPEN, OrderCancelled, OrderPaid, PaymentDue, PaymentTime};
-
-pub(crate) type App = tombolo::App<Sqlite>;
+pub use store::Store;
 
 /// The most pieces of one order.
 const QUANTITY_MAX: i64 = 1_000_000;
@@ -66,8 +64,9 @@ struct AboutUserAnswer {
     orders: Vec<Order>,
 }
 
+/// An order as its owner shows it.
 #[derive(Serialize, Deserialize, JsonSchema, sqlx::FromRow)]
-struct Order {
+pub struct Order {
     id: String,
     user_id: String,
     product_id: String,
@@ -85,8 +84,8 @@ struct PlaceOrder {
     quantity: i64,
 }
 
-async fn place(
-    State(app): State<App>,
+async fn place<D: Store>(
+    State(app): State<App<D>>,
     Extension(payment_time): Extension<PaymentTime>,
     Json(body): Json<PlaceOrder>,
 ) -> Result<(StatusCode, Json<Order>), Problem> {
@@ -105,14 +104,7 @@ async fn place(
         state: OPEN.to_owned(),
     };
     let mut tx = app.begin().await?;
-    sqlx::query("INSERT INTO orders (id, user_id, product_id, quantity, price_cents) VALUES (?, ?, ?, ?, ?)")
-        .bind(&order.id)
-        .bind(&order.user_id)
-        .bind(&order.product_id)
-        .bind(order.quantity)
-        .bind(order.price_cents)
-        .execute(&mut *tx)
-        .await?;
+    D::insert(&mut tx, &order).await?;
     tx.publish(&placed(&order))?;
     payment::expect(&mut tx, &order.id, app.now() + payment_time.0)?;
     tx.commit().await?;
@@ -129,58 +121,46 @@ fn placed(order: &Order) -> OrderPlaced {
     }
 }
 
-async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Order>, Problem> {
-    let mut connection = app.database().pool().acquire().await?;
-    Ok(Json(find(&mut connection, &id).await?))
+async fn show<D: Store>(State(app): State<App<D>>, Path(id): Path<String>) -> Result<Json<Order>, Problem> {
+    app.database().find(&id).await?.map(Json).ok_or_else(|| unknown(&id))
 }
 
-async fn find(connection: &mut SqliteConnection, id: &str) -> Result<Order, Problem> {
-    let order = sqlx::query_as("SELECT * FROM orders_with_state WHERE id = ?").bind(id);
-    let found = order.fetch_optional(connection).await?;
-    found.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, format!("there is no order {id:?}")))
+fn unknown(id: &str) -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, format!("there is no order {id:?}"))
 }
 
-async fn pay(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Order>, Problem> {
+async fn pay<D: Store>(State(app): State<App<D>>, Path(id): Path<String>) -> Result<Json<Order>, Problem> {
     let mut tx = app.begin().await?;
-    let order = find(&mut tx, &id).await?;
-    if !payment::pay(&mut tx, &id).await? {
+    let order = D::find_in(&mut tx, &id).await?.ok_or_else(|| unknown(&id))?;
+    if !payment::pay::<D>(&mut tx, &id).await? {
         let detail = format!("order {id} is {}; only an open one can be paid", order.state);
         return Err(Problem::new(StatusCode::CONFLICT, detail));
     }
-    let paid = find(&mut tx, &id).await?;
+    let paid = D::find_in(&mut tx, &id).await?.ok_or_else(|| unknown(&id))?;
     tx.commit().await?;
     Ok(Json(paid))
 }
 
-async fn of_user(app: &App, user_id: &str) -> Result<Vec<Order>, Problem> {
-    let orders =
-        sqlx::query_as("SELECT * FROM orders_with_state WHERE user_id = ? ORDER BY id").bind(user_id);
-    Ok(orders.fetch_all(app.database().pool()).await?)
+async fn orders_of_user<D: Store>(question: OrdersOfUser, app: App<D>) -> Result<Vec<Order>, Problem> {
+    Ok(app.database().of_user(&question.user_id).await?)
 }
 
-async fn orders_of_user(question: OrdersOfUser, app: App) -> Result<Vec<Order>, Problem> {
-    of_user(&app, &question.user_id).await
-}
-
-async fn about_user(question: AboutUser, app: App) -> Result<AboutUserAnswer, Problem> {
-    Ok(AboutUserAnswer { orders: of_user(&app, &question.user_id).await? })
+async fn about_user<D: Store>(question: AboutUser, app: App<D>) -> Result<AboutUserAnswer, Problem> {
+    Ok(AboutUserAnswer { orders: app.database().of_user(&question.user_id).await? })
 }
 
 /// The service on its own database.
 ///
 /// # Errors
 /// `Settings` for a setting of the shop in the environment that is not what it should be.
-pub fn service(database: Sqlite) -> tombolo::Result<Service<Sqlite>> {
+pub fn service<D: Store>(database: D) -> tombolo::Result<Service<D>> {
     let routes = Router::new()
-        .route("/orders", post(place))
-        .route("/orders/{id}", get(show))
-        .route("/orders/{id}/pay", post(pay))
+        .route("/orders", post(place::<D>))
+        .route("/orders/{id}", get(show::<D>))
+        .route("/orders/{id}/pay", post(pay::<D>))
         .layer(Extension(PaymentTime::from_env()?));
     let service = Service::new("orders", database)
-        .setup(async |database: Sqlite| {
-            sqlx::raw_sql(include_str!("schema.sql")).execute(database.pool()).await?;
-            Ok(())
-        })
+        .setup(async |database: D| database.make_tables().await)
         .routes(routes)
         .publishes::<OrderPlaced>()
         .publishes::<PaymentDue>()
@@ -190,7 +170,7 @@ pub fn service(database: Sqlite) -> tombolo::Result<Service<Sqlite>> {
         .react(payment::reactor())
         .asks::<catalog::UserById>()
         .asks::<catalog::ProductsByIds>()
-        .answer(orders_of_user)
-        .answer(about_user);
+        .answer(orders_of_user::<D>)
+        .answer(about_user::<D>);
     mail::confirm_orders(service)
 }

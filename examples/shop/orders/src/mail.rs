@@ -6,10 +6,9 @@
 use lettre::message::{Mailbox, Message};
 use lettre::{AsyncSmtpTransport, AsyncTransport, Tokio1Executor};
 use serde::Serialize;
-use tombolo::sqlite::Sqlite;
-use tombolo::{Attempt, Effect, Error, HandlerError, Kind, Service, State, reject};
+use tombolo::{App, Attempt, Effect, Error, HandlerError, Kind, Service, State, reject};
 
-use crate::{App, OrderPlaced, catalog};
+use crate::{OrderPlaced, Store, catalog};
 
 /// Where mail is handed in, as host:port. Without it the shop sends none.
 const SMTP: &str = "SHOP_SMTP";
@@ -31,7 +30,7 @@ struct Confirmed {
 ///
 /// # Errors
 /// `Settings` if it says something else than a host and a port.
-pub(crate) fn confirm_orders(service: Service<Sqlite>) -> tombolo::Result<Service<Sqlite>> {
+pub(crate) fn confirm_orders<D: Store>(service: Service<D>) -> tombolo::Result<Service<D>> {
     let Ok(place) = std::env::var(SMTP) else { return Ok(service) };
     let parts = place.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
     let (host, port) = parts.ok_or_else(|| {
@@ -39,12 +38,12 @@ pub(crate) fn confirm_orders(service: Service<Sqlite>) -> tombolo::Result<Servic
     })?;
     // Not encrypted: the sink is on this machine.
     let smtp = AsyncSmtpTransport::<Tokio1Executor>::builder_dangerous(host).port(port).build();
-    Ok(service.state(Mailer(smtp)).effect(Effect::from_now("confirmations").on(confirm)))
+    Ok(service.state(Mailer(smtp)).effect(Effect::from_now("confirmations").on(confirm::<D>)))
 }
 
-async fn confirm(
+async fn confirm<D: Store>(
     order: OrderPlaced,
-    app: App,
+    app: App<D>,
     mailer: State<Mailer>,
     attempt: Attempt,
 ) -> Result<Confirmed, HandlerError> {

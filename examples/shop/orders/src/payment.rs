@@ -11,8 +11,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tombolo::sqlite::{Sqlite, Tx};
-use tombolo::{Error, Event, Handled, Kind, Reactor};
+use tombolo::{Error, Event, Handled, Kind, Reactor, Transaction};
+
+use crate::Store;
 
 /// How long an order may stay open, in seconds.
 const PAYMENT_SECONDS: &str = "SHOP_PAYMENT_SECONDS";
@@ -86,38 +87,30 @@ impl Event for OrderCancelled {
     }
 }
 
-pub(crate) fn reactor() -> Reactor<Sqlite> {
-    Reactor::from_start("payments").on(payment_due)
+pub(crate) fn reactor<D: Store>() -> Reactor<D> {
+    Reactor::from_start("payments").on(payment_due::<D>)
 }
 
 /// Gives a new order its time.
-pub(crate) fn expect(tx: &mut Tx, order_id: &str, until: Timestamp) -> tombolo::Result<()> {
+pub(crate) fn expect(tx: &mut impl Transaction, order_id: &str, until: Timestamp) -> tombolo::Result<()> {
     tx.publish_at(&PaymentDue { order_id: order_id.to_owned() }, until)?;
     Ok(())
 }
 
 /// Pays an order; `false` if it is not open.
-pub(crate) async fn pay(tx: &mut Tx, order_id: &str) -> tombolo::Result<bool> {
-    let is_first = decide(tx, order_id, PAID).await?;
+pub(crate) async fn pay<D: Store>(tx: &mut D::Tx, order_id: &str) -> tombolo::Result<bool> {
+    let is_first = D::decide(tx, order_id, PAID).await?;
     if is_first {
         tx.publish(&OrderPaid { order_id: order_id.to_owned() })?;
     }
     Ok(is_first)
 }
 
-async fn payment_due(event: PaymentDue, tx: &mut Tx) -> Handled {
-    if decide(tx, &event.order_id, CANCELLED).await? {
+async fn payment_due<D: Store>(event: PaymentDue, tx: &mut D::Tx) -> Handled {
+    if D::decide(tx, &event.order_id, CANCELLED).await? {
         tx.publish(&OrderCancelled { order_id: event.order_id })?;
     }
     Ok(())
-}
-
-/// Gives an order its outcome, if it has none.
-async fn decide(tx: &mut Tx, order_id: &str, outcome: &str) -> sqlx::Result<bool> {
-    let decided =
-        sqlx::query("INSERT INTO order_outcomes (order_id, outcome) VALUES (?, ?) ON CONFLICT DO NOTHING");
-    let decided = decided.bind(order_id).bind(outcome).execute(&mut **tx).await?;
-    Ok(decided.rows_affected() > 0)
 }
 
 #[cfg(test)]

@@ -97,7 +97,7 @@ impl<'a> Customers<'a> {
         self.shop.ask(Method::PATCH, product, Some(&change)).await.ok();
     }
 
-    async fn some_more(&self) {
+    pub(crate) async fn some_more(&self) {
         let before = self.accepted.load(Ordering::Relaxed);
         until("more orders to be accepted", async || {
             let more = self.accepted.load(Ordering::Relaxed) - before;

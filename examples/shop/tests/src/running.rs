@@ -12,14 +12,13 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use crate::built;
+use crate::databases::{Database, Row};
 use crate::wait::until;
 
 /// How long a command of the operator may take.
@@ -36,7 +35,23 @@ pub(crate) struct Shop {
     pub(crate) client: reqwest::Client,
     scratch: TempDir,
     urls: Vec<(String, String)>,
+    elsewhere: Elsewhere,
     ended: bool,
+}
+
+/// What a shop uses that is not its own: its bus, and databases on servers, by their services.
+#[derive(Default)]
+pub(crate) struct Elsewhere {
+    pub(crate) bus: Option<String>,
+    pub(crate) databases: Vec<(&'static str, String)>,
+}
+
+impl Elsewhere {
+    /// The same as options of `tombolo dev`.
+    fn options(&self) -> Vec<String> {
+        let databases = self.databases.iter().map(|(service, url)| format!("--database={service}={url}"));
+        self.bus.iter().map(|url| format!("--bus={url}")).chain(databases).collect()
+    }
 }
 
 impl Shop {
@@ -47,19 +62,24 @@ impl Shop {
 
     /// The same with several replicas of `orders`.
     pub(crate) async fn start_with(replicas_of_orders: u32) -> Self {
-        Self::start_as(&manifest(replicas_of_orders, UNHURRIED)).await
+        Self::start_as(&manifest(replicas_of_orders, UNHURRIED), Elsewhere::default()).await
     }
 
     /// The same with so many seconds for the payment of an order.
     pub(crate) async fn start_with_payment_seconds(seconds: u32) -> Self {
-        Self::start_as(&manifest(1, seconds)).await
+        Self::start_as(&manifest(1, seconds), Elsewhere::default()).await
     }
 
-    async fn start_as(manifest: &str) -> Self {
+    /// The same on a bus and databases that somebody else runs.
+    pub(crate) async fn start_on(elsewhere: Elsewhere) -> Self {
+        Self::start_as(&manifest(1, UNHURRIED), elsewhere).await
+    }
+
+    async fn start_as(manifest: &str, elsewhere: Elsewhere) -> Self {
         let scratch = tempfile::Builder::new().prefix("tombolo-shop-").tempdir().unwrap();
         fs::write(scratch.path().join("tombolo.toml"), manifest).unwrap();
         let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).build().unwrap();
-        let mut shop = Self { client, scratch, urls: Vec::new(), ended: false };
+        let mut shop = Self { client, scratch, urls: Vec::new(), elsewhere, ended: false };
         shop.up().await;
         shop
     }
@@ -67,7 +87,10 @@ impl Shop {
     /// Starts its processes, and waits until they are ready.
     pub(crate) async fn up(&mut self) {
         let place = self.scratch.path().to_str().unwrap().to_owned();
-        self.tombolo(&["dev", &place, "--detach"]).await;
+        let options = self.elsewhere.options();
+        let options = options.iter().map(String::as_str);
+        let dev: Vec<&str> = ["dev", &place, "--detach"].into_iter().chain(options).collect();
+        self.tombolo(&dev).await;
         let status = self.status().await;
         self.urls.clear();
         for service in status["services"].as_array().unwrap() {
@@ -195,35 +218,21 @@ impl Shop {
         .await;
     }
 
-    /// A connection to the file of a service, to read what cannot be seen from outside.
-    pub(crate) async fn database(&self, service: &str) -> SqliteConnection {
-        let file = self.data().join(format!("{service}.db"));
-        SqliteConnectOptions::new().filename(file).read_only(true).connect().await.unwrap()
+    /// The database of a service, to read what cannot be seen from outside.
+    fn database(&self, service: &str) -> Database {
+        let elsewhere = self.elsewhere.databases.iter().find(|(name, _)| *name == service);
+        let file = || format!("sqlite://{}?mode=ro", self.data().join(format!("{service}.db")).display());
+        Database::at(&elsewhere.map_or_else(file, |(_, url)| url.clone()))
     }
 
-    /// The rows of a query on the file of a service.
-    pub(crate) async fn rows<T>(&self, service: &str, query: &'static str) -> Vec<T>
-    where
-        T: for<'r> sqlx::FromRow<'r, sqlx::sqlite::SqliteRow> + Send + Unpin,
-    {
-        let mut database = self.database(service).await;
-        let rows = sqlx::query_as(query).fetch_all(&mut database).await.unwrap();
-        database.close().await.unwrap();
-        rows
+    /// The rows of a query on the database of a service.
+    pub(crate) async fn rows<T: Row>(&self, service: &str, query: &str) -> Vec<T> {
+        self.database(service).rows(query).await
     }
 
     /// The rows of a query on the live build of a service's view, whose tables are named in braces.
-    pub(crate) async fn view_rows<T>(&self, service: &str, query: &str) -> Vec<T>
-    where
-        T: for<'r> sqlx::FromRow<'r, sqlx::sqlite::SqliteRow> + Send + Unpin,
-    {
-        let mut database = self.database(service).await;
-        let live = "SELECT namespace FROM tombolo_view JOIN tombolo_build USING (view, version, build)";
-        let live: String = sqlx::query_scalar(live).fetch_one(&mut database).await.unwrap();
-        let query = query.replace('{', &format!("{live}_")).replace('}', "");
-        let rows = sqlx::query_as(AssertSqlSafe(query)).fetch_all(&mut database).await.unwrap();
-        database.close().await.unwrap();
-        rows
+    pub(crate) async fn view_rows<T: Row>(&self, service: &str, query: &str) -> Vec<T> {
+        self.database(service).view_rows(query).await
     }
 
     /// What a service wrote.
@@ -231,8 +240,13 @@ impl Shop {
         fs::read_to_string(self.data().join("logs").join(format!("{service}.log"))).unwrap_or_default()
     }
 
-    /// Whether a process says by its arguments or its environment that it belongs to this shop.
+    /// Whether a process says by its folder, its arguments or its environment that it belongs to this shop.
     fn is_ours(&self, pid: i32) -> bool {
+        if fs::read_link(format!("/proc/{pid}/cwd"))
+            .is_ok_and(|folder| folder.starts_with(self.scratch.path()))
+        {
+            return true;
+        }
         let folder = self.scratch.path().as_os_str().as_encoded_bytes();
         ["cmdline", "environ"].iter().any(|file| {
             let found = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();

@@ -1,16 +1,17 @@
 //! `users`: who there is. Owns names and addresses, says when somebody registered, and answers who somebody is.
 
+mod store;
+
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tombolo::sqlite::Sqlite;
-use tombolo::{Event, Problem, Question, Service};
+use tombolo::{App, Event, Problem, Question, Service, Transaction};
 use uuid::Uuid;
 
-type App = tombolo::App<Sqlite>;
+pub use store::Store;
 
 /// The longest name, in characters.
 const NAME_CHARS_MAX: usize = 200;
@@ -58,8 +59,9 @@ struct AboutUserAnswer {
     user: Option<User>,
 }
 
+/// Somebody who registered.
 #[derive(Serialize, Deserialize, JsonSchema, sqlx::FromRow)]
-struct User {
+pub struct User {
     id: String,
     name: String,
     email: String,
@@ -89,19 +91,14 @@ fn refusal(detail: String) -> Problem {
     Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
 }
 
-async fn register(
-    State(app): State<App>,
+async fn register<D: Store>(
+    State(app): State<App<D>>,
     Json(body): Json<Register>,
 ) -> Result<(StatusCode, Json<User>), Problem> {
     check(&body)?;
     let user = User { id: Uuid::now_v7().to_string(), name: body.name, email: body.email };
     let mut tx = app.begin().await?;
-    sqlx::query("INSERT INTO users (id, name, email) VALUES (?, ?, ?)")
-        .bind(&user.id)
-        .bind(&user.name)
-        .bind(&user.email)
-        .execute(&mut *tx)
-        .await?;
+    D::insert(&mut tx, &user).await?;
     tx.publish(&UserRegistered {
         user_id: user.id.clone(),
         name: user.name.clone(),
@@ -111,39 +108,33 @@ async fn register(
     Ok((StatusCode::CREATED, Json(user)))
 }
 
-async fn find(app: &App, id: &str) -> Result<Option<User>, Problem> {
-    let user = sqlx::query_as("SELECT id, name, email FROM users WHERE id = ?").bind(id);
-    Ok(user.fetch_optional(app.database().pool()).await?)
-}
-
-async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Json<User>, Problem> {
-    let found = find(&app, &id).await?;
+async fn show<D: Store>(State(app): State<App<D>>, Path(id): Path<String>) -> Result<Json<User>, Problem> {
+    let found = app.database().find(&id).await?;
     found.map(Json).ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, format!("there is no user {id:?}")))
 }
 
-async fn list(State(app): State<App>) -> Result<Json<Vec<User>>, Problem> {
-    let users = sqlx::query_as("SELECT id, name, email FROM users ORDER BY id LIMIT 1000");
-    Ok(Json(users.fetch_all(app.database().pool()).await?))
+async fn list<D: Store>(State(app): State<App<D>>) -> Result<Json<Vec<User>>, Problem> {
+    Ok(Json(app.database().list().await?))
 }
 
-async fn user_by_id(question: UserById, app: App) -> Result<Option<User>, Problem> {
-    find(&app, &question.user_id).await
+async fn user_by_id<D: Store>(question: UserById, app: App<D>) -> Result<Option<User>, Problem> {
+    Ok(app.database().find(&question.user_id).await?)
 }
 
-async fn about_user(question: AboutUser, app: App) -> Result<AboutUserAnswer, Problem> {
-    Ok(AboutUserAnswer { user: find(&app, &question.user_id).await? })
+async fn about_user<D: Store>(question: AboutUser, app: App<D>) -> Result<AboutUserAnswer, Problem> {
+    Ok(AboutUserAnswer { user: app.database().find(&question.user_id).await? })
 }
 
 /// The service on its own database.
 #[must_use]
-pub fn service(database: Sqlite) -> Service<Sqlite> {
+pub fn service<D: Store>(database: D) -> Service<D> {
+    let routes = Router::new()
+        .route("/users", post(register::<D>).get(list::<D>))
+        .route("/users/{id}", get(show::<D>));
     Service::new("users", database)
-        .setup(async |database: Sqlite| {
-            sqlx::raw_sql(include_str!("schema.sql")).execute(database.pool()).await?;
-            Ok(())
-        })
-        .routes(Router::new().route("/users", post(register).get(list)).route("/users/{id}", get(show)))
+        .setup(async |database: D| database.make_tables().await)
+        .routes(routes)
         .publishes::<UserRegistered>()
-        .answer(user_by_id)
-        .answer(about_user)
+        .answer(user_by_id::<D>)
+        .answer(about_user::<D>)
 }

@@ -1,9 +1,15 @@
-//! The service `users` as a program of its own.
+//! The service `users` as a program of its own, on the kind of database that its address names.
 
+use tombolo::mysql::Mysql;
+use tombolo::settings::{database_kind, database_or, other_database};
 use tombolo::sqlite::Sqlite;
 
 #[tokio::main]
 async fn main() -> tombolo::Result<()> {
-    let database = Sqlite::open(tombolo::settings::database_or("sqlite:users.db"))?;
-    shop_users::service(database).run().await
+    let address = database_or("sqlite:users.db");
+    match database_kind(&address) {
+        "sqlite" => shop_users::service(Sqlite::open(&address)?).run().await,
+        "mysql" => shop_users::service(Mysql::open(&address)?).run().await,
+        _ => Err(other_database(&address, &["sqlite:PATH", "mysql://user@host/NAME"])),
+    }
 }

@@ -54,6 +54,8 @@ async fn describe(looked: &Looked, checks: &mut Checks) -> Option<Descriptor> {
     checks.pass(name, THERE, &program.display().to_string());
     let mut command = Command::new(program);
     command.args(&looked.arguments).arg("--describe").stdin(Stdio::null()).kill_on_drop(true);
+    // What it says of its database, and whether it is built for that, follows from the address.
+    command.envs(looked.database.iter().map(|url| ("TOMBOLO_DATABASE", url)));
     let output = timeout(DESCRIBE_BOUND, command.output()).await;
     let said = match output {
         Ok(Ok(output)) if output.status.success() => serde_json::from_slice(&output.stdout).ok(),
