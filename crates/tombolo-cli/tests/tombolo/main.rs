@@ -5,6 +5,7 @@
 mod stage;
 mod runner;
 mod topics;
+mod archive;
 mod schema;
 mod new;
 mod doctor;
