@@ -3,6 +3,8 @@
 use std::error::Error as StdError;
 use std::fmt;
 
+use tombolo_event::{Cursor, ServiceName};
+
 /// What went wrong, for code that has to tell cases apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -25,6 +27,8 @@ pub enum Kind {
     Sealed,
     /// The reader's place lies after the end of the log: the log lost its tail, or is an older copy.
     BeyondTail,
+    /// The place lies before what the bus still keeps: it was trimmed, and an archive has it. [`Error::begins`] says where the rest is.
+    Trimmed,
     /// The caller is not the topic's owner.
     NotOwner,
     /// A batch, event or signal is over its bound.
@@ -51,12 +55,25 @@ pub struct Error {
     kind: Kind,
     message: String,
     source: Option<Box<dyn StdError + Send + Sync>>,
+    begins: Option<Cursor>,
 }
 
 impl Error {
     /// An error of `kind`; `message` says what was found, what was expected, what to do.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), source: None }
+        Self { kind, message: message.into(), source: None, begins: None }
+    }
+
+    /// What the place `sequence` of a partition answers that now begins with the event at `begins`, as far as the engine knows it.
+    #[must_use]
+    pub fn trimmed(topic: &ServiceName, partition: u32, sequence: u64, begins: Option<Cursor>) -> Self {
+        let found =
+            begins.map_or_else(|| "begins later".to_owned(), |at| format!("begins at {}", at.sequence));
+        let message = format!(
+            "{topic}/{partition} {found} on this bus, and the place is {sequence}: what was before was removed; it is in the archive, \
+             which is named by TOMBOLO_ARCHIVE or --archive"
+        );
+        Self { begins, ..Self::new(Kind::Trimmed, message) }
     }
 
     /// The same with what caused it.
@@ -70,6 +87,12 @@ impl Error {
     #[must_use]
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// The first event that is still there, of a partition that was [trimmed](Kind::Trimmed); none if the engine does not know.
+    #[must_use]
+    pub fn begins(&self) -> Option<Cursor> {
+        self.begins
     }
 
     /// Whether the same call may succeed later without anybody's doing.

@@ -25,10 +25,14 @@ mod accept;
 #[cfg(any(feature = "postgres", feature = "redis"))]
 mod adapter;
 mod connect;
+mod copying;
 pub mod moving;
+pub mod archiving;
+mod archived;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 
+pub use archived::Archived;
 pub use connect::{Identity, connect};
 pub use error::{Error, Kind};
 pub use port::{Append, Appended, Bus, Guarantee, Read, RecordStream, Registration, Tail, Topic, TopicSpec};

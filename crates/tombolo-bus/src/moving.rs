@@ -12,11 +12,10 @@
 //! Invariant: nothing is appended to the source after its last tail was taken, and to the target only what the source has. So
 //! whenever it breaks off it can be begun again.
 
-use futures_util::StreamExt;
-use tombolo_event::{Cursor, Generations, ServiceName};
+use tombolo_event::ServiceName;
 
-use crate::port::{APPEND_BYTES_MAX, APPEND_RECORDS_MAX};
-use crate::{Append, Bus, Error, Kind, Read, Record, Result, Tail, Topic, TopicSpec};
+use crate::copying::{Copying, cursor};
+use crate::{Bus, Read, Result, Tail, Topic};
 
 /// The epoch of a topic that was moved is what it was and this: higher than any relay's, for good.
 pub const MOVED: u64 = 1 << 62;
@@ -53,150 +52,75 @@ pub async fn topic(
     mut told: impl FnMut(u64, u64),
 ) -> Result<Moved> {
     let source = from.topic(name).await?;
-    let mut copy = Copy { from, to, epoch: source.epoch % MOVED, source, copied: 0 };
-    if !copy.begin().await? {
-        return copy.verify().await;
+    let epoch = owners(source.epoch);
+    let mut copy = Copying::new(from, to, source, epoch);
+    if !begin(&copy).await? {
+        return verify(&copy, 0).await;
     }
+    let mut copied = 0;
     for _ in 0..ROUNDS_MAX {
         let tails = from.tails(name).await?;
-        if is_moved(copy.source.epoch) || copy.left(&tails).await? <= REST_EVENTS {
+        if is_moved(copy.source.epoch) || left(&copy, &tails).await? <= REST_EVENTS {
             break;
         }
-        copy.up_to(&tails, &mut told).await?;
+        let all = tails.iter().map(|tail| tail.sequence).sum();
+        copy.all(&mut |_, events| {
+            copied += events;
+            told(copied, all);
+        })
+        .await?;
     }
     let tails = from.raise_epoch(name, copy.source.incarnation, MOVED + copy.epoch).await?;
-    copy.up_to(&tails, &mut told).await?;
-    copy.verify().await
+    let all = tails.iter().map(|tail| tail.sequence).sum();
+    copy.all(&mut |_, events| {
+        copied += events;
+        told(copied, all);
+    })
+    .await?;
+    verify(&copy, copied).await
 }
 
-/// One move.
-struct Copy<'a> {
-    from: &'a dyn Bus,
-    to: &'a dyn Bus,
-    /// The topic where it is, as it was looked at last.
-    source: Topic,
-    /// The epoch of the owner's relay; the target takes its next one.
-    epoch: u64,
-    copied: u64,
+/// The epoch of a topic's last relay, whatever was done to the topic since.
+fn owners(epoch: u64) -> u64 {
+    epoch % crate::archiving::ARCHIVED
 }
 
-impl Copy<'_> {
-    /// Makes the topic on the target, with its first generation; false if its owner publishes there already.
-    async fn begin(&self) -> Result<bool> {
-        let Topic { name, generations, incarnation, .. } = &self.source;
-        let first = generations.each().iter().take(1).copied().collect::<Vec<_>>();
-        let first =
-            Generations::try_from(first).map_err(|error| Error::new(Kind::Corrupt, error.to_string()))?;
-        let spec = TopicSpec { incarnation: Some(*incarnation), ..TopicSpec::new(name.clone(), first) };
-        let target = self.to.ensure_topic(&spec).await?;
-        if target.epoch > self.epoch && is_moved(self.source.epoch) {
-            return Ok(false);
-        }
-        if target.epoch > self.epoch {
-            return Err(self.differs("is published to already, while the source is not sealed"));
-        }
-        self.to.raise_epoch(name, *incarnation, self.epoch).await?;
-        Ok(true)
+/// Makes the topic on the target; false if its owner publishes there already.
+async fn begin(copy: &Copying<'_>) -> Result<bool> {
+    let Topic { name, incarnation, epoch, .. } = &copy.source;
+    let target = copy.make().await?;
+    if target.epoch > copy.epoch && is_moved(*epoch) {
+        return Ok(false);
     }
-
-    fn differs(&self, found: &str) -> Error {
-        let name = &self.source.name;
-        let message = format!(
-            "topic {name} on the target {found}; expected one that this command made. Look at both with `tombolo topics list`, and copy to a bus, or a namespace, that has no topic {name}"
-        );
-        Error::new(Kind::TopicDiffers, message)
+    if target.epoch > copy.epoch {
+        return Err(copy.differs("is published to already, while the source is not sealed"));
     }
+    copy.to.raise_epoch(name, *incarnation, copy.epoch).await?;
+    Ok(true)
+}
 
-    /// How many events the target lacks.
-    async fn left(&self, tails: &[Tail]) -> Result<u64> {
-        let reached = self.to.tails(&self.source.name).await?;
-        let of = |partition| {
-            reached.iter().find(|tail| tail.partition == partition).map_or(0, |tail| tail.sequence)
-        };
-        Ok(tails.iter().map(|tail| tail.sequence.saturating_sub(of(tail.partition))).sum())
-    }
+/// How many events the target lacks.
+async fn left(copy: &Copying<'_>, tails: &[Tail]) -> Result<u64> {
+    let reached = copy.to.tails(&copy.source.name).await?;
+    let of =
+        |partition| reached.iter().find(|tail| tail.partition == partition).map_or(0, |tail| tail.sequence);
+    Ok(tails.iter().map(|tail| tail.sequence.saturating_sub(of(tail.partition))).sum())
+}
 
-    /// Copies every partition up to its end, one generation after the other: the next one seals what was copied.
-    async fn up_to(&mut self, tails: &[Tail], told: &mut impl FnMut(u64, u64)) -> Result<()> {
-        let all = tails.iter().map(|tail| tail.sequence).sum();
-        self.source = self.from.topic(&self.source.name).await?;
-        loop {
-            let target = self.to.topic(&self.source.name).await?;
-            for reached in self.to.tails(&target.name).await? {
-                if !target.generations.is_sealed(reached.partition) {
-                    self.partition(&reached, all, told).await?;
-                }
-            }
-            let Some(next) = self.source.generations.each().get(target.generations.each().len()) else {
-                return Ok(());
-            };
-            let more = target.generations.and(*next).map_err(|error| self.differs(&error.to_string()))?;
-            self.to.divide(&target.name, target.incarnation, self.epoch, &more).await?;
-        }
-    }
-
-    /// Copies one partition, from where the target stands; the source proves that the target's last event is its own.
-    async fn partition(&mut self, reached: &Tail, all: u64, told: &mut impl FnMut(u64, u64)) -> Result<()> {
-        let read = Read::to_tail(&self.source.name, reached.partition, self.after(reached));
-        let mut batches = self.from.read(read).await?;
-        while let Some(batch) = batches.next().await {
-            for records in appends(batch?.records) {
-                self.copied += records.len() as u64;
-                self.append(reached.partition, records).await?;
-                told(self.copied, all);
-            }
-        }
-        Ok(())
-    }
-
-    fn after(&self, tail: &Tail) -> Cursor {
-        let incarnation = self.source.incarnation;
-        tail.id.map_or(Cursor::start(incarnation), |id| Cursor::at(incarnation, tail.sequence, id))
-    }
-
-    async fn append(&self, partition: u32, records: Vec<Record>) -> Result<()> {
-        let Topic { name, incarnation, .. } = &self.source;
-        let append =
-            Append { topic: name.clone(), incarnation: *incarnation, epoch: self.epoch, partition, records };
-        self.to.append(append).await.map(drop)
-    }
-
-    /// Holds the ends against each other: the target has at least what the sealed source has.
-    async fn verify(&self) -> Result<Moved> {
-        let tails = self.from.tails(&self.source.name).await?;
-        for tail in &tails {
-            let read = Read::to_tail(&self.source.name, tail.partition, self.after(tail));
-            // Opening proves the id at the place; what comes behind it is the owner's, who publishes there by now.
-            self.to.read(read).await.map(drop).map_err(|error| {
-                self.differs(&format!(
-                    "does not have what the source ends with in partition {}",
-                    tail.partition
-                ))
+/// Holds the ends against each other: the target has at least what the sealed source has.
+async fn verify(copy: &Copying<'_>, copied: u64) -> Result<Moved> {
+    let Topic { name, incarnation, .. } = &copy.source;
+    let tails = copy.from.tails(name).await?;
+    for tail in &tails {
+        let read = Read::to_tail(name, tail.partition, cursor(*incarnation, tail));
+        // Opening proves the id at the place; what comes behind it is the owner's, who publishes there by now.
+        copy.to.read(read).await.map(drop).map_err(|error| {
+            let partition = tail.partition;
+            copy.differs(&format!("does not have what the source ends with in partition {partition}"))
                 .because(error)
-            })?;
-        }
-        Ok(Moved { events: tails.iter().map(|tail| tail.sequence).sum(), copied: self.copied })
+        })?;
     }
-}
-
-/// Records in appends that a bus takes.
-fn appends(records: Vec<Record>) -> Vec<Vec<Record>> {
-    let mut appends: Vec<Vec<Record>> = Vec::new();
-    let mut bytes = 0;
-    for record in records {
-        let size = record.size();
-        match appends.last_mut() {
-            Some(last) if last.len() < APPEND_RECORDS_MAX && bytes + size <= APPEND_BYTES_MAX => {
-                bytes += size;
-                last.push(record);
-            }
-            _ => {
-                bytes = size;
-                appends.push(vec![record]);
-            }
-        }
-    }
-    appends
+    Ok(Moved { events: tails.iter().map(|tail| tail.sequence).sum(), copied })
 }
 
 #[cfg(test)]
@@ -205,11 +129,13 @@ mod tests {
     use std::sync::Arc;
 
     use bytes::Bytes;
+    use futures_util::StreamExt;
     use tokio::sync::Notify;
-    use tombolo_event::EventId;
+    use tombolo_event::{Cursor, EventId, Generations};
 
     use super::*;
     use crate::embedded::{Log, Options};
+    use crate::{Append, Kind, Record, TopicSpec};
 
     const EVENTS: u64 = 5_000;
 

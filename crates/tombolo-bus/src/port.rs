@@ -19,7 +19,8 @@
 //! - sequences of a partition are contiguous from 1; a hole, an older epoch or another id under a stored number
 //!   is a refusal, never an acknowledgement;
 //! - an append that is repeated, whole or in part, is acknowledged if and only if the stored ids match;
-//! - nothing is ever stored behind the tail of a sealed partition.
+//! - nothing is ever stored behind the tail of a sealed partition;
+//! - what was trimmed is refused as such, to readers and to repeats alike: never passed over, never acknowledged.
 
 use std::pin::Pin;
 
@@ -91,7 +92,7 @@ pub trait Bus: Send + Sync + 'static {
     ///
     /// # Errors
     /// `Hole`, `OtherId`, `Sealed`, `OlderEpoch`, `OtherIncarnation`, `TooLarge`, `UnknownTopic`, `UnknownPartition`,
-    /// `NotOwner`, `ReadOnly`. After any of them nothing of the append is readable that was not before.
+    /// `NotOwner`, `ReadOnly`; `Trimmed` for a repeat whose ids are not kept any more. After any of them nothing of the append is readable that was not before.
     async fn append(&self, append: Append) -> Result<Appended>;
 
     /// The last sequence and id of each partition of a topic, of every generation, ordered by partition.
@@ -104,8 +105,25 @@ pub trait Bus: Send + Sync + 'static {
     /// that does not ends at the tail found when it began. An item that is an error is the last one; after `Unavailable` the reader starts again from where it is.
     ///
     /// # Errors
-    /// `OtherIncarnation`, `BeyondTail`, `OtherId` if the log is not the one that the cursor was in; `UnknownTopic`, `UnknownPartition`.
+    /// `OtherIncarnation`, `BeyondTail`, `OtherId` if the log is not the one that the cursor was in; `Trimmed` if it lies before what is kept,
+    /// also in the middle of a stream; `UnknownTopic`, `UnknownPartition`.
     async fn read(&self, read: Read) -> Result<RecordStream>;
+
+    /// Removes for good what lies before the event at `first`, which is proven by its id and stays: so the last event of a partition is
+    /// never removed, and sequences, tails and appends go on as before. Removing again, or less, changes nothing. An engine that
+    /// cannot do this says so.
+    ///
+    /// # Errors
+    /// `OtherIncarnation`, `OtherId`, `BeyondTail` if the event at `first` is not there; `UnknownTopic`, `UnknownPartition`;
+    /// `Configuration` if the engine cannot.
+    async fn trim(&self, topic: &ServiceName, partition: u32, first: Cursor) -> Result<()> {
+        let message = format!(
+            "{} cannot remove events before {} of {topic}/{partition}; Redis, NATS JetStream and PostgreSQL can: leave out --trim",
+            self.guarantee().engine,
+            first.sequence
+        );
+        Err(crate::Error::new(crate::Kind::Configuration, message))
+    }
 
     /// Sends a signal to every listener of `subject`, and to one member of each group that listens.
     /// Subjects are dotted words.

@@ -1,5 +1,6 @@
 //! The command line. Invariant: what is written here is all that there is; every command is in `tombolo --help`.
 
+mod archive;
 mod parked;
 mod views;
 
@@ -10,6 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tombolo_event::ServiceName;
 
 use crate::output::Format;
+pub(crate) use archive::Archive;
 pub(crate) use parked::{Asked, Discard, How, ParkedEvents, ParkedOf, Redrive, Reset, ShowParked, Skip};
 pub(crate) use views::{Compared, OfView, SwitchView, Views};
 
@@ -55,6 +57,8 @@ pub(crate) enum Command {
     Logs(Logs),
     /// Serve a bus over the log in a folder of this machine
     Bus(Bus),
+    /// Copy topics to a bus that keeps them for ever, as they grow, and remove them where they were
+    Archive(Archive),
     /// Look into the topics of a bus
     #[command(subcommand)]
     Topics(Topics),
@@ -93,6 +97,9 @@ pub(crate) struct Doctor {
     pub(crate) data: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) elsewhere: Elsewhere,
+    /// The archive of the bus, which has what was trimmed
+    #[arg(long, value_name = "URL", env = "TOMBOLO_ARCHIVE", hide_env_values = true)]
+    pub(crate) archive: Option<String>,
     /// How to show it
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub(crate) format: Format,
@@ -292,6 +299,9 @@ pub(crate) struct Reached {
     /// The bus's URL [default: the bus of the system that runs]
     #[arg(long, value_name = "URL", conflicts_with = "data")]
     pub(crate) bus: Option<String>,
+    /// The archive of that bus, which has what was trimmed
+    #[arg(long, value_name = "URL", env = "TOMBOLO_ARCHIVE", hide_env_values = true)]
+    pub(crate) archive: Option<String>,
     #[command(flatten)]
     pub(crate) found: Found,
 }
@@ -335,6 +345,9 @@ pub(crate) struct CopyTopics {
     /// The bus that they are on
     #[arg(long, value_name = "URL")]
     pub(crate) from: String,
+    /// The archive of that bus, which has what was trimmed
+    #[arg(long, value_name = "URL", env = "TOMBOLO_ARCHIVE", hide_env_values = true)]
+    pub(crate) archive: Option<String>,
     /// The bus that they go to
     #[arg(long, value_name = "URL")]
     pub(crate) to: String,
@@ -352,6 +365,9 @@ pub(crate) struct Verify {
     /// The bus's URL [default: the bus of the system that runs]
     #[arg(long, value_name = "URL", conflicts_with = "data")]
     pub(crate) bus: Option<String>,
+    /// The archive of that bus, which has what was trimmed
+    #[arg(long, value_name = "URL", env = "TOMBOLO_ARCHIVE", hide_env_values = true)]
+    pub(crate) archive: Option<String>,
     /// Inspect the files of a log instead: its folder, or the data folder of a system. Changes nothing
     #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,

@@ -4,6 +4,7 @@ pub(crate) mod dev;
 pub(crate) mod orders;
 pub(crate) mod logs;
 pub(crate) mod bus;
+pub(crate) mod archive;
 pub(crate) mod topics;
 pub(crate) mod verify;
 pub(crate) mod copying;
@@ -23,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use tombolo_bus::{Bus, Identity};
+use tombolo_bus::{Archived, Bus, Identity};
 
 use crate::arguments::Reached;
 use crate::error::{Context, Error, Result};
@@ -42,7 +43,13 @@ async fn reach(reached: &Reached) -> Result<Arc<dyn Bus>> {
             Place::Bus(url) => url,
         },
     };
-    connect(&url, &Identity::Operator).await
+    archived(connect(&url, &Identity::Operator).await?, reached.archive.as_deref()).await
+}
+
+/// A bus with its archive, if one is named.
+async fn archived(bus: Arc<dyn Bus>, archive: Option<&str>) -> Result<Arc<dyn Bus>> {
+    let Some(archive) = archive else { return Ok(bus) };
+    Ok(Arc::new(Archived::new(bus, connect(archive, &Identity::Operator).await?)))
 }
 
 /// The bus at `url`, as `identity` sees it.

@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tombolo_bus::{Bus, Identity, Registration};
+use tombolo_bus::{Archived, Bus, Identity, Registration};
 use tombolo_db::{Database, Holder, Owner, Publisher};
 use tombolo_event::ServiceName;
 use tombolo_event::descriptor::Descriptor;
@@ -173,10 +173,7 @@ async fn prepare<D: Database>(service: &mut Service<D>, settings: &Settings) -> 
     }
     let bus = match service.bus.take() {
         Some(bus) => bus,
-        None => {
-            let identity = Identity::Service(descriptor.service.clone());
-            tombolo_bus::connect(&settings.bus, &identity).await?
-        }
+        None => reach(&descriptor.service, settings).await?,
     };
     let (views, database) = (std::mem::take(&mut service.views), service.database.clone());
     let holder = Holder::new(replica(&descriptor.service, settings.replica));
@@ -184,6 +181,15 @@ async fn prepare<D: Database>(service: &mut Service<D>, settings: &Settings) -> 
     let sharing = Sharing::new(leases, holder, settings.lease, Arc::clone(&bus), &descriptor.service);
     let builds = Arc::new(Builds::prepare(views, database, Arc::clone(&bus), Arc::new(sharing)).await?);
     Ok(Prepared { descriptor, bus, builds })
+}
+
+/// The bus that the settings name, with its archive if they name one.
+async fn reach(service: &ServiceName, settings: &Settings) -> Result<Arc<dyn Bus>> {
+    let identity = Identity::Service(service.clone());
+    let bus = tombolo_bus::connect(&settings.bus, &identity).await?;
+    let Some(archive) = &settings.archive else { return Ok(bus) };
+    let archive = tombolo_bus::connect(archive, &identity).await?;
+    Ok(Arc::new(Archived::new(bus, archive)))
 }
 
 async fn bind(settings: &Settings) -> Result<(TcpListener, String)> {

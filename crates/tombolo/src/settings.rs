@@ -10,6 +10,8 @@ use crate::{Error, Kind, Result};
 
 /// Where the bus is: `tombolo://host:port`, `tombolo+unix:///path`, `nats://…`, `amqp://…`, `memory:`.
 pub const BUS: &str = "TOMBOLO_BUS";
+/// The archive of the bus, if its topics are trimmed: another bus, which keeps for ever what `tombolo archive` copies.
+pub const ARCHIVE: &str = "TOMBOLO_ARCHIVE";
 /// The address to serve on, such as `127.0.0.1:7101`; port 0 takes a free one.
 pub const LISTEN: &str = "TOMBOLO_LISTEN";
 /// Where other services call this one; by default what [`LISTEN`] says.
@@ -27,6 +29,8 @@ pub const SCHEMA: &str = "TOMBOLO_SCHEMA";
 pub struct Settings {
     /// Where the bus is.
     pub bus: String,
+    /// The archive of the bus, from which is read what the bus does not have any more.
+    pub archive: Option<String>,
     /// The address to serve on.
     pub listen: String,
     /// Where other services call this one.
@@ -77,6 +81,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             bus: "tombolo://127.0.0.1:7400".into(),
+            archive: None,
             listen: "127.0.0.1:0".into(),
             url: None,
             replica: None,
@@ -98,6 +103,7 @@ impl Settings {
         if let Ok(bus) = env::var(BUS) {
             settings.bus = bus;
         }
+        settings.archive = env::var(ARCHIVE).ok().filter(|archive| !archive.is_empty());
         if let Ok(listen) = env::var(LISTEN) {
             settings.listen = listen;
         }

@@ -1,6 +1,6 @@
 //! Reading one partition page by page: a page is larger than a batch, so that batches of small records cost no round trip each.
 //!
-//! Invariant: pages follow each other without a hole; a record that is missing is named, never passed over.
+//! Invariant: pages follow each other without a hole; a record that is missing is named, trimmed or gone, never passed over.
 
 use std::collections::VecDeque;
 
@@ -106,8 +106,18 @@ impl<S: Source> Pager<S> {
         Ok(self.cut())
     }
 
-    /// Reads the next page.
+    /// Reads the next page. Where records are missing, it is asked first whether they were trimmed.
     async fn turn(&mut self) -> Result<()> {
+        match self.next_page().await {
+            Err(missing) if missing.kind() == Kind::Corrupt => {
+                self.source.prove(&self.read, self.last).await?;
+                Err(missing)
+            }
+            turned => turned,
+        }
+    }
+
+    async fn next_page(&mut self) -> Result<()> {
         let bytes = PAGE_BYTES.max(self.read.batch_bytes_max);
         let known = self.page.tail;
         self.page = self.source.page(&self.read, self.last.sequence, self.stop, bytes).await?;
@@ -144,6 +154,7 @@ impl<S: Source> Pager<S> {
     async fn wait(&mut self) -> Result<()> {
         let last = self.last.sequence;
         let Some(end) = &mut self.end else {
+            self.source.prove(&self.read, self.last).await?;
             return Err(gap(&self.read, None, last + 1));
         };
         let told = end.wait_for(|end| *end != last).await.map(|end| *end);

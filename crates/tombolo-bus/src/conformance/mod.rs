@@ -21,6 +21,7 @@ mod schedule;
 mod signalling;
 mod stage;
 mod topics;
+mod trimming;
 
 use std::any::Any;
 use std::pin::Pin;
@@ -64,6 +65,8 @@ pub struct Abilities {
     pub reopens: Ability,
     /// Telling whether anybody listens on a subject.
     pub reach: Ability,
+    /// Removing what lies before a place.
+    pub trims: Ability,
     /// The largest `Record::bytes` that it takes, in bytes; [`tombolo_event::envelope::EVENT_BYTES_MAX`] unless its
     /// settings say less.
     pub record_bytes_max: usize,
@@ -77,6 +80,7 @@ impl Abilities {
             filters: Ability::Can,
             reopens: Ability::Can,
             reach: Ability::Can,
+            trims: Ability::Can,
             record_bytes_max: tombolo_event::envelope::EVENT_BYTES_MAX,
         }
     }
@@ -147,6 +151,7 @@ fn cases() -> Vec<Case> {
         dividing::cases(),
         racing::cases(),
         reading::cases(),
+        trimming::cases(),
         listing::cases(),
         signalling::cases(),
         keeping::cases(),
@@ -182,6 +187,11 @@ impl Case {
     fn needing(mut self, needs: fn(&Abilities) -> Ability) -> Self {
         self.needs = needs;
         self
+    }
+
+    /// The same where things are removed too.
+    fn trimming(self) -> Self {
+        self.needing(|abilities| abilities.trims)
     }
 }
 

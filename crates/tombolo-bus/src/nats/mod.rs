@@ -29,6 +29,7 @@ mod pull;
 mod reader;
 mod registrations;
 mod signals;
+mod trimming;
 mod writer;
 #[cfg(feature = "mutants")]
 mod mutants;
@@ -37,7 +38,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use tombolo_event::{Generations, Incarnation, ServiceName};
+use tombolo_event::{Cursor, Generations, Incarnation, ServiceName};
 
 use crate::accept::{Accepted, Weakness};
 use crate::{
@@ -164,6 +165,10 @@ impl Bus for Nats {
 
     async fn read(&self, read: Read) -> Result<RecordStream> {
         reader::open(&self.link, read).await
+    }
+
+    async fn trim(&self, topic: &ServiceName, partition: u32, first: Cursor) -> Result<()> {
+        trimming::trim(&self.link, topic, partition, first).await
     }
 
     async fn signal(&self, subject: &str, signal: Signal) -> Result<Reach> {

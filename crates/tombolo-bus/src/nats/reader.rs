@@ -46,25 +46,8 @@ pub(super) async fn open(link: &Arc<Link>, read: Read) -> Result<RecordStream> {
 }
 
 impl Reader {
-    /// Proves that the log is the one that the cursor was in.
     async fn start(log: Log, read: Read) -> Result<Self> {
-        let control = log.control().await?;
-        if control.incarnation != read.after.incarnation {
-            let (found, expected) = (control.incarnation, read.after.incarnation);
-            let message =
-                format!("topic {} is incarnation {found}; the reader's place is in {expected}", read.topic);
-            return Err(Error::new(Kind::OtherIncarnation, message));
-        }
-        let found = control.generations.partitions();
-        if read.partition >= found {
-            let message = format!(
-                "topic {} has {found} partitions from 0; there is none {}",
-                read.topic, read.partition
-            );
-            return Err(Error::new(Kind::UnknownPartition, message));
-        }
-        let end = log.end_of(read.partition).await?;
-        let last_at = verify(&log, &read, read.after, &end).await?;
+        let (end, last_at) = prove(&log, &read).await?;
         let stop = if read.follow { u64::MAX } else { end.sequence };
         Ok(Self {
             log,
@@ -185,6 +168,26 @@ impl Reader {
     }
 }
 
+/// Proves that the log is the one that the cursor was in; returns the end of the partition, and where in the stream the cursor is.
+pub(super) async fn prove(log: &Log, read: &Read) -> Result<(End, u64)> {
+    let control = log.control().await?;
+    if control.incarnation != read.after.incarnation {
+        let (found, expected) = (control.incarnation, read.after.incarnation);
+        let message =
+            format!("topic {} is incarnation {found}; the reader's place is in {expected}", read.topic);
+        return Err(Error::new(Kind::OtherIncarnation, message));
+    }
+    let found = control.generations.partitions();
+    if read.partition >= found {
+        let message =
+            format!("topic {} has {found} partitions from 0; there is none {}", read.topic, read.partition);
+        return Err(Error::new(Kind::UnknownPartition, message));
+    }
+    let end = log.end_of(read.partition).await?;
+    let at = verify(log, read, read.after, &end).await?;
+    Ok((end, at))
+}
+
 /// Compares the cursor's own record; returns where in the stream it is, 0 before the first.
 async fn verify(log: &Log, read: &Read, cursor: Cursor, end: &End) -> Result<u64> {
     let place = format!("{}/{}", read.topic, read.partition);
@@ -196,7 +199,8 @@ async fn verify(log: &Log, read: &Read, cursor: Cursor, end: &End) -> Result<u64
         return Err(Error::new(Kind::BeyondTail, message));
     }
     if cursor.sequence == 0 {
-        return Ok(0);
+        let trimmed = if end.sequence > 0 { log.trimmed(read.partition, cursor).await? } else { None };
+        return trimmed.map_or(Ok(0), Err);
     }
     let (found, at) = if cursor.sequence == end.sequence {
         (end.id, end.at)
@@ -204,6 +208,10 @@ async fn verify(log: &Log, read: &Read, cursor: Cursor, end: &End) -> Result<u64
         let stored = log.find_sequence(read.partition, cursor.sequence, end).await?;
         stored.map_or((None, 0), |stored| (Some(stored.record.id), stored.at))
     };
+    let trimmed = if found.is_none() { log.trimmed(read.partition, cursor).await? } else { None };
+    if let Some(trimmed) = trimmed {
+        return Err(trimmed);
+    }
     #[cfg(feature = "mutants")]
     let found = if log.link.mutant == Some(super::Mutant::BelieveTheCursor) { cursor.id } else { found };
     if found == cursor.id {

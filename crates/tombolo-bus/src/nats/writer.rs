@@ -14,7 +14,7 @@ use async_nats::jetstream::context::{PublishAckFuture, PublishError, PublishErro
 use async_nats::jetstream::message::PublishMessage;
 use futures_util::future::join_all;
 use tokio::sync::{Mutex, MutexGuard, OwnedRwLockReadGuard, RwLock};
-use tombolo_event::{EventId, Generations, Incarnation, ServiceName};
+use tombolo_event::{Cursor, EventId, Generations, Incarnation, ServiceName};
 
 use super::link::{Link, unavailable};
 use super::log::{End, Known, Log, TRIES_MAX, contended};
@@ -219,7 +219,11 @@ impl Writer {
         }
         let log = Log::open(&self.link, &self.topic).await?;
         let first = log.find_sequence(append.partition, repeated[0].sequence, end).await?;
-        let Some(first) = first else { return same_id(append, &repeated[0], None) };
+        let Some(first) = first else {
+            let place = Cursor::at(append.incarnation, repeated[0].sequence, repeated[0].id);
+            let trimmed = log.trimmed(append.partition, place).await?;
+            return trimmed.map_or_else(|| same_id(append, &repeated[0], None), Err);
+        };
         let mut pull = Pull::open(&log, append.partition, first.at, true).await?;
         for record in repeated {
             let found = pull.next().await?.stored.record;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use sqlx::Row;
 use sqlx::postgres::PgRow;
-use tombolo_event::{EventId, Incarnation};
+use tombolo_event::{Cursor, EventId, Incarnation};
 use uuid::Uuid;
 
 use super::failure::failed;
@@ -20,7 +20,7 @@ use super::topics::{partition_number, signed, unsigned};
 use super::wakes::Wakes;
 use crate::adapter::lanes::{Carrier, Job, Load, Terms};
 use crate::adapter::refusal::{Place, check_incarnation, same_id, unknown_partition, unknown_topic};
-use crate::{Append, Appended, Error, Kind, Record, Result};
+use crate::{Append, Appended, Error, Kind, Read, Record, Result};
 
 /// The rows are locked in the order of their numbers, so that no two appends, nor an append and a raise, wait for each other.
 const APPEND: &str = "
@@ -267,6 +267,15 @@ async fn compare(
             }
             None => None,
         };
+        if id.is_none() {
+            // It may be one that was trimmed, which this says.
+            let at = Cursor::at(append.incarnation, record.sequence, record.id);
+            let read = Read::to_tail(&append.topic, append.partition, at);
+            let missing = super::reader::begin(link, &read, at).await.err();
+            if let Some(trimmed) = missing.filter(|error| error.kind() == Kind::Trimmed) {
+                return Err(trimmed);
+            }
+        }
         same_id(append, record, id)?;
     }
     Ok(())

@@ -29,6 +29,7 @@ mod append;
 mod wakes;
 mod listening;
 mod reader;
+mod trimming;
 mod signals;
 mod registrations;
 #[cfg(feature = "mutants")]
@@ -37,7 +38,7 @@ mod mutants;
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
-use tombolo_event::{Generations, Incarnation, ServiceName};
+use tombolo_event::{Cursor, Generations, Incarnation, ServiceName};
 
 use crate::accept::Accepted;
 use crate::adapter::hearing::Hearing;
@@ -186,6 +187,10 @@ impl Bus for Postgres {
         let stream = reader::open(&self.link, read, Some(&self.wakes)).await?;
         self.listening().settle().await?;
         Ok(self.life.keep(stream))
+    }
+
+    async fn trim(&self, topic: &ServiceName, partition: u32, first: Cursor) -> Result<()> {
+        trimming::trim(&self.link, topic, partition, first).await
     }
 
     async fn signal(&self, subject: &str, signal: Signal) -> Result<Reach> {

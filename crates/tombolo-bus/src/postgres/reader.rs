@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use sqlx::Row;
 use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, Row};
 use tombolo_event::{Cursor, EventId, Incarnation};
 use uuid::Uuid;
 
@@ -18,7 +18,7 @@ use super::wakes::Wakes;
 use crate::adapter::paging::{self, Entry, Page, Source};
 use crate::adapter::refusal::{check_cursor, check_incarnation, gap, unknown_partition, unknown_topic};
 use crate::record::RECORD_OVERHEAD_BYTES;
-use crate::{Read, Record, RecordStream, Result};
+use crate::{Error, Read, Record, RecordStream, Result};
 
 /// The most records that a page looks at, and how many of which some types are passed over.
 const PAGE_RECORDS_MAX: usize = 8_192;
@@ -71,11 +71,14 @@ struct Partition {
 }
 
 /// Where a reader begins: the topic's number, and the partition's last sequence and largest record.
-struct Beginning {
-    topic: i32,
+pub(super) struct Beginning {
+    pub(super) topic: i32,
     tail: u64,
     largest: usize,
 }
+
+/// The first sequence that is kept of a partition `p`: tables that an older program made may have no such column yet.
+pub(super) const BEGINS: &str = "coalesce((to_jsonb(p) ->> 'begins')::bigint, 1)";
 
 /// Begins to read; `wakes` tell of the end, if the reader follows.
 pub(super) async fn open(link: &Arc<Link>, read: Read, wakes: Option<&Wakes>) -> Result<RecordStream> {
@@ -91,16 +94,18 @@ pub(super) async fn open(link: &Arc<Link>, read: Read, wakes: Option<&Wakes>) ->
 }
 
 /// Proves that the log is the one that the cursor was in.
-async fn begin(link: &Link, read: &Read, cursor: Cursor) -> Result<Beginning> {
+pub(super) async fn begin(link: &Link, read: &Read, cursor: Cursor) -> Result<Beginning> {
     if !link.has_tables().await? {
         return Err(unknown_topic(&read.topic, SERVER));
     }
     let mut lease = link.lease().await?;
-    let asked = sqlx::query(
+    let text = format!(
         "SELECT t.id, t.incarnation, (SELECT count(*) FROM partition AS p WHERE p.topic = t.id), p.last,
-                (SELECT r.id FROM record AS r WHERE r.topic = t.id AND r.partition = $2 AND r.sequence = $3), p.largest
-         FROM topic AS t LEFT JOIN partition AS p ON p.topic = t.id AND p.partition = $2 WHERE t.name = $1",
+                (SELECT r.id FROM record AS r WHERE r.topic = t.id AND r.partition = $2 AND r.sequence = $3), p.largest,
+                {BEGINS}
+         FROM topic AS t LEFT JOIN partition AS p ON p.topic = t.id AND p.partition = $2 WHERE t.name = $1"
     );
+    let asked = sqlx::query(AssertSqlSafe(text));
     let asked = asked.bind(read.topic.as_str()).bind(partition_number(read.partition));
     let row = link.answer(asked.bind(signed(cursor.sequence)).fetch_optional(&mut *lease)).await?;
     lease.keep();
@@ -111,11 +116,29 @@ async fn begin(link: &Link, read: &Read, cursor: Cursor) -> Result<Beginning> {
         let found: i64 = row.try_get(2).map_err(failed)?;
         return Err(unknown_partition(&read.topic, read.partition, u32::try_from(found).unwrap_or(u32::MAX)));
     };
+    let topic: i32 = row.try_get(0).map_err(failed)?;
+    let begins = unsigned(row.try_get(6).map_err(failed)?);
+    if begins > 1 && cursor.sequence < begins {
+        return Err(trimmed(link, topic, read, cursor, begins).await?);
+    }
     let id: Option<Uuid> = row.try_get(4).map_err(failed)?;
     check_cursor(read, cursor, last, found_at(link, cursor, id.map(EventId)))?;
     let largest: i32 = row.try_get(5).map_err(failed)?;
     let largest = usize::try_from(largest).unwrap_or(0);
-    Ok(Beginning { topic: row.try_get(0).map_err(failed)?, tail: last, largest })
+    Ok(Beginning { topic, tail: last, largest })
+}
+
+/// The refusal of a place before the first sequence that is kept.
+async fn trimmed(link: &Link, topic: i32, read: &Read, cursor: Cursor, begins: u64) -> Result<Error> {
+    let mut lease = link.lease().await?;
+    let asked = sqlx::query("SELECT id FROM record WHERE topic = $1 AND partition = $2 AND sequence = $3");
+    let asked = asked.bind(topic).bind(partition_number(read.partition)).bind(signed(begins));
+    let row = link.answer(asked.fetch_optional(&mut *lease)).await?;
+    lease.keep();
+    let id: Option<Uuid> = row.map(|row| row.try_get(0).map_err(failed)).transpose()?;
+    // It may have been trimmed again since.
+    let begins = id.map(|id| Cursor::at(cursor.incarnation, begins, EventId(id)));
+    Ok(Error::trimmed(&read.topic, read.partition, cursor.sequence, begins))
 }
 
 impl Source for Partition {

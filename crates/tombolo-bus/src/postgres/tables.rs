@@ -26,6 +26,7 @@ CREATE TABLE partition (                -- the end of each, and what an append i
     last bigint NOT NULL,               -- the last sequence, 0 if empty
     last_id uuid,
     largest integer NOT NULL,           -- the bytes of the largest record so far, which bounds a page
+    begins bigint,                      -- the first sequence that is kept, once something was trimmed
     PRIMARY KEY (topic, partition)
 ) WITH (fillfactor = 40);               -- changed by each append: room for that in its page
 CREATE TABLE record (

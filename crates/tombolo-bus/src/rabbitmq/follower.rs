@@ -102,7 +102,6 @@ impl Follower {
         let look = look(link);
         let (tag, body) = (look.tag, look.encode());
         stream::publish(&channel, &stream, &body).await?;
-        stream::check_beginning(&lines, &stream).await?;
         let (last, _) = Feed::open(&lines, &stream, From::Last).await?.next_bytes().await?;
         let state = past::near_the_end(link, &lines, &stream, last).await?;
         let feed = Feed::open(&lines, &stream, From::Offset(state.next)).await?;

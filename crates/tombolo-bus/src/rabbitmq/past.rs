@@ -4,15 +4,19 @@
 //! counts at some place is known without reading all that was before it: the last mark before the place is found, and at
 //! most a few hundred messages from there are read.
 //!
-//! Invariant: a mark is a function of what lies before it, so any of them will do, whoever wrote it.
+//! Where a policy of the server has removed the beginning of a stream, what lies before the first mark of the rest cannot be judged any
+//! more, and is trimmed.
+//!
+//! Invariant: a mark is a function of what lies before it, so any of them will do, whoever wrote it; nothing is judged from a mark whose
+//! own place is gone.
 
 use std::sync::Arc;
 
 use super::link::{Lines, Link};
 use super::message::Says;
 use super::rule::State;
-use super::stream::{Feed, From};
-use crate::{Record, Result};
+use super::stream::{self, Feed, From};
+use crate::{Kind, Record, Result};
 
 /// After how many messages a mark is written.
 pub(super) const MARK_EACH: u64 = 512;
@@ -21,6 +25,8 @@ const NEAR: u64 = 2 * MARK_EACH;
 
 /// A place in one partition that moves on.
 pub(super) struct Past {
+    lines: Arc<Lines>,
+    stream: String,
     feed: Feed,
     state: State,
     partition: u32,
@@ -46,11 +52,15 @@ impl Past {
         end: u64,
     ) -> Result<Self> {
         let lines = link.ready()?;
-        let (mut low, mut high) = (beginning(link), end);
+        let begins = stream::begins(&lines, stream).await?;
+        let (mut low, mut high) = (first(link, &lines, stream, begins, end).await?, end);
+        // What counts before a partition is there is not in it.
+        if begins > 0 && low.end(partition).is_some_and(|end| end.sequence >= sequence) {
+            return Err(stream::forgotten(Kind::Trimmed, stream, begins));
+        }
         while sequence > 1 && high.saturating_sub(low.next) > NEAR {
             let middle = low.next + (high - low.next) / 2;
-            match mark(link, &lines, stream, middle, high).await? {
-                // What counts before a partition is there is not in it.
+            match mark(link, &lines, stream, middle, high, begins).await? {
                 Some(state) if state.end(partition).is_none_or(|end| end.sequence < sequence) => {
                     if state.next <= low.next {
                         break;
@@ -61,13 +71,14 @@ impl Past {
             }
         }
         let feed = Feed::open(&lines, stream, From::Offset(low.next)).await?;
-        Ok(Self { feed, state: low, partition })
+        Ok(Self { lines, stream: stream.to_owned(), feed, state: low, partition })
     }
 
     /// The records of the next append that counts, as soon as there is one.
     pub(super) async fn next(&mut self) -> Result<Vec<Record>> {
         loop {
             let (at, message) = self.feed.next().await?;
+            self.follows(at).await?;
             if let Some(records) = self.counts(at, message) {
                 return Ok(records);
             }
@@ -77,11 +88,23 @@ impl Past {
     /// The same if it has already arrived.
     pub(super) async fn next_ready(&mut self) -> Result<Option<Vec<Record>>> {
         while let Some((at, message)) = self.feed.next_ready().await? {
+            self.follows(at).await?;
             if let Some(records) = self.counts(at, message) {
                 return Ok(Some(records));
             }
         }
         Ok(None)
+    }
+
+    /// Whether nothing was removed before the message at an offset since this place was found; others' messages are passed over.
+    async fn follows(&self, at: u64) -> Result<()> {
+        if at <= self.state.next {
+            return Ok(());
+        }
+        match stream::begins(&self.lines, &self.stream).await? {
+            begins if begins > self.state.next => Err(stream::forgotten(Kind::Trimmed, &self.stream, begins)),
+            _ => Ok(()),
+        }
     }
 
     fn counts(&mut self, at: u64, message: super::message::Message) -> Option<Vec<Record>> {
@@ -95,13 +118,23 @@ impl Past {
     }
 }
 
-/// The state of the first mark from an offset on, before the offset `end`, where there is a message.
+/// The state with which judging can begin in a stream that begins at an offset.
+async fn first(link: &Link, lines: &Lines, stream: &str, begins: u64, end: u64) -> Result<State> {
+    if begins == 0 {
+        return Ok(beginning(link));
+    }
+    let state = mark(link, lines, stream, begins, end, begins).await?;
+    state.ok_or_else(|| stream::forgotten(Kind::Trimmed, stream, begins))
+}
+
+/// The state of the first mark from an offset on, before the offset `end`, where there is a message; `begins` is where the stream does.
 pub(super) async fn mark(
     link: &Link,
     lines: &Lines,
     stream: &str,
     from: u64,
     end: u64,
+    begins: u64,
 ) -> Result<Option<State>> {
     let mut feed = Feed::open(lines, stream, From::Offset(from)).await?;
     loop {
@@ -109,7 +142,9 @@ pub(super) async fn mark(
         if at >= end {
             return Ok(None);
         }
-        if let Says::Mark(mark) = &message.says {
+        if let Says::Mark(mark) = &message.says
+            && mark.at + 1 >= begins
+        {
             return Ok(Some(State::at_mark(beginning(link), &message, mark)));
         }
     }
@@ -117,13 +152,18 @@ pub(super) async fn mark(
 
 /// The state at a mark near the end of a stream, of which `last` is the offset of a message.
 pub(super) async fn near_the_end(link: &Link, lines: &Lines, stream: &str, last: u64) -> Result<State> {
+    let begins = stream::begins(lines, stream).await?;
     let (mut back, mut end) = (NEAR, last);
-    while last > back {
+    while last > back + begins {
         let from = last - back;
-        if let Some(state) = mark(link, lines, stream, from, end).await? {
+        if let Some(state) = mark(link, lines, stream, from, end, begins).await? {
             return Ok(state);
         }
         (back, end) = (back * 2, from);
     }
-    Ok(beginning(link))
+    if begins == 0 {
+        return Ok(beginning(link));
+    }
+    let state = mark(link, lines, stream, begins, end, begins).await?;
+    state.ok_or_else(|| stream::forgotten(Kind::Unsafe, stream, begins))
 }

@@ -83,6 +83,10 @@ impl Reader {
     /// Compares the cursor's own record.
     async fn verify(&mut self) -> Result<()> {
         let (partition, sequence) = (self.read.partition, self.last.sequence);
+        if sequence == 0 && self.tail > 0 && matches!(self.follower.near(partition, 0, 1).0, Near::Past) {
+            // What was there first may have been removed.
+            self.past = Some(self.follower.past(partition, 1).await?);
+        }
         if sequence == 0 || self.believes_the_cursor() {
             return Ok(());
         }

@@ -250,17 +250,27 @@ fn offset(delivery: &Delivery) -> Option<u64> {
     }
 }
 
+/// The offset of the first message that a stream which is not empty still has: 0, unless a policy of the server removes messages.
+pub(super) async fn begins(lines: &Lines, stream: &str) -> Result<u64> {
+    Ok(Feed::open(lines, stream, From::First).await?.next_bytes().await?.0)
+}
+
+/// What is said of a stream whose beginning is needed and gone.
+pub(super) fn forgotten(kind: Kind, stream: &str, begins: u64) -> Error {
+    let message = format!(
+        "stream {stream} begins at message {begins}: a policy of the RabbitMQ server (max-age or max-length-bytes) has removed what was \
+         before; take it off and restore the stream, or name an archive that has it (TOMBOLO_ARCHIVE, --archive)"
+    );
+    Error::new(kind, message)
+}
+
 /// Checks that nothing was removed from a stream that is not empty.
 ///
 /// # Errors
 /// `Unsafe` if its first message is not the very first that there was.
 pub(super) async fn check_beginning(lines: &Lines, stream: &str) -> Result<()> {
-    let (offset, _) = Feed::open(lines, stream, From::First).await?.next_bytes().await?;
-    if offset == 0 {
-        return Ok(());
+    match begins(lines, stream).await? {
+        0 => Ok(()),
+        begins => Err(forgotten(Kind::Unsafe, stream, begins)),
     }
-    let message = format!(
-        "stream {stream} begins at message {offset}; expected 0: a policy of the RabbitMQ server (max-age or max-length-bytes) has removed what was before, take it off and restore the stream"
-    );
-    Err(Error::new(Kind::Unsafe, message))
 }

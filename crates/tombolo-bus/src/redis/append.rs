@@ -12,7 +12,7 @@ use redis::Value;
 
 use super::link::{Link, SERVER};
 use super::scripts::Script;
-use super::values::{id, incarnation, list, number, odd, text};
+use super::values::{beginning, id, incarnation, list, number, odd, text};
 use crate::adapter::lanes::{Carrier, Job, Load};
 use crate::adapter::refusal::{Place, check_incarnation, foreign, same_id, unknown_partition, unknown_topic};
 use crate::{Append, Appended, Error, Kind, Record, Result};
@@ -86,6 +86,12 @@ fn said(append: &Append, answer: Value) -> Result<Appended> {
         Some("stored") => Ok(Appended { last: count(1).ok_or_else(|| odd("an acknowledgement"))? }),
         Some("absent") => Err(unknown_topic(&append.topic, SERVER)),
         Some("foreign") => Err(foreign(&append.topic, &word(1).unwrap_or_default())),
+        Some("trimmed") => {
+            let begins = word(1).ok_or_else(|| odd("a refusal"))?;
+            let begins = beginning(append.incarnation, &begins)?;
+            let at = count(2).ok_or_else(|| odd("a refusal"))?;
+            Err(Error::trimmed(&append.topic, append.partition, at, Some(begins)))
+        }
         Some("other") => {
             let at = count(1).and_then(|at| usize::try_from(at).ok()).ok_or_else(|| odd("a refusal"))?;
             let record = append.records.get(at).ok_or_else(|| odd("a refusal"))?;

@@ -32,6 +32,7 @@ mod topics;
 mod append;
 mod listening;
 mod reader;
+mod trimming;
 mod signals;
 mod registrations;
 #[cfg(feature = "mutants")]
@@ -40,7 +41,7 @@ mod mutants;
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
-use tombolo_event::{Generations, Incarnation, ServiceName};
+use tombolo_event::{Cursor, Generations, Incarnation, ServiceName};
 
 use crate::accept::Accepted;
 use crate::adapter::following::Following;
@@ -188,6 +189,10 @@ impl Bus for Redis {
         let stream = reader::open(&self.link, read, Some(&self.following)).await?;
         self.listening().settle().await?;
         Ok(self.life.keep(stream))
+    }
+
+    async fn trim(&self, topic: &ServiceName, partition: u32, first: Cursor) -> Result<()> {
+        trimming::trim(&self.link, topic, partition, first).await
     }
 
     async fn signal(&self, subject: &str, signal: Signal) -> Result<Reach> {

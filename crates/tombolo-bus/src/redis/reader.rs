@@ -12,11 +12,11 @@ use redis::Value;
 use tombolo_event::{Cursor, EventId};
 
 use super::link::{Link, SERVER};
-use super::values::{End, bytes, id, incarnation, list, number, odd, text};
+use super::values::{End, beginning, bytes, id, incarnation, list, number, odd, text};
 use crate::adapter::following::Following;
 use crate::adapter::paging::{self, Entry, Page, Source};
 use crate::adapter::refusal::{check_cursor, check_incarnation, foreign, unknown_partition, unknown_topic};
-use crate::{Read, Record, RecordStream, Result};
+use crate::{Error, Read, Record, RecordStream, Result};
 
 /// The most bytes of one answer of the server.
 const MEMORY_MAX: usize = 16 << 20;
@@ -61,7 +61,7 @@ async fn begin(link: &Link, read: &Read, cursor: Cursor) -> Result<End> {
     asks.atomic()
         .cmd("HMGET")
         .arg(link.keys.topic(&read.topic))
-        .arg(&["mark", "incarnation", "partitions"])
+        .arg(&["mark", "incarnation", "partitions", &format!("begins:{}", read.partition)])
         .cmd("HGET")
         .arg(link.keys.ends(&read.topic))
         .arg(read.partition)
@@ -81,6 +81,11 @@ async fn begin(link: &Link, read: &Read, cursor: Cursor) -> Result<End> {
     let partitions = number(topic.get(2)).and_then(|count| u32::try_from(count).ok()).unwrap_or(0);
     if read.partition >= partitions {
         return Err(unknown_partition(&read.topic, read.partition, partitions));
+    }
+    if let Some(begins) = topic.get(3).and_then(text).map(|field| beginning(found, &field)).transpose()?
+        && cursor.sequence < begins.sequence
+    {
+        return Err(Error::trimmed(&read.topic, read.partition, cursor.sequence, Some(begins)));
     }
     let end = End::read(answers.next().as_ref().and_then(text).as_deref())?;
     let at_cursor = list(answers.next().unwrap_or_default()).into_iter().next().map(entry).transpose()?;

@@ -37,6 +37,10 @@ for at = 0, stored - 1 do
     local id = string.format('%.0f-0', first + at)
     local found = redis.call('XRANGE', KEYS[3], id, id)[1]
     local expected = ARGV[9 + at * 3]
+    if not found then
+        local begins = redis.call('HGET', KEYS[1], 'begins:' .. ARGV[4])
+        if begins and first + at < tonumber(string.match(begins, '^%d+')) then return {'trimmed', begins, first + at} end
+    end
     if not found or found[2][2] ~= expected then return {'other', at, found and found[2][2] or ''} end
 end
 if stored == count then return {'stored', last} end
@@ -80,6 +84,36 @@ end
 ";
 const ENSURED: &str = "return {'topic', topic[2], topic[3], topic[4]}\n";
 
+/// Removes what lies before an entry, at most so many at once. KEYS: topic, ends, stream. ARGV: mark, incarnation, partition, sequence
+/// and id of the entry that is to be the first, how many at once. Where it begins is written first, so that what a crash leaves is
+/// removed by the next one. A server that is full must be able to do it, to make room.
+///
+/// A server that is full must be able to make room.
+const TRIM: &str = "
+local place, most = tonumber(ARGV[4]), tonumber(ARGV[6])
+if topic[2] ~= ARGV[2] or tonumber(ARGV[3]) >= tonumber(topic[5]) then return {'refused', topic[2], topic[5]} end
+local begins = redis.call('HGET', KEYS[1], 'begins:' .. ARGV[3])
+local before = begins and tonumber(string.match(begins, '^%d+')) or 1
+if place >= before then
+    local id = string.format('%.0f-0', place)
+    local found = redis.call('XRANGE', KEYS[3], id, id)[1]
+    if not found or found[2][2] ~= ARGV[5] then
+        return {'other', found and found[2][2] or '', redis.call('HGET', KEYS[2], ARGV[3]) or false}
+    end
+    if place > 1 then
+        redis.call('HSET', KEYS[1], 'begins:' .. ARGV[3], string.format('%.0f ', place) .. ARGV[5])
+        before = place
+    end
+end
+local oldest = redis.call('XRANGE', KEYS[3], '-', '+', 'COUNT', 1)[1]
+local first = oldest and tonumber(string.match(oldest[1], '^%d+')) or before
+if first >= before then return {'trimmed'} end
+redis.call('XTRIM', KEYS[3], 'MINID', string.format('%.0f-0', math.min(before, first + most)))
+return {first + most < before and 'more' or 'trimmed'}
+";
+
+const TRIM_WHEN_FULL: &str = "#!lua flags=allow-oom\n";
+
 /// Tells everybody who hears a subject and one of each group. A member is passed over if its word is too old or nobody subscribes to its
 /// channel. KEYS: the hash of the subject. ARGV: prefix of channels, content, a random number.
 const SEND: &str = "
@@ -122,6 +156,7 @@ pub(super) enum Script {
     Append,
     Raise,
     Divide,
+    Trim,
     Send,
 }
 
@@ -132,7 +167,7 @@ pub(super) struct Scripts {
 }
 
 impl Script {
-    const ALL: [Self; 5] = [Self::Ensure, Self::Append, Self::Raise, Self::Divide, Self::Send];
+    const ALL: [Self; 6] = [Self::Ensure, Self::Append, Self::Raise, Self::Divide, Self::Trim, Self::Send];
 
     fn text(self) -> String {
         match self {
@@ -140,6 +175,7 @@ impl Script {
             Self::Append => [TOPIC, APPEND].concat(),
             Self::Raise => [TOPIC, RAISE].concat(),
             Self::Divide => [TOPIC, DIVIDE].concat(),
+            Self::Trim => [TRIM_WHEN_FULL, TOPIC, TRIM].concat(),
             Self::Send => SEND.to_owned(),
         }
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use redis::Value;
-use tombolo_event::{EventId, Incarnation};
+use tombolo_event::{Cursor, EventId, Incarnation};
 
 use crate::{Error, Kind, Result};
 
@@ -59,6 +59,13 @@ pub(super) fn id(text: &str) -> Option<EventId> {
 
 pub(super) fn incarnation(text: &str) -> Option<Incarnation> {
     text.parse().ok().map(Incarnation)
+}
+
+/// Where a partition that was trimmed begins, as its field says: the first sequence, its id.
+pub(super) fn beginning(incarnation: Incarnation, field: &str) -> Result<Cursor> {
+    let place = field.split_once(' ').and_then(|(first, event)| Some((first.parse().ok()?, id(event)?)));
+    let (first, event) = place.ok_or_else(|| odd("the beginning of a partition"))?;
+    Ok(Cursor::at(incarnation, first, event))
 }
 
 /// The end of a partition, as its field says: the last sequence, the largest record so far, the last id.

@@ -125,6 +125,7 @@ fn kind_to_wire(kind: Kind) -> FailureKind {
         Kind::OtherId => FailureKind::OtherId,
         Kind::Sealed => FailureKind::Sealed,
         Kind::BeyondTail => FailureKind::BeyondTail,
+        Kind::Trimmed => FailureKind::Trimmed,
         Kind::NotOwner => FailureKind::NotOwner,
         Kind::TooLarge => FailureKind::TooLarge,
         Kind::InvalidName => FailureKind::InvalidName,
@@ -149,6 +150,7 @@ fn kind_from_wire(kind: FailureKind) -> Kind {
         FailureKind::OtherId => Kind::OtherId,
         FailureKind::Sealed => Kind::Sealed,
         FailureKind::BeyondTail => Kind::BeyondTail,
+        FailureKind::Trimmed => Kind::Trimmed,
         FailureKind::NotOwner => Kind::NotOwner,
         FailureKind::TooLarge => Kind::TooLarge,
         FailureKind::InvalidName => Kind::InvalidName,
@@ -171,7 +173,9 @@ fn code(kind: Kind) -> Code {
         Kind::TooLarge | Kind::InvalidName | Kind::Configuration => Code::InvalidArgument,
         Kind::Corrupt => Code::DataLoss,
         Kind::Unavailable | Kind::Closed => Code::Unavailable,
-        Kind::OtherIncarnation | Kind::BeyondTail | Kind::ReadOnly | Kind::Unsafe => Code::FailedPrecondition,
+        Kind::OtherIncarnation | Kind::BeyondTail | Kind::Trimmed | Kind::ReadOnly | Kind::Unsafe => {
+            Code::FailedPrecondition
+        }
     }
 }
 
@@ -191,7 +195,8 @@ mod tests {
             Kind::Hole => Kind::OtherId,
             Kind::OtherId => Kind::Sealed,
             Kind::Sealed => Kind::BeyondTail,
-            Kind::BeyondTail => Kind::NotOwner,
+            Kind::BeyondTail => Kind::Trimmed,
+            Kind::Trimmed => Kind::NotOwner,
             Kind::NotOwner => Kind::TooLarge,
             Kind::TooLarge => Kind::InvalidName,
             Kind::InvalidName => Kind::Corrupt,

@@ -422,6 +422,8 @@ pub enum FailureKind {
     Closed = 17,
     /// The partition was sealed when its topic was divided anew.
     Sealed = 18,
+    /// The place lies before what the bus still keeps.
+    Trimmed = 19,
 }
 impl FailureKind {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -449,6 +451,7 @@ impl FailureKind {
             Self::Configuration => "FAILURE_KIND_CONFIGURATION",
             Self::Closed => "FAILURE_KIND_CLOSED",
             Self::Sealed => "FAILURE_KIND_SEALED",
+            Self::Trimmed => "FAILURE_KIND_TRIMMED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -473,6 +476,7 @@ impl FailureKind {
             "FAILURE_KIND_CONFIGURATION" => Some(Self::Configuration),
             "FAILURE_KIND_CLOSED" => Some(Self::Closed),
             "FAILURE_KIND_SEALED" => Some(Self::Sealed),
+            "FAILURE_KIND_TRIMMED" => Some(Self::Trimmed),
             _ => None,
         }
     }

@@ -56,17 +56,25 @@ impl Factory for InMemory {
     }
 }
 
+const TRIMS: Ability = Ability::Cannot("the embedded log keeps for ever");
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_log_on_disk_is_a_bus() {
     let folder = tempfile::tempdir().unwrap();
     let log = Mutex::new(Log::open(folder.path(), options()).unwrap().0);
-    conformance::run("embedded", Abilities::all(), Arc::new(OnDisk { folder, log })).await;
+    conformance::run(
+        "embedded",
+        Abilities { trims: TRIMS, ..Abilities::all() },
+        Arc::new(OnDisk { folder, log }),
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_log_in_memory_is_a_bus() {
     let log = Mutex::new(Log::in_memory(options()).unwrap());
-    let abilities = Abilities { reopens: Ability::Cannot("memory keeps nothing"), ..Abilities::all() };
+    let abilities =
+        Abilities { reopens: Ability::Cannot("memory keeps nothing"), trims: TRIMS, ..Abilities::all() };
     conformance::run("embedded in memory", abilities, Arc::new(InMemory(log))).await;
 }
 

@@ -9,17 +9,23 @@ use tombolo_bus::Bus;
 use tombolo_bus::conformance::{self, Abilities, Ability, Factory};
 use tombolo_bus::embedded::{Log, Options};
 
+const TRIMS: Ability = Ability::Cannot("the embedded log keeps for ever");
+
 #[tokio::test]
 async fn the_embedded_log_in_memory_passes_the_suite() {
-    let abilities =
-        Abilities { reopens: Ability::Cannot("a log in memory ends with its process"), ..Abilities::all() };
+    let abilities = Abilities {
+        reopens: Ability::Cannot("a log in memory ends with its process"),
+        trims: TRIMS,
+        ..Abilities::all()
+    };
     conformance::run("embedded, in memory", abilities, Arc::new(Embedded::new(None))).await;
 }
 
 #[tokio::test]
 async fn the_embedded_log_in_a_folder_passes_the_suite() {
     let folder = tempfile::tempdir().unwrap();
-    conformance::run("embedded, in a folder", Abilities::all(), Arc::new(Embedded::new(Some(folder)))).await;
+    let abilities = Abilities { trims: TRIMS, ..Abilities::all() };
+    conformance::run("embedded, in a folder", abilities, Arc::new(Embedded::new(Some(folder)))).await;
 }
 
 struct Embedded {

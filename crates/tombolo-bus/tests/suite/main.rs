@@ -4,8 +4,10 @@
 #![expect(clippy::unwrap_used, reason = "a broken test ends by panicking")]
 
 #[cfg(feature = "embedded")]
+mod archive;
+#[cfg(feature = "embedded")]
 mod embedded;
-#[cfg(any(feature = "postgres", feature = "redis"))]
+#[cfg(any(feature = "embedded", feature = "postgres", feature = "redis"))]
 mod load;
 mod model;
 #[cfg(feature = "nats")]

@@ -15,7 +15,7 @@ use tombolo_bus::{
     Append, Appended, Batch, Bus, Error, Guarantee, Kind, Reach, Read, Record, RecordStream, Registration,
     Result, Signal, SignalStream, Tail, Topic, TopicSpec,
 };
-use tombolo_event::{Generations, Incarnation, ServiceName};
+use tombolo_event::{Cursor, Generations, Incarnation, ServiceName};
 
 /// A way in which an engine breaks the promise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +64,12 @@ pub(crate) enum Fault {
     HidesSealedTails,
     MakesOnlyTheLastGeneration,
     DividesWhenAskedForMore,
+    PassesOverWhatWasTrimmed,
+    AcknowledgesWhatWasTrimmed,
+    TrimsWithoutProof,
+    TrimsTheLastToo,
+    ForgetsWhereItBegins,
+    TrimsLessAgain,
 }
 
 /// Every fault with the case that must catch it.
@@ -125,6 +131,13 @@ pub(crate) const FAULTS: &[(Fault, &str)] = &[
     (Fault::HidesSealedTails, "numbers_of_a_new_generation_follow_the_earlier_ones"),
     (Fault::ForgetsTheDivision, "a_division_survives_a_restart"),
     (Fault::ForgetsTheSeals, "seals_survive_a_restart"),
+    (Fault::PassesOverWhatWasTrimmed, "a_place_before_what_is_kept_is_refused_by_a_kind_of_its_own"),
+    (Fault::PassesOverWhatWasTrimmed, "a_reader_that_trimming_overtakes_is_told"),
+    (Fault::AcknowledgesWhatWasTrimmed, "a_repeat_of_what_was_trimmed_is_never_acknowledged"),
+    (Fault::TrimsWithoutProof, "a_trim_proves_where_the_rest_begins"),
+    (Fault::TrimsTheLastToo, "the_last_event_of_a_partition_stays"),
+    (Fault::ForgetsWhereItBegins, "what_was_trimmed_stays_so_over_a_restart"),
+    (Fault::TrimsLessAgain, "trimming_again_or_less_changes_nothing"),
 ];
 
 /// The engine, and the maker of handles to it.
@@ -145,6 +158,8 @@ struct Kept {
 struct Stored {
     topic: Topic,
     partitions: Vec<Vec<Record>>,
+    /// The first sequence that counts as kept, of partitions that were trimmed.
+    begins: BTreeMap<u32, u64>,
     /// False once a fault has forgotten the seals.
     is_sealed: bool,
 }
@@ -203,6 +218,9 @@ impl Model {
                 stored.topic.generations = first;
                 stored.partitions.truncate(stored.topic.partitions() as usize);
             }),
+            Some(Fault::ForgetsWhereItBegins) => {
+                kept.topics.values_mut().for_each(|stored| stored.begins.clear())
+            }
             Some(Fault::ForgetsRegistrations) => kept.registrations.clear(),
             Some(Fault::ForgetsTheLastAppend) => {
                 if let Some((topic, partition, length)) = kept.last_append.take() {
@@ -242,6 +260,7 @@ impl Open {
         let mut kept = self.kept()?;
         let stored = kept.find(&append.topic)?;
         let (epoch, length) = (stored.topic.epoch, stored.partitions.len());
+        let begins = stored.begins(append.partition);
         let (stored_generations, is_sealed) = (stored.topic.generations.clone(), stored.is_sealed);
         if stored.topic.incarnation != append.incarnation && !self.has(Fault::IgnoresTheIncarnationOfAppends)
         {
@@ -258,6 +277,12 @@ impl Open {
             self.has(Fault::IgnoresEpochs) || (self.has(Fault::IgnoresEpochsOfRepeats) && is_repeat);
         if append.epoch != epoch && !ignored {
             return fail(Kind::OlderEpoch, "not the epoch of the topic");
+        }
+        if let Some(begins) = begins.filter(|begins| append.records[0].sequence < begins.sequence)
+            && !self.has(Fault::AcknowledgesWhatWasTrimmed)
+        {
+            let at = append.records[0].sequence;
+            return Err(Error::trimmed(&append.topic, append.partition, at, Some(begins)));
         }
         let is_sealed = is_sealed
             && stored_generations.is_sealed(partition)
@@ -322,6 +347,14 @@ fn fail<T>(kind: Kind, message: &str) -> Result<T> {
     Err(Error::new(kind, message))
 }
 
+impl Stored {
+    fn begins(&self, partition: u32) -> Option<Cursor> {
+        let sequence = *self.begins.get(&partition)?;
+        let id = self.partitions[partition as usize][sequence as usize - 1].id;
+        Some(Cursor::at(self.topic.incarnation, sequence, id))
+    }
+}
+
 fn tails(stored: &Stored) -> Vec<Tail> {
     let tail = |(partition, records): (u32, &Vec<Record>)| Tail {
         partition,
@@ -371,7 +404,7 @@ impl Bus for Open {
             incarnation: spec.incarnation.unwrap_or_default(),
             epoch: 0,
         };
-        let stored = Stored { topic: topic.clone(), partitions, is_sealed: true };
+        let stored = Stored { topic: topic.clone(), partitions, begins: BTreeMap::new(), is_sealed: true };
         kept.topics.insert(spec.name.clone(), stored);
         Ok(topic)
     }
@@ -452,7 +485,11 @@ impl Bus for Open {
                         return None;
                     }
                     if let Some(batch) = reader.next() {
-                        return Some((Ok(batch), (reader, changed, closed)));
+                        reader.failed = batch.is_err();
+                        return Some((batch, (reader, changed, closed)));
+                    }
+                    if reader.failed {
+                        return None;
                     }
                     let is_over = !reader.read.follow || reader.last >= reader.end;
                     if is_over || reader.has(Fault::EndsInsteadOfFollowing) {
@@ -463,6 +500,38 @@ impl Bus for Open {
             },
         );
         Ok(stream.boxed())
+    }
+
+    async fn trim(&self, topic: &ServiceName, partition: u32, first: Cursor) -> Result<()> {
+        let mut kept = self.kept()?;
+        let stored = kept.find(topic)?;
+        if stored.topic.incarnation != first.incarnation {
+            return fail(Kind::OtherIncarnation, "another incarnation");
+        }
+        let Some(records) = stored.partitions.get(partition as usize) else {
+            return fail(Kind::UnknownPartition, "no such partition");
+        };
+        if first.sequence > records.len() as u64 {
+            return fail(Kind::BeyondTail, "beyond the tail");
+        }
+        let Some(at) = (first.sequence as usize).checked_sub(1) else { return Ok(()) };
+        if Some(records[at].id) != first.id && !self.has(Fault::TrimsWithoutProof) {
+            return fail(Kind::OtherId, "another id");
+        }
+        let mut begins = first.sequence;
+        if self.has(Fault::TrimsTheLastToo) && at + 1 == records.len() {
+            stored.partitions[partition as usize].pop();
+            begins -= 1;
+        }
+        let before = if self.has(Fault::TrimsLessAgain) {
+            0
+        } else {
+            stored.begins.get(&partition).copied().unwrap_or(1)
+        };
+        if begins > before {
+            stored.begins.insert(partition, begins);
+        }
+        Ok(())
     }
 
     async fn signal(&self, subject: &str, mut signal: Signal) -> Result<Reach> {
@@ -549,6 +618,7 @@ struct Reader {
     last: u64,
     end: u64,
     open_for_ever: bool,
+    failed: bool,
 }
 
 impl Reader {
@@ -563,6 +633,11 @@ impl Reader {
             return fail(Kind::UnknownPartition, "no such partition");
         };
         let tail = records.len() as u64;
+        if let Some(begins) = stored.begins(read.partition).filter(|begins| after.sequence < begins.sequence)
+            && !bus.has(Fault::PassesOverWhatWasTrimmed)
+        {
+            return Err(Error::trimmed(&read.topic, read.partition, after.sequence, Some(begins)));
+        }
         if after.sequence > tail && !bus.has(Fault::ClampsCursorsBeyondTheTail) {
             return fail(Kind::BeyondTail, "beyond the tail");
         }
@@ -575,15 +650,34 @@ impl Reader {
             && stored.topic.generations.is_sealed(read.partition);
         let end = if read.follow && !ends { u64::MAX } else { tail };
         let (fault, kept) = (bus.fault, Arc::clone(&bus.kept));
-        Ok(Self { fault, kept, last: after.sequence.min(tail), read, end, open_for_ever: false })
+        Ok(Self {
+            fault,
+            kept,
+            last: after.sequence.min(tail),
+            read,
+            end,
+            open_for_ever: false,
+            failed: false,
+        })
     }
 
     fn has(&self, fault: Fault) -> bool {
         self.fault == Some(fault)
     }
 
-    fn next(&mut self) -> Option<Batch> {
+    fn next(&mut self) -> Option<Result<Batch>> {
         let kept = self.kept.lock().unwrap();
+        let stored = &kept.topics[&self.read.topic];
+        if let Some(begins) = stored.begins(self.read.partition)
+            && self.last + 1 < begins.sequence
+            && !self.failed
+        {
+            if !self.has(Fault::PassesOverWhatWasTrimmed) {
+                let Read { topic, partition, .. } = &self.read;
+                return Some(Err(Error::trimmed(topic, *partition, self.last, Some(begins))));
+            }
+            self.last = begins.sequence - 1;
+        }
         let all = &kept.topics[&self.read.topic].partitions[self.read.partition as usize];
         let (mut records, mut bytes, before) = (Vec::new(), 0, self.last);
         let wanted = |record: &Record| match &self.read.types {
@@ -602,7 +696,7 @@ impl Reader {
             }
             self.last += 1;
         }
-        if self.last == before {
+        if self.last == before || self.failed {
             return None;
         }
         let mut batch = Batch {
@@ -613,7 +707,7 @@ impl Reader {
             tail: all.len() as u64,
         };
         self.spoil(&mut batch);
-        Some(batch)
+        Some(Ok(batch))
     }
 
     fn spoil(&self, batch: &mut Batch) {

@@ -18,7 +18,8 @@ use tokio::sync::Mutex;
 use tombolo_bus::conformance::{self, Abilities, Ability, Factory};
 use tombolo_bus::postgres::{self, Postgres};
 use tombolo_bus::signal::SIGNAL_BYTES_MAX;
-use tombolo_bus::{Append, Bus, Kind, Reach, Signal};
+use tombolo_bus::{Append, Bus, Kind, Reach, Read, Signal};
+use tombolo_event::Cursor;
 
 use crate::load::{self, Killable, acknowledged_before_a_kill_is_there_after, orders, record};
 
@@ -104,6 +105,29 @@ async fn tables_of_a_newer_program_are_refused() {
     admin.execute(AssertSqlSafe(mark)).await.unwrap();
     let error = refusal(&url).await;
     assert!(error.kind() == Kind::TopicDiffers && error.to_string().contains("layout 2"), "{error}");
+}
+
+#[tokio::test]
+async fn tables_of_an_older_program_are_read_and_trimmed() {
+    let Some(server) = shared("older tables on PostgreSQL") else { return };
+    let namespace = unique("older");
+    let bus = connect(&format!("{server}?namespace={namespace}")).await;
+    let topic = bus.ensure_topic(&orders()).await.unwrap();
+    bus.raise_epoch(&topic.name, topic.incarnation, 1).await.unwrap();
+    let mut admin = PgConnection::connect(&server).await.unwrap();
+    let older = format!("ALTER TABLE \"tombolo_bus_{namespace}\".partition DROP COLUMN begins");
+    admin.execute(AssertSqlSafe(older)).await.unwrap();
+    let records: Vec<_> = (1..=5).map(record).collect();
+    let first = Cursor::at(topic.incarnation, 4, records[3].id);
+    let append =
+        Append { topic: topic.name.clone(), incarnation: topic.incarnation, epoch: 1, partition: 0, records };
+    bus.append(append.clone()).await.unwrap();
+    bus.append(append.clone()).await.unwrap();
+    let start = || Read::to_tail(&topic.name, 0, Cursor::start(topic.incarnation));
+    assert!(bus.read(start()).await.is_ok());
+    bus.trim(&topic.name, 0, first).await.unwrap();
+    assert_eq!(bus.read(start()).await.err().unwrap().kind(), Kind::Trimmed);
+    assert_eq!(bus.append(append).await.unwrap_err().kind(), Kind::Trimmed);
 }
 
 #[tokio::test]

@@ -21,6 +21,7 @@ use tombolo_bus::rabbitmq::{self, RabbitMq};
 use tombolo_bus::{Append, Bus, Kind, Read, Record, Signal, Topic, TopicSpec};
 use tombolo_event::{Cursor, EventId, Generations};
 
+const TRIMS: Ability = Ability::Cannot("a stream forgets by a policy of the server, whoever reads it");
 const FILTERS: Ability =
     Ability::Cannot("RabbitMQ 3.10 does not filter streams, and later ones only by a guess");
 
@@ -86,7 +87,7 @@ async fn a_server_that_never_syncs_is_refused_unless_that_is_accepted_by_name() 
 async fn rabbitmq_passes_the_suite() {
     let Some(url) = shared("the suite on RabbitMQ") else { return };
     let reopens = Ability::Cannot("the server is shared with other tests; the private one is killed instead");
-    let abilities = Abilities { filters: FILTERS, reopens, ..Abilities::all() };
+    let abilities = Abilities { filters: FILTERS, trims: TRIMS, reopens, ..Abilities::all() };
     conformance::run("rabbitmq", abilities, Arc::new(Shared { url, namespace: unique("suite") })).await;
 }
 
@@ -95,7 +96,7 @@ async fn rabbitmq_passes_the_suite_while_its_server_is_killed() {
     if shared("the suite on a RabbitMQ server that is killed").is_none() {
         return;
     }
-    let abilities = Abilities { filters: FILTERS, ..Abilities::all() };
+    let abilities = Abilities { filters: FILTERS, trims: TRIMS, ..Abilities::all() };
     conformance::run("rabbitmq, killed", abilities, Arc::new(Private(Node::start().await))).await;
 }
 
@@ -153,31 +154,46 @@ async fn a_stream_that_was_declared_to_forget_is_refused_by_name() {
 }
 
 #[tokio::test]
-async fn what_a_policy_has_removed_is_missed_by_name() {
+async fn what_a_policy_has_removed_is_missed_by_name_and_the_rest_goes_on() {
     if shared("retention policies on RabbitMQ").is_none() {
         return;
     }
     let node = Node::start().await;
     let bus = node.connected().await;
-    let limits = r#"{"max-length-bytes": 200000, "stream-max-segment-size-bytes": 100000}"#;
+    let limits = r#"{"max-length-bytes": 2000000, "stream-max-segment-size-bytes": 1000000}"#;
     node.control(&["set_policy", "--apply-to", "queues", "forget", "^tombolo", limits]).await;
     let line = Line::new(bus, &orders()).await;
-    let mut sequence = 0;
+    let (mut all, mut sequence) = (Vec::new(), 0);
     let trimmed = async {
         loop {
-            line.append((1..=50).map(|n| record(sequence + n, 1_000)).collect()).await.unwrap();
-            sequence += 50;
+            sequence += 1;
+            let record = record(sequence, 1_000);
+            all.push(record.id);
+            line.append(vec![record]).await.unwrap();
+            let start = Read::to_tail(&orders().name, 0, Cursor::start(line.topic.incarnation));
+            if sequence % 500 != 0 {
+                continue;
+            }
             let other = connect(&node.url(), "suite").await;
-            let found = other.topic(&orders().name).await;
+            let found = other.read(start).await;
             other.close().await;
             if let Err(error) = found {
                 break error;
             }
         }
     };
-    let error = tokio::time::timeout(Duration::from_secs(60), trimmed).await.unwrap();
-    assert_eq!(error.kind(), Kind::Unsafe, "{error}");
+    let error = tokio::time::timeout(Duration::from_secs(90), trimmed).await.unwrap();
+    assert_eq!(error.kind(), Kind::Trimmed, "{error}");
     assert!(error.to_string().contains("policy"), "{error}");
+    let other = connect(&node.url(), "suite").await;
+    assert_eq!(other.tails(&orders().name).await.unwrap()[0].sequence, sequence);
+    let near = sequence - 400;
+    let after = Cursor::at(line.topic.incarnation, near, all[near as usize - 1]);
+    let batches = other.read(Read::to_tail(&orders().name, 0, after)).await.unwrap();
+    let batches: Vec<_> = batches.map(|batch| batch.unwrap().records).collect().await;
+    let found: Vec<_> = batches.into_iter().flatten().map(|record| record.id).collect();
+    assert!(found == all[near as usize..], "what is kept is read as before");
+    line.append(vec![record(sequence + 1, 10)]).await.unwrap();
     node.kill().await;
 }
 
@@ -469,7 +485,7 @@ mod broken {
     }
 
     async fn play(case: &str, factory: Arc<dyn Factory>) -> Outcome {
-        let abilities = Abilities { filters: FILTERS, ..Abilities::all() };
+        let abilities = Abilities { filters: FILTERS, trims: TRIMS, ..Abilities::all() };
         let mut report =
             conformance::report("rabbitmq, broken?", abilities, factory, &|name| name == case).await;
         report.remove(0).1

@@ -171,7 +171,15 @@ async fn a_server_without_memory_takes_nothing_and_loses_nothing() {
     assert_eq!(bus.append(append(2)).await.unwrap_err().kind(), Kind::ReadOnly);
     limit("0").await;
     assert_eq!(bus.tails(&topic.name).await.unwrap()[0].sequence, 1);
-    bus.append(append(2)).await.unwrap();
+    let second = append(2);
+    let first = Cursor::at(topic.incarnation, 2, second.records[0].id);
+    bus.append(second).await.unwrap();
+    limit("1").await;
+    bus.trim(&topic.name, 0, first).await.unwrap();
+    let start = Read::to_tail(&topic.name, 0, Cursor::start(topic.incarnation));
+    assert_eq!(bus.read(start).await.err().unwrap().kind(), Kind::Trimmed, "a full server can make room");
+    limit("0").await;
+    bus.append(append(3)).await.unwrap();
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@ use tombolo_bus::server::{Listen, Server};
 use tracing_subscriber::EnvFilter;
 
 use crate::arguments::Bus;
+pub(super) use crate::commands::bus::metrics::CONTENT_TYPE;
 use crate::commands::bus::metrics::Metrics;
 use crate::commands::say;
 use crate::error::{Context, Result};
@@ -35,7 +36,7 @@ async fn serve(arguments: &Bus, log: Arc<Log>) -> Result<()> {
     let mut addresses = vec![tcp(arguments.listen)];
     addresses.extend(arguments.socket.clone().map(Listen::Unix));
     let shutdown = CancellationToken::new();
-    let ended = end_on_signal(shutdown.clone())?;
+    let ended = end_on_signal(shutdown.clone(), Some("ending"))?;
     let server = Server::bind(&addresses, log.clone()).await?;
     for address in server.addresses() {
         say(&format!("listening on {address}"))?;
@@ -63,8 +64,11 @@ async fn serve(arguments: &Bus, log: Arc<Log>) -> Result<()> {
     }
 }
 
-/// Cancels the token when the process is told to end.
-fn end_on_signal(shutdown: CancellationToken) -> Result<impl Future<Output = ()>> {
+/// Cancels the token when the process is told to end, after some last words.
+pub(super) fn end_on_signal(
+    shutdown: CancellationToken,
+    words: Option<&'static str>,
+) -> Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate()).context(|| "cannot listen for signals".into())?;
     let mut interrupt = signal(SignalKind::interrupt()).context(|| "cannot listen for signals".into())?;
     Ok(async move {
@@ -72,8 +76,8 @@ fn end_on_signal(shutdown: CancellationToken) -> Result<impl Future<Output = ()>
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        // The last words of a process whose reader has gone already.
-        say("ending").ok();
+        // Its reader may have gone already.
+        drop(words.map(say));
         shutdown.cancel();
     })
 }
@@ -101,7 +105,7 @@ fn told(arguments: &Bus, recovered: &Recovered) -> String {
 }
 
 /// The bus's own log lines go to the standard error; `RUST_LOG` says how many.
-fn trace() {
+pub(super) fn trace() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let coloured = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(coloured).with_writer(std::io::stderr).init();

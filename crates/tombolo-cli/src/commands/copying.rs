@@ -8,7 +8,7 @@ use tombolo_bus::{Bus, Identity, Topic, moving};
 use tombolo_event::ServiceName;
 
 use crate::arguments::CopyTopics;
-use crate::commands::{connect, say, show};
+use crate::commands::{archived, connect, say, show};
 use crate::error::{Error, Result};
 use crate::output::Format;
 
@@ -40,7 +40,8 @@ pub(crate) async fn copy(arguments: CopyTopics) -> Result<()> {
 /// One topic, in the name of the service that owns it: nobody else may publish to it.
 async fn one(arguments: &CopyTopics, name: &ServiceName) -> Result<moving::Moved> {
     let owner = Identity::Service(name.clone());
-    let (from, to) = (connect(&arguments.from, &owner).await?, connect(&arguments.to, &owner).await?);
+    let from = archived(connect(&arguments.from, &owner).await?, arguments.archive.as_deref()).await?;
+    let to = connect(&arguments.to, &owner).await?;
     let style =
         ProgressStyle::with_template("{msg} {wide_bar} {pos} of {len} events, {per_sec}, {eta} to go");
     let bar = ProgressBar::new(0).with_message(name.to_string());

@@ -6,6 +6,7 @@ mod checks;
 mod programs;
 mod wiring;
 mod bus;
+mod archive;
 mod databases;
 mod running;
 
@@ -44,7 +45,8 @@ async fn look(manifest: &Manifest, arguments: &Doctor, checks: &mut Checks) -> R
     let descriptors: Vec<_> = services.iter().filter_map(|service| service.descriptor.as_ref()).collect();
     wiring::check(&descriptors, checks);
     let run = folder.running();
-    bus::look(manifest.bus.as_deref(), run.as_ref(), &descriptors, checks).await;
+    let named = bus::Named { bus: manifest.bus.as_deref(), archive: arguments.archive.as_deref() };
+    bus::look(&named, run.as_ref(), &descriptors, checks).await;
     for service in &services {
         databases::look(service, checks).await;
     }

@@ -47,7 +47,8 @@ pub(crate) async fn verify(arguments: Verify) -> Result<()> {
 }
 
 async fn served(arguments: Verify) -> Result<()> {
-    let bus = reach(&Reached { bus: arguments.bus, found: Found { data: None } }).await?;
+    let bus = reach(&Reached { bus: arguments.bus, archive: arguments.archive, found: Found { data: None } })
+        .await?;
     let mut findings = Vec::new();
     for topic in bus.topics().await? {
         for tail in bus.tails(&topic.name).await? {

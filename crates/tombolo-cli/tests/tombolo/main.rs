@@ -6,6 +6,7 @@ mod stage;
 mod runner;
 mod elsewhere;
 mod topics;
+mod archive;
 mod schema;
 mod new;
 mod doctor;

@@ -14,14 +14,14 @@ use tombolo_event::{Envelope, EventId, Generations, ServiceName};
 use crate::stage::{Stage, signal, until};
 
 /// A bus of the binary, ended by its number when it is dropped.
-struct Served {
+pub(crate) struct Served {
     child: Child,
-    url: String,
+    pub(crate) url: String,
     metrics: Option<String>,
 }
 
 impl Served {
-    fn over(stage: &Stage, folder: &str) -> Self {
+    pub(crate) fn over(stage: &Stage, folder: &str) -> Self {
         Self::with(stage, folder, &[])
     }
 
@@ -52,13 +52,13 @@ impl Drop for Served {
 }
 
 /// The service `orders` as it appends to its topic of two partitions.
-struct Orders {
-    bus: Arc<dyn Bus>,
-    topic: Topic,
+pub(crate) struct Orders {
+    pub(crate) bus: Arc<dyn Bus>,
+    pub(crate) topic: Topic,
 }
 
 impl Orders {
-    async fn at(url: &str) -> Self {
+    pub(crate) async fn at(url: &str) -> Self {
         let name = ServiceName::new("orders").unwrap();
         let bus = tombolo_bus::connect(url, &Identity::Service(name.clone())).await.unwrap();
         let topic =
@@ -67,18 +67,18 @@ impl Orders {
         Self { bus, topic }
     }
 
-    async fn divide(&self, each: &[u32]) {
+    pub(crate) async fn divide(&self, each: &[u32]) {
         let generations = Generations::try_from(each.to_vec()).unwrap();
         self.bus.divide(&self.topic.name, self.topic.incarnation, 1, &generations).await.unwrap();
     }
 
-    async fn append(&self, partition: u32, records: Vec<Record>) {
+    pub(crate) async fn append(&self, partition: u32, records: Vec<Record>) {
         let (topic, incarnation) = (self.topic.name.clone(), self.topic.incarnation);
         self.bus.append(Append { topic, incarnation, epoch: 1, partition, records }).await.unwrap();
     }
 }
 
-fn record(sequence: u64, event_type: &str) -> Record {
+pub(crate) fn record(sequence: u64, event_type: &str) -> Record {
     let id = EventId::new();
     let envelope = Envelope {
         id,

@@ -19,6 +19,8 @@ mod wiring;
 mod weather;
 mod world;
 mod recovery;
+#[cfg(all(feature = "bus-postgres", feature = "bus-redis"))]
+mod archive;
 #[cfg(all(feature = "postgres", feature = "nats"))]
 mod engines;
 #[cfg(feature = "mysql")]

@@ -5,6 +5,7 @@
 use tombolo_bus::{Bus, Identity, Kind, moving};
 use tombolo_event::descriptor::Descriptor;
 
+use super::archive;
 use super::checks::Checks;
 use crate::commands::connect;
 use crate::folder::Run;
@@ -14,14 +15,20 @@ const ANSWERS: &str = "it answers";
 const KEEPS: &str = "what it acknowledged survives a power cut";
 const TOPIC: &str = "its topic is as it says";
 
+/// What the command line names.
+pub(crate) struct Named<'a> {
+    pub(crate) bus: Option<&'a str>,
+    pub(crate) archive: Option<&'a str>,
+}
+
 /// Looks at the bus that is named, or that of the system that runs.
 pub(crate) async fn look(
-    named: Option<&str>,
+    named: &Named<'_>,
     run: Option<&Run>,
     descriptors: &[&Descriptor],
     checks: &mut Checks,
 ) {
-    let Some(url) = named.or(run.map(|run| run.bus.as_str())) else {
+    let Some(url) = named.bus.or(run.map(|run| run.bus.as_str())) else {
         checks.pass(BUS, ANSWERS, "none runs: `tombolo dev` starts one of its own");
         return;
     };
@@ -45,6 +52,7 @@ pub(crate) async fn look(
             for descriptor in descriptors {
                 topic(&*bus, descriptor, checks).await;
             }
+            archive::look(&*bus, &topics, named.archive, checks).await;
         }
         Err(error) => {
             let fix = "start it, or correct the address; services go on without it, and their outboxes fill";

@@ -15,7 +15,7 @@ const HANDLES: &str = "its subscriptions handle what comes";
 
 /// Looks at each replica.
 pub(crate) async fn look(run: Run, checks: &mut Checks) {
-    let reached = Reached { bus: None, found: Found { data: Some(run.data) } };
+    let reached = Reached { bus: None, archive: None, found: Found { data: Some(run.data) } };
     let statuses = match statuses(&reached).await {
         Ok(statuses) => statuses,
         Err(error) => {
