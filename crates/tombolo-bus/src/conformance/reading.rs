@@ -4,8 +4,8 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::StreamExt;
 use futures_util::future::{join, join_all};
+use futures_util::{FutureExt, StreamExt};
 use tombolo_event::{Cursor, EventId, Incarnation};
 
 use super::Case;
@@ -32,6 +32,7 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new(a_reader_of_some_types_follows_past_the_others).needing(|abilities| abilities.filters),
         Case::new(many_readers_see_the_same),
         Case::new(a_reader_that_does_not_read_stops_nobody),
+        Case::new(readers_that_are_left_in_the_middle_hold_nobody_up),
     ]
 }
 
@@ -287,4 +288,38 @@ async fn a_reader_that_does_not_read_stops_nobody(stage: Stage) {
     let first = ok("read a batch", first);
     follow(quick, first.last, 160).await;
     same(&records_of(follow(slow, 0, 160).await), &all);
+}
+
+/// A stream that was asked once and is not asked again, as those of a worker that is busy with the batch of another.
+async fn readers_that_are_left_in_the_middle_hold_nobody_up(stage: Stage) {
+    const READERS: u32 = 40;
+    let line = stage.topic(&stage.handle().await, READERS).await;
+    let mut readers = Vec::new();
+    for partition in 0..READERS {
+        let of = line.in_partition(partition);
+        of.stored(&records(1, 3)).await;
+        readers.push(of.read(of.following(of.start())).await);
+    }
+    let mut left = Vec::new();
+    for mut reader in readers {
+        // One that has not answered at once is left with what it began.
+        if reader.next().now_or_never().is_none() {
+            left.push(reader);
+        }
+    }
+    let within_reach = async {
+        ok("tails", line.bus.tails(&line.topic.name).await);
+        let other = line.in_partition(READERS - 1);
+        same(
+            &records_of(follow(other.read(other.following(other.start())).await, 0, 3).await),
+            &other.all().await,
+        );
+    };
+    within("others are served meanwhile", tokio::time::timeout(Duration::from_secs(5), within_reach))
+        .await
+        .expect("others are served within 5 s");
+    for mut reader in left {
+        let first = within("the reader goes on", reader.next()).await;
+        assert!(matches!(first, Some(Ok(_))), "a reader that was left does not go on: {first:?}");
+    }
 }

@@ -16,7 +16,9 @@ use super::link::{Link, SERVER};
 use super::topics::{partition_number, signed, unsigned};
 use super::wakes::Wakes;
 use crate::adapter::paging::{self, Entry, Page, Source};
-use crate::adapter::refusal::{check_cursor, check_incarnation, gap, unknown_partition, unknown_topic};
+use crate::adapter::refusal::{
+    check_cursor, check_incarnation, closed, gap, unknown_partition, unknown_topic,
+};
 use crate::record::RECORD_OVERHEAD_BYTES;
 use crate::{Error, Read, Record, RecordStream, Result};
 
@@ -150,21 +152,25 @@ impl Source for Partition {
         };
         let any_fit = records.saturating_mul(self.largest) <= MEMORY_MAX;
         let until = after.saturating_add(records as u64).min(until);
-        let page = |text| {
-            let page = sqlx::query(text).bind(self.topic).bind(partition_number(read.partition));
-            page.bind(signed(after)).bind(signed(until))
+        let (link, topic, partition) = (Arc::clone(&self.link), self.topic, partition_number(read.partition));
+        let types = read.types.clone();
+        let asked = async move {
+            let page =
+                |text| sqlx::query(text).bind(topic).bind(partition).bind(signed(after)).bind(signed(until));
+            let measured = |text| {
+                page(text).bind(i64::try_from(bytes).unwrap_or(i64::MAX)).bind(RECORD_OVERHEAD_BYTES as i32)
+            };
+            let page = match types {
+                Some(types) => measured(FILTERED).bind(types),
+                None if any_fit => page(PAGE),
+                None => measured(MEASURED),
+            };
+            let mut lease = link.lease().await?;
+            let rows = link.answer(page.fetch_all(&mut *lease)).await?;
+            lease.keep();
+            Ok(rows)
         };
-        let measured = |text| {
-            page(text).bind(i64::try_from(bytes).unwrap_or(i64::MAX)).bind(RECORD_OVERHEAD_BYTES as i32)
-        };
-        let page = match &read.types {
-            Some(types) => measured(FILTERED).bind(types),
-            None if any_fit => page(PAGE),
-            None => measured(MEASURED),
-        };
-        let mut lease = self.link.lease().await?;
-        let rows = self.link.answer(page.fetch_all(&mut *lease)).await?;
-        lease.keep();
+        let rows = by_itself(&self.link, asked).await?;
         match read.types {
             Some(_) => filtered(read, &rows, after),
             None => self.whole(&rows),
@@ -172,8 +178,19 @@ impl Source for Partition {
     }
 
     async fn prove(&mut self, read: &Read, cursor: Cursor) -> Result<u64> {
-        Ok(begin(&self.link, read, cursor).await?.tail)
+        let (link, read) = (Arc::clone(&self.link), read.clone());
+        let asked = async move { Ok(begin(&link, &read, cursor).await?.tail) };
+        by_itself(&self.link, asked).await
     }
+}
+
+/// Asks in a task of its own. A reader that nobody polls for a while would keep one of few connections, and whoever is to poll
+/// it may be waiting for one.
+async fn by_itself<T: Send + 'static>(
+    link: &Link,
+    asked: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    link.tasks.spawn(asked).await.unwrap_or_else(|_| Err(closed()))
 }
 
 impl Partition {
