@@ -23,3 +23,5 @@ mod recovery;
 mod engines;
 #[cfg(feature = "mysql")]
 mod mariadb;
+#[cfg(feature = "documents")]
+mod documents;
