@@ -61,7 +61,7 @@ use store::{Store, Synced};
 pub const WRITER_WAIT_MAX: Duration = Duration::from_secs(30);
 /// The most memory that pages of the file are kept in.
 pub const CACHE_BYTES: usize = 64 << 20;
-/// The most commits of upkeep in a row that are not synced: pages that they free are used again only after a synced one.
+/// The most commits of upkeep in a row that are not synced, so that what a power cut takes back of them is bounded.
 pub const UNSYNCED_MAX: u32 = 64;
 /// The longest key of a document.
 pub const KEY_BYTES_MAX: usize = 1 << 10;

@@ -297,7 +297,7 @@ async fn a_disk_that_fails_is_nobodys_fault_and_nothing_is_acknowledged() {
     assert_eq!(after.read().await.unwrap().get(&NUMBERS, "1").await.unwrap(), None);
 }
 
-/// Pages that an unsynced commit frees are used again only after a synced one.
+/// Each renewal writes new pages, and frees those of the one before.
 #[tokio::test]
 async fn upkeep_alone_does_not_grow_the_file() {
     let folder = tempfile::tempdir().unwrap();
