@@ -155,6 +155,8 @@ pub(crate) enum DatabaseKind {
     /// MySQL and MariaDB
     #[value(alias = "mariadb")]
     Mysql,
+    /// Documents by key, in one file
+    Documents,
 }
 
 /// Options of `schema apply`.
@@ -173,7 +175,7 @@ pub(crate) struct ApplySchema {
 /// Which database is meant.
 #[derive(Debug, Args)]
 pub(crate) struct OfDatabase {
-    /// sqlite:PATH, postgres://… or mysql://…
+    /// sqlite:PATH, documents:PATH, postgres://… or mysql://…
     #[arg(value_name = "URL", env = "TOMBOLO_DATABASE", hide_env_values = true)]
     pub(crate) url: String,
     /// The schema of the tables, on PostgreSQL

@@ -54,6 +54,11 @@ impl DataFolder {
         self.path.join(format!("{service}.db"))
     }
 
+    /// The file of a service's documents.
+    pub(crate) fn documents(&self, service: &str) -> PathBuf {
+        self.path.join(format!("{service}.redb"))
+    }
+
     /// What a service, or the bus, wrote to its standard output and error.
     pub(crate) fn log(&self, name: &str) -> PathBuf {
         self.path.join("logs").join(format!("{name}.log"))

@@ -70,25 +70,38 @@ pub(crate) struct Service {
 pub(crate) enum Database {
     /// A SQLite file in the data folder, named after the service.
     Sqlite,
+    /// A file of documents in the data folder, named after the service. It belongs to one process.
+    Documents,
     /// A server that somebody else runs.
     Url(String),
 }
 
 impl Database {
-    /// Reads `"sqlite"`, `"none"` (which is none) or a URL; the error is the word that was probably meant, if there is one.
+    /// Reads `"sqlite"`, `"documents"`, `"none"` (which is none) or a URL; the error is the word that was probably meant, if there is one.
     fn parse(text: &str) -> std::result::Result<Option<Self>, Option<&'static str>> {
         match text {
             "sqlite" => return Ok(Some(Self::Sqlite)),
+            "documents" => return Ok(Some(Self::Documents)),
             "none" => return Ok(None),
             _ => {}
         }
         let (scheme, rest) = text.split_once(':').unwrap_or_default();
         let lettered = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
             && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
-        if lettered && (rest.len() > 2 && rest.starts_with("//") || scheme == "sqlite" && !rest.is_empty()) {
+        let is_file = matches!(scheme, "sqlite" | "documents") && !rest.is_empty();
+        if lettered && (rest.len() > 2 && rest.starts_with("//") || is_file) {
             return Ok(Some(Self::Url(text.to_owned())));
         }
-        Err(nearest(text, ["sqlite", "none"]))
+        Err(nearest(text, ["sqlite", "documents", "none"]))
+    }
+
+    /// Whether a second process of the service could not open it.
+    pub(crate) fn is_of_one_process(&self) -> bool {
+        match self {
+            Self::Sqlite => false,
+            Self::Documents => true,
+            Self::Url(url) => url.starts_with("documents:"),
+        }
     }
 }
 
@@ -225,16 +238,29 @@ impl<'t> Reader<'t> {
         };
         let port = table.get("port").and_then(|port| self.number(port, "port", 1, u32::from(u16::MAX)));
         let replicas = table.get("replicas").map(|count| self.number(count, "replicas", 1, REPLICAS_MAX));
+        let database = match table.get("database") {
+            Some(database) => self.database(database),
+            None => Some(Database::Sqlite),
+        };
+        let replicas = replicas.flatten().unwrap_or(1);
+        if let Some(count) = table.get("replicas")
+            && replicas > 1
+            && database.as_ref().is_some_and(Database::is_of_one_process)
+        {
+            let advice = "set it to 1, or give the service a database that several processes share";
+            self.wrong(
+                count.span(),
+                format!("{section} has {replicas} replicas on documents, a file of one process"),
+                advice,
+            );
+        }
         Some(Service {
             name: checked?,
             line: table.get("command").map_or(0, |command| self.line(command.span().start)),
             command: command?,
             port: port.and_then(|port| u16::try_from(port).ok()),
-            database: match table.get("database") {
-                Some(database) => self.database(database),
-                None => Some(Database::Sqlite),
-            },
-            replicas: replicas.flatten().unwrap_or(1),
+            database,
+            replicas,
             env: table.get("env").map(|env| self.env(env)).unwrap_or_default(),
         })
     }
@@ -271,9 +297,10 @@ impl<'t> Reader<'t> {
         let advice = match Database::parse(&text) {
             Ok(database) => return database,
             Err(Some("sqlite")) => "did you mean \"sqlite\"?",
+            Err(Some("documents")) => "did you mean \"documents\"?",
             Err(Some(_)) => "did you mean \"none\"?",
             Err(None) => {
-                "write \"sqlite\" for a file in the data folder, \"none\", or \"postgres://user@host/name\""
+                "write \"sqlite\" or \"documents\" for a file in the data folder, \"none\", or \"postgres://user@host/name\""
             }
         };
         self.wrong(value.span(), format!("database is {text:?}, which is not a URL"), advice);
@@ -449,6 +476,9 @@ mod tests {
         assert!(refusal(&with("sqlte")).contains("did you mean \"sqlite\"?"));
         assert!(refusal(&with("postgres:/db")).contains("not a URL"));
         assert_eq!(parse(&with("none")).unwrap().services[0].database, None);
+        assert!(refusal(&with("document")).contains("did you mean \"documents\"?"));
+        assert_eq!(parse(&with("documents")).unwrap().services[0].database, Some(Database::Documents));
+        assert!(parse(&with("documents:/srv/a.redb")).is_ok());
         assert!(parse(&with("mongodb+srv://db/a")).is_ok());
         assert!(parse(&with("sqlite::memory:")).is_ok());
     }
@@ -479,6 +509,18 @@ mod tests {
         assert!(said.contains("no service \"c\"; there are: a, b"), "{said}");
         let said = with(&[("a", "postgres:secret")]).unwrap_err().message;
         assert!(said.contains("a=postgres://user@host") && !said.contains("secret"), "{said}");
+    }
+
+    #[test]
+    fn several_replicas_on_a_file_of_one_process_are_refused() {
+        for database in ["documents", "documents:/srv/a.redb"] {
+            let text = format!("[services.a]\ncommand = [\"x\"]\ndatabase = \"{database}\"\nreplicas = 2\n");
+            let said = refusal(&text);
+            assert!(
+                said.starts_with("tombolo.toml:4:12: [services.a] has 2 replicas on documents"),
+                "{said}"
+            );
+        }
     }
 
     #[test]

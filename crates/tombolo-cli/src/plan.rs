@@ -148,6 +148,11 @@ impl Planner {
     pub(crate) fn another(&mut self, service: &str, replica: u32) -> Result<Process> {
         let found = self.manifest.services.iter().find(|known| known.name.as_str() == service).cloned();
         let found = found.ok_or_else(|| Error::not_found(format!("there is no service {service:?}")))?;
+        if replica > 1 && found.database.as_ref().is_some_and(Database::is_of_one_process) {
+            return Err(Error::failed(format!(
+                "service {service:?} keeps documents in a file of one process, so it has one replica; give it a database that several share"
+            )));
+        }
         let (program, database) = (self.program(&found)?, self.database(&found));
         let process = self.replica(&found, replica, &program, database.as_deref())?;
         Ok(Process { name: numbered(service, replica), ..process })
@@ -156,6 +161,9 @@ impl Planner {
     fn database(&self, service: &Service) -> Option<String> {
         service.database.as_ref().map(|database| match database {
             Database::Sqlite => sqlite_url(&self.folder.database(service.name.as_str())),
+            Database::Documents => {
+                format!("documents:{}", self.folder.documents(service.name.as_str()).display())
+            }
             Database::Url(url) => own_database(url, service.name.as_str()),
         })
     }
@@ -405,6 +413,14 @@ mod tests {
         );
         assert_eq!(first.arguments, ["-c", "x"]);
         assert!(plan.own_bus.is_some());
+    }
+
+    #[test]
+    fn documents_are_a_file_in_the_data_folder() {
+        let text = "[services.a]\ncommand = [\"sh\"]\ndatabase = \"documents\"\n";
+        let plan = planned(text, None).unwrap();
+        let database = value(&plan.services[0].replicas[0], "TOMBOLO_DATABASE").unwrap();
+        assert!(database.starts_with("documents:/") && database.ends_with("/.tombolo/a.redb"), "{database}");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Measures a service's database as Tombolo uses it: commits with one event each, and draining by rounds.
 //!
 //! `cargo run --release -p tombolo-db --features postgres --example measure -- sqlite:/path/new.db` (or a URL of
-//! PostgreSQL or, with the feature `mysql`, of MariaDB: of a database that may be used for it).
+//! PostgreSQL or, with the feature `mysql`, of MariaDB: of a database that may be used for it; with the feature `documents`
+//! also `documents:/path/new.redb`).
 
 use std::error::Error;
 use std::sync::Arc;
@@ -38,7 +39,8 @@ fn measured(n: usize) -> Measured {
 
 #[tokio::main]
 async fn main() -> Outcome {
-    let place = std::env::args().nth(1).ok_or("give sqlite:/path, postgres://… or mysql://…")?;
+    let place =
+        std::env::args().nth(1).ok_or("give sqlite:/path, documents:/path, postgres://… or mysql://…")?;
     #[cfg(feature = "postgres")]
     if place.starts_with("postgres") {
         return measure(tombolo_db::postgres::Postgres::open(&place)?).await;
@@ -46,6 +48,10 @@ async fn main() -> Outcome {
     #[cfg(feature = "mysql")]
     if place.starts_with("mysql") {
         return measure(tombolo_db::mysql::Mysql::open(&place)?).await;
+    }
+    #[cfg(feature = "documents")]
+    if place.starts_with("documents") {
+        return measure(tombolo_db::documents::Documents::open(&place)?).await;
     }
     measure(tombolo_db::sqlite::Sqlite::open(&place)?).await
 }

@@ -86,7 +86,7 @@ pub struct LatestCall {
 }
 
 /// The call was completed before, by somebody who held the same lease.
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
 pub(crate) fn done_before(claim: &Claim, call: &EffectCall) -> crate::Error {
     crate::Error::new(
         crate::Kind::CursorMoved,

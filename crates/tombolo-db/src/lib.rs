@@ -9,13 +9,13 @@ pub mod port;
 pub mod effects;
 pub mod tables;
 pub mod views;
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
 mod comparing;
 pub mod transient;
 mod error;
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
 mod owner;
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
 mod fencing;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod due;
@@ -26,6 +26,8 @@ pub mod sqlite;
 pub mod postgres;
 #[cfg(feature = "mysql")]
 pub mod mysql;
+#[cfg(feature = "documents")]
+pub mod documents;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 

@@ -130,7 +130,7 @@ pub fn sorted_stripes(keys: impl Iterator<Item = KeyHash>, stripes: u32) -> Vec<
 }
 
 /// The hash of a stored event's key; of its id if the bytes are not an event, which then stands for itself.
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "documents"))]
 pub(crate) fn key_of(id: EventId, bytes: Bytes) -> KeyHash {
     match Envelope::decode(bytes) {
         Ok(envelope) => KeyHash::of(&envelope.key),
@@ -297,6 +297,22 @@ impl Outgoing {
         Err(Error::new(Kind::View, format!("found SQL for the tables of a view ({text:?}), but {why}")))
     }
 
+    /// What the store calls a collection of the view that is being kept.
+    #[cfg(feature = "documents")]
+    pub(crate) fn collection(&self, name: &str) -> Result<String> {
+        let why = match &self.origin {
+            Origin::View { tables: Some(tables), .. } => return tables.collection(name),
+            Origin::View { view, tables: None } => {
+                format!(
+                    "view {view:?} has no collections of its own: declare them with `.tables(\"{{{name}}}\")`"
+                )
+            }
+            _ => "only a handler of a view writes its collections; others read them through `app.view(…)`"
+                .to_owned(),
+        };
+        Err(Error::new(Kind::View, format!("found collection {name:?} of a view, but {why}")))
+    }
+
     /// Says that something was done in the transaction: a statement was run or an event published.
     pub fn mark_used(&self) {
         self.used.store(true, Ordering::Relaxed);
@@ -345,7 +361,7 @@ impl Outgoing {
 
     /// Tells that everything that was taken is committed, its events at `positions`.
     #[cfg_attr(
-        not(any(feature = "sqlite", feature = "postgres", feature = "mysql")),
+        not(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents")),
         expect(dead_code, reason = "only a database commits")
     )]
     pub(crate) fn committed(&self, positions: &[Position]) {

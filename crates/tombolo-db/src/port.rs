@@ -57,7 +57,7 @@ pub const NUMBERED_LOOK_BACK: u64 = 1_000;
 pub trait Database: Outbox + Cursors + Leases + Effects + Parking + Requests + Views + Clone {
     /// The transaction, concrete for each database, in which the user's own statements run.
     type Tx: Transaction;
-    /// sqlx's connection, on which a transaction of the user's own runs.
+    /// What a transaction of the user's own runs on: sqlx's connection, or the store's own transaction.
     type Connection: Send;
 
     /// Begins a transaction, which may write.
@@ -326,13 +326,13 @@ pub struct Depth {
 }
 
 /// A due time as the databases keep it, in microseconds since 1970: rounded up, so that nothing is moved too early.
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
 pub(crate) fn due_us(due: Timestamp) -> i64 {
     i64::try_from(-(-due.as_nanosecond()).div_euclid(1_000)).unwrap_or(i64::MAX)
 }
 
 /// A due time out of what the databases keep.
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
 pub(crate) fn due_time(due_us: i64) -> Timestamp {
     Timestamp::from_microsecond(due_us).unwrap_or(Timestamp::MAX)
 }

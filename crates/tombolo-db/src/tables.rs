@@ -19,7 +19,7 @@ const WITHOUT_SCHEMA: [&str; 4] = ["INDEX", "CONSTRAINT", "TRIGGER", "RULE"];
 /// How the tables of a build are told from those of another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(
-    not(all(feature = "postgres", any(feature = "sqlite", feature = "mysql"))),
+    not(all(feature = "documents", feature = "postgres", any(feature = "sqlite", feature = "mysql"))),
     expect(dead_code, reason = "each database has its own way")
 )]
 pub(crate) enum Apart {
@@ -27,6 +27,8 @@ pub(crate) enum Apart {
     BySchema,
     /// By a prefix for each build, in the quotes that the database has for names.
     ByPrefix(char),
+    /// They are collections of documents, which no SQL names.
+    Collections,
 }
 
 /// What the names in braces stand for in one build of a view. Cheap to clone.
@@ -44,7 +46,7 @@ struct Inner {
 }
 
 impl Tables {
-    #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+    #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
     /// The tables that `declared` makes for the build `of` in `namespace`.
     pub(crate) fn new(of: String, apart: Apart, namespace: &str, declared: &str) -> Self {
         let names = pieces(declared).filter_map(|piece| match piece {
@@ -74,12 +76,24 @@ impl Tables {
         Ok(AssertSqlSafe(sql).into_sql_str())
     }
 
+    /// What the store calls the build's own collection of a name.
+    #[cfg(feature = "documents")]
+    pub(crate) fn collection(&self, name: &str) -> Result<String> {
+        match self.0.names.contains(name) {
+            true => Ok(self.qualified(name, false)),
+            false => Err(self.unknown(name)),
+        }
+    }
+
     /// The names that the view declared, in order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.names.iter().map(String::as_str)
     }
 
     pub(crate) fn resolve(&self, text: &str) -> Result<String> {
+        if self.0.apart == Apart::Collections {
+            return Err(self.without_sql());
+        }
         let mut sql = String::with_capacity(text.len() * 2);
         for piece in pieces(text) {
             match piece {
@@ -100,7 +114,16 @@ impl Tables {
             Apart::ByPrefix(quote) => format!("{quote}{namespace}_{name}{quote}"),
             Apart::BySchema if without_schema => format!("\"{name}\""),
             Apart::BySchema => format!("\"{namespace}\".\"{name}\""),
+            Apart::Collections => format!("view/{namespace}/{name}"),
         }
+    }
+
+    fn without_sql(&self) -> Error {
+        let of = &self.0.of;
+        Error::new(
+            Kind::View,
+            format!("{of} has collections of documents, and no SQL; name one as `Collection::of_view(…)`"),
+        )
     }
 
     fn unknown(&self, name: &str) -> Error {
@@ -172,7 +195,7 @@ fn name_at(text: &str) -> Option<&str> {
     (is_word && name.starts_with(|first: char| first.is_ascii_lowercase() || first == '_')).then_some(name)
 }
 
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
 /// Whether two texts declare the same, apart from spaces and comments.
 pub(crate) fn declare_the_same(one: &str, other: &str) -> bool {
     let words = |text| {
@@ -182,7 +205,18 @@ pub(crate) fn declare_the_same(one: &str, other: &str) -> bool {
     words(one) == words(other)
 }
 
-#[cfg(all(test, any(feature = "sqlite", feature = "postgres", feature = "mysql")))]
+/// Whether a text declares collections and nothing else: names in braces, between them spaces, commas and comments.
+#[cfg(feature = "documents")]
+pub(crate) fn declares_collections(text: &str) -> bool {
+    let lines = text.lines().map(|line| line.split_once("--").map_or(line, |(before, _)| before));
+    let mut pieces = lines.flat_map(|line| pieces(line).collect::<Vec<_>>());
+    pieces.all(|piece| match piece {
+        Piece::Name(_) => true,
+        Piece::Text(text) => text.chars().all(|other| other.is_whitespace() || other == ','),
+    })
+}
+
+#[cfg(all(test, any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents")))]
 mod tests {
     use super::*;
 

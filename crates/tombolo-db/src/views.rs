@@ -27,7 +27,7 @@ use serde_json::{Map, Value};
 use tombolo_event::{Incarnation, ServiceName};
 use uuid::Uuid;
 
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
 use crate::tables::declare_the_same;
 use crate::{Error, Kind, Result, Tables};
 
@@ -178,7 +178,13 @@ pub struct Build {
     pub made_at: Timestamp,
 }
 
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "conformance"))]
+#[cfg(any(
+    feature = "sqlite",
+    feature = "postgres",
+    feature = "mysql",
+    feature = "documents",
+    feature = "conformance"
+))]
 impl Build {
     /// The build `number` of what is wanted, with nothing in front of its namespace.
     pub(crate) fn new(wanted: &Wanted, number: u32) -> Self {
@@ -196,7 +202,7 @@ impl Build {
     }
 }
 
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
 impl Build {
     /// Whether its tables are declared as they are wanted.
     pub(crate) fn is_declared_by(&self, wanted: &Wanted) -> bool {
@@ -313,7 +319,7 @@ pub struct Difference {
 }
 
 /// A build of a version, as the database remembers it.
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
 pub(crate) struct Known {
     pub(crate) build: Build,
     /// Who asked for it, if it is a further one.
@@ -322,7 +328,7 @@ pub(crate) struct Known {
 }
 
 /// What is to be done about a wanted build.
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
 pub(crate) enum Making {
     /// It is there, or was dropped.
     There(Option<Build>),
@@ -331,7 +337,7 @@ pub(crate) enum Making {
 }
 
 /// Looks for a wanted build among all of its version, which are in order.
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
 pub(crate) fn find(known: &[Known], wanted: &Wanted) -> Result<Making> {
     if let Some(other) = known.iter().find(|known| !known.build.is_declared_by(wanted)) {
         return Err(refusal::declared_otherwise(&other.build, wanted));
@@ -349,21 +355,21 @@ pub(crate) fn find(known: &[Known], wanted: &Wanted) -> Result<Making> {
 }
 
 /// One build among all of its version.
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
 pub(crate) fn one(known: Vec<Known>, view: &str, id: BuildId) -> Result<Known> {
     let one = known.into_iter().find(|known| known.build.id == id);
     one.ok_or_else(|| refusal::no_build(view, id))
 }
 
 /// Where a cursor is: what a switch compares.
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
 pub(crate) struct At {
     pub(crate) subscription: String,
     pub(crate) goal: Goal,
 }
 
 /// What `to` has not reached of the places of `from` and the goals, and by how many events it has not.
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
 pub(crate) fn behind(switch: &Switch, cursors: &[At], from: &str, to: &str) -> Option<Switched> {
     let of = |subscription: &str| {
         let own = cursors.iter().filter(move |at| at.subscription == *subscription);
@@ -386,7 +392,7 @@ pub(crate) fn behind(switch: &Switch, cursors: &[At], from: &str, to: &str) -> O
 }
 
 /// The places that these cursors have not reached, or that their partition is to go back from.
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
 pub(crate) fn not_reached(places: &[Goal], cursors: &[(Goal, bool)]) -> Vec<Goal> {
     let is_reached = |place: &&Goal| {
         cursors.iter().any(|(at, goes_back)| {
@@ -398,7 +404,7 @@ pub(crate) fn not_reached(places: &[Goal], cursors: &[(Goal, bool)]) -> Vec<Goal
 }
 
 /// Why a build cannot be made or dropped, in the same words by every database.
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
 pub(crate) mod refusal {
     use super::{Build, BuildId, READERS_HEAR_WITHIN, Wanted};
     use crate::{Error, Kind};
@@ -415,6 +421,7 @@ pub(crate) mod refusal {
         )
     }
 
+    #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
     pub(crate) fn not_made(build: &Build, error: sqlx::Error) -> Error {
         let error = Error::from(error);
         let kind = if error.is_transient() { error.kind() } else { Kind::View };

@@ -65,7 +65,7 @@ impl<D: Database> App<D> {
         Ok(tx)
     }
 
-    /// Publishes `event` within a transaction of the user's own (`&mut *tx` of sqlx), which commits or undoes it with its state:
+    /// Publishes `event` within a transaction of the user's own (`&mut *tx` of sqlx, `&mut tx` of redb), which commits or undoes it with its state:
     /// the way in for a service that has its transactions already. Call [`App::wake`] after the commit.
     ///
     /// The event's key is locked from here to the end of that transaction. Of several events at once ([`App::outgoing`]) the

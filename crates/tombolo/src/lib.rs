@@ -60,6 +60,10 @@ pub use view::View;
 #[cfg(feature = "sqlite")]
 pub use tombolo_db::sqlite;
 
+/// Documents by key as a service's database: `documents::Documents`, `documents::Collection` and `documents::Tx`.
+#[cfg(feature = "documents")]
+pub use tombolo_db::documents;
+
 /// MySQL and MariaDB as a service's database: `mysql::Mysql` and `mysql::Tx`.
 #[cfg(feature = "mysql")]
 pub use tombolo_db::mysql;

@@ -54,6 +54,8 @@ impl<D: Database> View<D> {
     ///
     /// Each build of the view gets tables of its own, so that one can be made beside the other. Handlers name them by
     /// `tx.sql("INSERT INTO {orders} …")?`, readers by [`crate::App::view`]. Other tables need another version.
+    ///
+    /// On documents, which have no SQL, these are the names of the view's collections: `{orders} {orders_by_user}`.
     #[must_use]
     pub fn tables(mut self, sql: &'static str) -> Self {
         self.own().tables = Some(sql);

@@ -4,6 +4,7 @@
 
 use std::path::Path;
 
+use tombolo_db::documents::{self, Documents};
 use tombolo_db::mysql::{self, Mysql};
 use tombolo_db::postgres::{self, Postgres};
 use tombolo_db::sqlite::{self, Sqlite};
@@ -19,6 +20,7 @@ pub(crate) fn print(arguments: &PrintSchema) -> Result<()> {
         DatabaseKind::Sqlite => sqlite::schema_sql(),
         DatabaseKind::Postgres => postgres::schema_sql(&arguments.schema),
         DatabaseKind::Mysql => mysql::schema_sql(&arguments.prefix),
+        DatabaseKind::Documents => documents::schema_text(),
     })
 }
 
@@ -39,6 +41,10 @@ pub(crate) async fn apply(arguments: ApplySchema) -> Result<()> {
             database.prepare(&owner, schema).await?;
             database.check().await?
         }
+        Opened::Documents(database) => {
+            database.prepare(&owner, schema).await?;
+            database.check().await?
+        }
     };
     say(&format!("Tombolo's tables for service {} are there, version {version}", owner.service))
 }
@@ -49,16 +55,54 @@ pub(crate) async fn check(arguments: OfDatabase) -> Result<()> {
     say(&format!("Tombolo's tables are there, version {version}, and the settings keep what is committed"))
 }
 
-/// The version of Tombolo's tables in the database at `url`, if that and its settings are as they should be.
-pub(crate) async fn version(url: &str) -> Result<i64> {
+/// The version of Tombolo's tables in the database at `url`, if that and its settings are as they should be; none if only
+/// the service that runs can look, because the file is open in it.
+pub(crate) async fn version(url: &str) -> Result<Option<i64>> {
     let (schema, prefix) = (SCHEMA_DEFAULT.to_owned(), PREFIX_DEFAULT.to_owned());
-    checked(&OfDatabase { url: url.to_owned(), schema, prefix }).await
+    match checked(&OfDatabase { url: url.to_owned(), schema, prefix }).await {
+        Ok(version) => Ok(Some(version)),
+        Err(Unchecked::Elsewhere(_)) => Ok(None),
+        Err(Unchecked::Wrong(error)) => Err(error),
+    }
 }
 
-async fn checked(arguments: &OfDatabase) -> Result<i64> {
+/// Why a database was not checked.
+enum Unchecked {
+    /// Another process has its file open, and does not share it.
+    Elsewhere(Error),
+    /// It is not as it should be.
+    Wrong(Error),
+}
+
+impl From<Error> for Unchecked {
+    fn from(error: Error) -> Self {
+        Self::Wrong(error)
+    }
+}
+
+impl From<tombolo_db::Error> for Unchecked {
+    fn from(error: tombolo_db::Error) -> Self {
+        let is_elsewhere = documents::is_open_elsewhere(&error);
+        if is_elsewhere { Self::Elsewhere(error.into()) } else { Self::Wrong(error.into()) }
+    }
+}
+
+impl From<Unchecked> for Error {
+    fn from(unchecked: Unchecked) -> Self {
+        match unchecked {
+            Unchecked::Elsewhere(error) | Unchecked::Wrong(error) => error,
+        }
+    }
+}
+
+async fn checked(arguments: &OfDatabase) -> std::result::Result<i64, Unchecked> {
     match Opened::of(arguments)? {
         Opened::Sqlite(database) => {
-            is_there(&arguments.url)?;
+            is_there(arguments.url.trim_start_matches("sqlite:"))?;
+            Ok(database.check().await?)
+        }
+        Opened::Documents(database) => {
+            is_there(arguments.url.trim_start_matches("documents:"))?;
             Ok(database.check().await?)
         }
         Opened::Postgres(database) => Ok(database.check().await?),
@@ -71,6 +115,7 @@ enum Opened {
     Sqlite(Sqlite),
     Postgres(Postgres),
     Mysql(Mysql),
+    Documents(Documents),
 }
 
 impl Opened {
@@ -85,15 +130,18 @@ impl Opened {
         if url.starts_with("sqlite:") {
             return Ok(Self::Sqlite(Sqlite::open(url)?));
         }
+        if url.starts_with("documents:") {
+            return Ok(Self::Documents(Documents::open(url)?));
+        }
         Err(Error::usage(format!(
-            "found the database {url:?}; expected sqlite:PATH, postgres://… or mysql://…"
+            "found the database {url:?}; expected sqlite:PATH, documents:PATH, postgres://… or mysql://…"
         )))
     }
 }
 
-/// SQLite would make a file that is not there.
-fn is_there(url: &str) -> Result<()> {
-    let path = url.trim_start_matches("sqlite:").trim_start_matches("//");
+/// A file that is not there would be made.
+fn is_there(place: &str) -> Result<()> {
+    let path = place.trim_start_matches("//");
     let path = path.split('?').next().unwrap_or(path);
     if Path::new(path).exists() {
         return Ok(());

@@ -18,7 +18,22 @@ fn tables_are_made_once_and_checked_without_a_change() {
     let said = stage.refused(&["schema", "apply", database, "--service", "users"], 1);
     assert!(said.contains("orders") && said.contains("users"), "{said}");
     let said = stage.refused(&["schema", "apply", "oracle://x", "--service", "orders"], 2);
-    assert!(said.contains("expected sqlite:PATH, postgres://… or mysql://"), "{said}");
+    assert!(said.contains("expected sqlite:PATH, documents:PATH, postgres://… or mysql://"), "{said}");
+}
+
+#[test]
+fn a_file_of_documents_is_made_once_and_checked_without_a_change() {
+    let stage = Stage::with_users();
+    assert!(stage.must(&["schema", "print", "documents"]).contains("tombolo/outbox"));
+    let database = "documents:orders.redb";
+    let said = stage.refused(&["schema", "check", database], 3);
+    assert!(said.contains("there is no file orders.redb"), "{said}");
+    assert!(!stage.path("orders.redb").exists(), "a check made the file");
+    stage.must(&["schema", "apply", database, "--service", "orders"]);
+    stage.must(&["schema", "apply", database, "--service", "orders"]);
+    assert!(stage.must(&["schema", "check", database]).contains("version 1"));
+    let said = stage.refused(&["schema", "apply", database, "--service", "users"], 1);
+    assert!(said.contains("orders") && said.contains("users"), "{said}");
 }
 
 #[test]

@@ -33,7 +33,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::SqlStr;
 
-use crate::{Committed, Database, Outgoing};
+use crate::{Build, Committed, Database, Outgoing, Transaction, Views};
 pub use stage::Stage;
 
 /// How long one case may take, in seconds, before it counts as failed.
@@ -82,6 +82,28 @@ pub trait Fixture: Send + Sync + 'static {
     /// Sums the values of a table, outside a transaction: `sql` is `SELECT … sum(v) … FROM …`. None if that cannot be read.
     async fn sum(&self, database: &Self::Database, sql: SqlStr) -> Option<i64>;
 
+    /// What declares the tables of a view: `titles`, as `insert` expects it.
+    fn tables(&self) -> &'static str {
+        "
+CREATE TABLE {titles} (k varchar(40) PRIMARY KEY, v bigint NOT NULL);
+CREATE INDEX {titles_by_value} ON {titles} (v); -- both names belong to the build
+"
+    }
+
+    /// Inserts a row into the table `titles` of the view whose event is handled in the transaction. A database without
+    /// SQL does it in its own way, and needs no `insert`.
+    async fn fold(&self, tx: &mut Tx<Self>, key: &str, value: i64) -> Result<(), sqlx::Error> {
+        let sql = tx.outgoing().sql("INSERT INTO {titles} (k, v)").expect("the view has such a table");
+        self.insert(tx, sql, key, value).await
+    }
+
+    /// Sums the values of the table `titles` of a build, outside a transaction. None if that cannot be read. A database
+    /// without SQL does it in its own way, and needs no `sum`.
+    async fn total(&self, database: &Self::Database, build: &Build) -> Option<i64> {
+        let sql = "SELECT CAST(coalesce(sum(v), 0) AS bigint) FROM {titles}";
+        self.sum(database, database.tables(build).sql(sql).expect("the view has such a table")).await
+    }
+
     /// What Tombolo's tables take on disk, in bytes, after what the engine can tidy up was tidied up.
     async fn size(&self, database: &Self::Database) -> u64;
 }
@@ -120,6 +142,10 @@ pub struct Abilities {
     pub unsafe_settings: Ability,
     /// A database may be missing (rather than be made when it is first used).
     pub absence: Ability,
+    /// The user's own statements can run without any transaction, on what transactions run on too.
+    pub bare_statements: Ability,
+    /// The tables of a view have declared columns.
+    pub columns: Ability,
 }
 
 /// What became of a case.

@@ -12,7 +12,7 @@ use super::schedule::seed;
 use super::stage::{Noted, Ready, Undeclared, assert_contiguous, event_of, marks_of, names, noted, stand_at};
 use super::{Ability, Case, Fixture, Own, Stage, Tx};
 use crate::outgoing::EVENTS_PER_TRANSACTION_MAX;
-use crate::{Depth, Kind, Origin, Outgoing, RoundLimit, Transaction};
+use crate::{Committed, Depth, Kind, Origin, Outgoing, RoundLimit, Transaction};
 
 pub(super) fn cases<F: Fixture>() -> Vec<Case<F>> {
     vec![
@@ -20,6 +20,7 @@ pub(super) fn cases<F: Fixture>() -> Vec<Case<F>> {
         Case::new(a_rollback_leaves_neither_state_nor_event),
         Case::new(a_dropped_transaction_leaves_neither_state_nor_event),
         Case::new(events_join_a_transaction_of_the_users_own),
+        Case::new(events_without_a_transaction_are_refused).needing(|abilities| abilities.bare_statements),
         Case::new(what_may_not_be_published_makes_the_commit_impossible),
         Case::new(a_failed_statement_leaves_state_and_event_together),
         Case::new(a_commit_without_events_wakes_nobody),
@@ -59,25 +60,30 @@ async fn state_and_events_commit_together<F: Fixture>(stage: Stage<F>) {
 
 async fn events_join_a_transaction_of_the_users_own<F: Fixture>(stage: Stage<F>) {
     let ready = stage.prepared(1).await;
-    let outgoing = |key: &str| {
-        let mut outgoing = Outgoing::new(ready.publisher());
-        outgoing.publish(&noted(key, 1)).expect("it is published");
-        outgoing
-    };
-    let own =
-        async |how, key: &str| ready.fixture().write_own(&ready.database, how, outgoing(key), key).await;
+    let own = async |how, key: &str| write_own(&ready, how, key).await;
     ready.commit(&[noted("before", 1)]).await;
     let committed = own(Own::Committed, "a").await.expect("it commits");
     assert_eq!((ready.read("a").await, committed.positions.len()), (Some(1), 1));
     own(Own::RolledBack, "b").await.expect("it is rolled back");
-    let refused = own(Own::None, "c").await.expect_err("there is no transaction");
-    assert_eq!(refused.kind(), Kind::Poisoned, "{refused}");
     assert_eq!((ready.read("b").await, ready.depth().await.rows), (None, 2));
     ready.commit(&[noted("after", 1)]).await;
     let rows = ready.drain(&mut *ready.lead(Uuid::now_v7()).await).await;
     assert_contiguous(&rows, 0);
     assert_eq!(rows.iter().map(|row| event_of(row).key).collect::<Vec<_>>(), ["before", "a", "after"]);
     assert_eq!(rows[1].id, committed.positions[0].id);
+}
+
+async fn events_without_a_transaction_are_refused<F: Fixture>(stage: Stage<F>) {
+    let ready = stage.prepared(1).await;
+    let refused = write_own(&ready, Own::None, "c").await.expect_err("there is no transaction");
+    assert_eq!(refused.kind(), Kind::Poisoned, "{refused}");
+    assert_nothing(&ready).await;
+}
+
+async fn write_own<F: Fixture>(ready: &Ready<F>, how: Own, key: &str) -> crate::Result<Committed> {
+    let mut outgoing = Outgoing::new(ready.publisher());
+    outgoing.publish(&noted(key, 1)).expect("it is published");
+    ready.fixture().write_own(&ready.database, how, outgoing, key).await
 }
 
 async fn a_rollback_leaves_neither_state_nor_event<F: Fixture>(stage: Stage<F>) {

@@ -1,7 +1,6 @@
 //! Cases about views: builds beside each other, and the pointer that only goes up and only to what has caught up.
 
 use serde_json::{Map, Value};
-use sqlx::SqlStr;
 use tombolo_event::{Cursor, EventId, Incarnation};
 use uuid::Uuid;
 
@@ -28,18 +27,15 @@ pub(super) fn cases<F: Fixture>() -> Vec<Case<F>> {
         Case::new(a_dropped_build_is_gone_and_its_name_is_not_used_again),
         Case::new(the_live_build_is_not_dropped),
         Case::new(comparing_shows_what_differs),
+        Case::new(columns_that_only_one_build_has_are_told).needing(|abilities| abilities.columns),
     ]
 }
 
 const VIEW: &str = "note-titles";
-const TABLES: &str = "
-CREATE TABLE {titles} (k varchar(40) PRIMARY KEY, v bigint NOT NULL);
-CREATE INDEX {titles_by_value} ON {titles} (v); -- both names belong to the build
-";
-
-fn wanted(version: u32, further: bool) -> Wanted {
+fn wanted<F: Fixture>(ready: &Ready<F>, version: u32, further: bool) -> Wanted {
     let request = further.then(Uuid::now_v7);
-    Wanted { view: VIEW.into(), version, tables: Some(TABLES.into()), request, switches: false }
+    let tables = Some(ready.fixture().tables().to_owned());
+    Wanted { view: VIEW.into(), version, tables, request, switches: false }
 }
 
 async fn make<F: Fixture>(ready: &Ready<F>, wanted: &Wanted) -> Build {
@@ -60,18 +56,12 @@ async fn fold_as<F: Fixture>(ready: &Ready<F>, build: &Build, key: &str, value: 
     let mut tx = ready.begin().await;
     let tables = ready.database.tables(build);
     tx.outgoing().enter(Origin::View { view: VIEW.into(), tables: Some(tables) });
-    let sql = tx.outgoing().sql("INSERT INTO {titles} (k, v)").expect("the view has such a table");
-    ready.fixture().insert(&mut tx, sql, key, value).await.expect("the table is there");
+    ready.fixture().fold(&mut tx, key, value).await.expect("the table is there");
     tx.commit().await.expect("it commits");
 }
 
 async fn sum<F: Fixture>(ready: &Ready<F>, build: &Build) -> Option<i64> {
-    let sql: SqlStr = ready
-        .database
-        .tables(build)
-        .sql("SELECT CAST(coalesce(sum(v), 0) AS bigint) FROM {titles}")
-        .expect("known");
-    ready.fixture().sum(&ready.database, sql).await
+    ready.fixture().total(&ready.database, build).await
 }
 
 /// Gives a build cursors in the same log as the others, and moves the first to `sequence`.
@@ -110,22 +100,22 @@ fn switch(epoch: u64, to: &Build) -> Switch {
 async fn the_first_build_is_live_at_once_and_is_found_again<F: Fixture>(stage: Stage<F>) {
     let ready = stage.prepared(1).await;
     assert!(ready.database.views().await.expect("views can be read").is_empty());
-    let first = make(&ready, &wanted(1, false)).await;
+    let first = make(&ready, &wanted(&ready, 1, false)).await;
     assert_eq!((first.id.to_string(), &*first.subscription), ("v1-b1".into(), "note-titles-v1"));
     let found = view(&ready).await;
     assert_eq!((found.live, found.epoch, found.builds.len()), (first.id, 1, 1));
     assert_eq!(found.builds[0].live_epoch, Some(1));
-    let again = make(&ready.reopened().await, &wanted(1, false)).await;
+    let again = make(&ready.reopened().await, &wanted(&ready, 1, false)).await;
     assert_eq!((again.id, &again.namespace), (first.id, &first.namespace), "a second build was made");
-    let second = make(&ready, &wanted(2, false)).await;
+    let second = make(&ready, &wanted(&ready, 2, false)).await;
     assert_eq!((second.id.version, second.live_epoch), (2, None));
     assert_eq!(view(&ready).await.live, first.id, "another version became live by itself");
 }
 
 async fn builds_have_tables_of_their_own<F: Fixture>(stage: Stage<F>) {
     let ready = stage.prepared(1).await;
-    let first = make(&ready, &wanted(1, false)).await;
-    let asked = wanted(1, true);
+    let first = make(&ready, &wanted(&ready, 1, false)).await;
+    let asked = wanted(&ready, 1, true);
     let further = make(&ready, &asked).await;
     assert_eq!(make(&ready.reopened().await, &asked).await.id, further.id, "one request made two builds");
     assert_eq!((further.id.to_string(), &*further.subscription), ("v1-b2".into(), "note-titles-v1-b2"));
@@ -138,8 +128,11 @@ async fn builds_have_tables_of_their_own<F: Fixture>(stage: Stage<F>) {
 
 async fn tables_declared_otherwise_are_refused<F: Fixture>(stage: Stage<F>) {
     let ready = stage.prepared(1).await;
-    make(&ready, &wanted(1, false)).await;
-    let commented = Wanted { tables: Some(format!("-- said differently\n{TABLES}")), ..wanted(1, false) };
+    make(&ready, &wanted(&ready, 1, false)).await;
+    let commented = Wanted {
+        tables: Some(format!("-- said differently\n{}", ready.fixture().tables())),
+        ..wanted(&ready, 1, false)
+    };
     make(&ready, &commented).await;
     let other =
         Wanted { tables: Some("CREATE TABLE {titles} (k text, v bigint, w bigint)".into()), ..commented };
@@ -150,24 +143,28 @@ async fn tables_declared_otherwise_are_refused<F: Fixture>(stage: Stage<F>) {
 
 async fn a_declaration_that_fails_leaves_nothing<F: Fixture>(stage: Stage<F>) {
     let ready = stage.prepared(1).await;
-    let broken = Wanted { tables: Some(format!("{TABLES}; CREATE TABLE {{more}} (")), ..wanted(1, false) };
+    let broken = Wanted {
+        tables: Some(format!("{}; CREATE TABLE {{more}} (", ready.fixture().tables())),
+        ..wanted(&ready, 1, false)
+    };
     let error = ready.database.make_build(&broken).await.expect_err("it is no SQL");
     assert_eq!(error.kind(), Kind::View, "{error}");
     assert!(ready.database.views().await.expect("views can be read").is_empty());
-    make(&ready, &wanted(1, false)).await;
+    make(&ready, &wanted(&ready, 1, false)).await;
 }
 
 async fn cursors_from_before_the_tables_are_not_taken_over<F: Fixture>(stage: Stage<F>) {
     let ready = stage.prepared(2).await;
-    let before = Build::new(&wanted(1, false), 1);
+    let before = Build::new(&wanted(&ready, 1, false), 1);
     follow(&ready, &before, Incarnation::new(), 5).await;
-    let build = make(&ready, &wanted(1, false)).await;
+    let build = make(&ready, &wanted(&ready, 1, false)).await;
     assert_ne!(build.subscription, before.subscription, "its tables would lack the first five events");
 }
 
 async fn a_switch_waits_for_the_cursors_of_the_live_build<F: Fixture>(stage: Stage<F>) {
     let ready = stage.prepared(2).await;
-    let (first, second) = (make(&ready, &wanted(1, false)).await, make(&ready, &wanted(1, true)).await);
+    let (first, second) =
+        (make(&ready, &wanted(&ready, 1, false)).await, make(&ready, &wanted(&ready, 1, true)).await);
     let incarnation = Incarnation::new();
     follow(&ready, &first, incarnation, 5).await;
     let refused = ready.database.switch(&switch(1, &second)).await.expect("it is answered");
@@ -191,8 +188,8 @@ async fn a_switch_waits_for_the_cursors_of_the_live_build<F: Fixture>(stage: Sta
 
 async fn a_switch_waits_for_its_own_goals<F: Fixture>(stage: Stage<F>) {
     let ready = stage.prepared(2).await;
-    make(&ready, &wanted(1, false)).await;
-    let second = make(&ready, &wanted(2, false)).await;
+    make(&ready, &wanted(&ready, 1, false)).await;
+    let second = make(&ready, &wanted(&ready, 2, false)).await;
     let incarnation = Incarnation::new();
     follow(&ready, &second, incarnation, 4).await;
     let goal = |incarnation, sequence| {
@@ -209,8 +206,8 @@ async fn a_switch_waits_for_its_own_goals<F: Fixture>(stage: Stage<F>) {
 
 async fn a_build_with_parked_keys_is_switched_to_only_if_that_is_accepted<F: Fixture>(stage: Stage<F>) {
     let ready = stage.prepared(2).await;
-    make(&ready, &wanted(1, false)).await;
-    let second = make(&ready, &wanted(1, true)).await;
+    make(&ready, &wanted(&ready, 1, false)).await;
+    let second = make(&ready, &wanted(&ready, 1, true)).await;
     follow(&ready, &second, Incarnation::new(), 4).await;
     let claim = ready.claim(&second.subscription, HOLDER, LONG).await.remove(0);
     let mut tx = ready.begin().await;
@@ -222,7 +219,7 @@ async fn a_build_with_parked_keys_is_switched_to_only_if_that_is_accepted<F: Fix
     assert_eq!(refused, Switched::Parked(2));
     let accepted = Switch { accept_parked: true, ..switch(1, &second) };
     assert_eq!(ready.database.switch(&accepted).await.expect("it is answered"), Switched::Done(2));
-    let third = make(&ready, &wanted(1, true)).await;
+    let third = make(&ready, &wanted(&ready, 1, true)).await;
     follow(&ready, &third, claim.cursor.incarnation, 7).await;
     assert_eq!(ready.database.switch(&switch(2, &third)).await.expect("it is answered"), Switched::Done(3));
     let mut wait = Wait::until("a build that nobody reads any more is dropped");
@@ -235,7 +232,8 @@ async fn a_build_with_parked_keys_is_switched_to_only_if_that_is_accepted<F: Fix
 
 async fn the_pointer_only_goes_up<F: Fixture>(stage: Stage<F>) {
     let ready = stage.prepared(1).await;
-    let (first, second) = (make(&ready, &wanted(1, false)).await, make(&ready, &wanted(1, true)).await);
+    let (first, second) =
+        (make(&ready, &wanted(&ready, 1, false)).await, make(&ready, &wanted(&ready, 1, true)).await);
     assert_eq!(ready.database.switch(&switch(1, &second)).await.expect("it is answered"), Switched::Done(2));
     let late = ready.reopened().await.database.switch(&switch(1, &first)).await.expect("it is answered");
     assert_eq!(late, Switched::Elsewhere(2), "a switch that saw an older epoch");
@@ -255,7 +253,7 @@ async fn the_pointer_only_goes_up<F: Fixture>(stage: Stage<F>) {
 
 async fn held_cursors_stand_still<F: Fixture>(stage: Stage<F>) {
     let ready = stage.prepared(2).await;
-    let build = make(&ready, &wanted(1, false)).await;
+    let build = make(&ready, &wanted(&ready, 1, false)).await;
     follow(&ready, &build, Incarnation::new(), 1).await;
     let claim = ready.claim(&build.subscription, HOLDER, LONG).await.remove(0);
     let holder = Uuid::now_v7();
@@ -274,8 +272,8 @@ async fn held_cursors_stand_still<F: Fixture>(stage: Stage<F>) {
 
 async fn a_dropped_build_is_gone_and_its_name_is_not_used_again<F: Fixture>(stage: Stage<F>) {
     let ready = stage.prepared(2).await;
-    let first = make(&ready, &wanted(1, false)).await;
-    let second = make(&ready, &wanted(1, true)).await;
+    let first = make(&ready, &wanted(&ready, 1, false)).await;
+    let second = make(&ready, &wanted(&ready, 1, true)).await;
     follow(&ready, &second, Incarnation::new(), 5).await;
     fold(&ready, &second, 1).await;
     ready.database.drop_build(VIEW, second.id).await.expect("it is dropped");
@@ -286,7 +284,7 @@ async fn a_dropped_build_is_gone_and_its_name_is_not_used_again<F: Fixture>(stag
     let types = [<Noted as tombolo_event::Event>::TYPE.to_owned()];
     let error = ready.database.open(&second.subscription, &types, &[], false).await;
     assert_eq!(error.expect_err("a worker that has not heard of it opens it again").kind(), Kind::View);
-    assert_eq!(make(&ready, &wanted(1, true)).await.id.to_string(), "v1-b3");
+    assert_eq!(make(&ready, &wanted(&ready, 1, true)).await.id.to_string(), "v1-b3");
     ready.database.drop_build(VIEW, second.id).await.expect("a repeat changes nothing");
     let never = BuildId { version: 1, number: 9 };
     let error = ready.database.drop_build(VIEW, never).await.expect_err("it never was");
@@ -295,7 +293,8 @@ async fn a_dropped_build_is_gone_and_its_name_is_not_used_again<F: Fixture>(stag
 
 async fn the_live_build_is_not_dropped<F: Fixture>(stage: Stage<F>) {
     let ready = stage.prepared(1).await;
-    let (first, second) = (make(&ready, &wanted(1, false)).await, make(&ready, &wanted(1, true)).await);
+    let (first, second) =
+        (make(&ready, &wanted(&ready, 1, false)).await, make(&ready, &wanted(&ready, 1, true)).await);
     let error = ready.database.drop_build(VIEW, first.id).await.expect_err("it is live");
     assert_eq!(error.kind(), Kind::View, "{error}");
     ready.database.switch(&switch(1, &second)).await.expect("it is switched");
@@ -308,7 +307,7 @@ async fn the_live_build_is_not_dropped<F: Fixture>(stage: Stage<F>) {
     assert!(
         ready
             .database
-            .make_build(&wanted(1, false))
+            .make_build(&wanted(&ready, 1, false))
             .await
             .expect("it is answered")
             .is_some_and(|build| build.id == second.id)
@@ -317,7 +316,8 @@ async fn the_live_build_is_not_dropped<F: Fixture>(stage: Stage<F>) {
 
 async fn comparing_shows_what_differs<F: Fixture>(stage: Stage<F>) {
     let ready = stage.prepared(1).await;
-    let (old, new) = (make(&ready, &wanted(1, false)).await, make(&ready, &wanted(1, true)).await);
+    let (old, new) =
+        (make(&ready, &wanted(&ready, 1, false)).await, make(&ready, &wanted(&ready, 1, true)).await);
     for (build, rows) in [(&old, [("a", 1), ("b", 2), ("c", 3)]), (&new, [("a", 1), ("b", 5), ("d", 4)])] {
         for (key, value) in rows {
             fold_as(&ready, build, key, value).await;
@@ -337,9 +337,19 @@ async fn comparing_shows_what_differs<F: Fixture>(stage: Stage<F>) {
     assert_eq!(one.expect("they can be compared")[0].differences.len(), 1);
     let same = ready.database.compare(&old, &old, sample).await.expect("it can be compared");
     assert!(same[0].same && same[0].differences.is_empty());
+    let users = Wanted { view: "others".into(), tables: None, ..wanted(&ready, 1, false) };
+    let users = make(&ready, &users).await;
+    let error = ready.database.compare(&old, &users, sample).await.expect_err("it has no tables");
+    assert_eq!(error.kind(), Kind::View, "{error}");
+}
+
+async fn columns_that_only_one_build_has_are_told<F: Fixture>(stage: Stage<F>) {
+    let ready = stage.prepared(1).await;
+    let old = make(&ready, &wanted(&ready, 1, false)).await;
+    let sample = Sample { rows: 10, seed: 1 };
     let other = Wanted {
         tables: Some("CREATE TABLE {titles} (k varchar(40) PRIMARY KEY, w bigint)".into()),
-        ..wanted(2, false)
+        ..wanted(&ready, 2, false)
     };
     let other = make(&ready, &other).await;
     let compared = ready.database.compare(&old, &other, sample).await.expect("they can be compared");
@@ -347,8 +357,4 @@ async fn comparing_shows_what_differs<F: Fixture>(stage: Stage<F>) {
         (&compared[0].only_old_columns, &compared[0].only_new_columns),
         (&vec!["v".into()], &vec!["w".into()])
     );
-    let users = Wanted { view: "others".into(), tables: None, ..wanted(1, false) };
-    let users = make(&ready, &users).await;
-    let error = ready.database.compare(&old, &users, sample).await.expect_err("it has no tables");
-    assert_eq!(error.kind(), Kind::View, "{error}");
 }

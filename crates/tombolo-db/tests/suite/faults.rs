@@ -56,6 +56,25 @@ async fn the_suite_catches_every_fault_of_sqlite() {
     }
 }
 
+#[cfg(feature = "documents")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_suite_catches_every_fault_of_documents() {
+    use crate::documents::{ABILITIES, Files};
+    // About commits at once, which the store does not have, and about what is one transaction there.
+    let elsewhere = [
+        Mutant::NaiveOutboxCursor,
+        Mutant::NoKeyLock,
+        Mutant::NumberingNotDurable,
+        Mutant::NumbersWhereHinted,
+        Mutant::CompletionApart,
+    ];
+    for &(fault, case) in FAULTS.iter().filter(|(fault, _)| !elsewhere.contains(fault)) {
+        let mut files = Files::new();
+        files.fault = Some(fault);
+        assert_caught(Arc::new(files), ABILITIES, fault, case).await;
+    }
+}
+
 #[cfg(feature = "postgres")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_suite_catches_every_fault_of_postgres() {

@@ -9,6 +9,8 @@ mod sqlite;
 mod postgres;
 #[cfg(feature = "mysql")]
 mod mysql;
+#[cfg(feature = "documents")]
+mod documents;
 #[cfg(feature = "mutants")]
 mod faults;
 
@@ -20,6 +22,12 @@ use tombolo_db::conformance;
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn sqlite_passes_the_suite() {
     conformance::run("sqlite", sqlite::ABILITIES, Arc::new(sqlite::Files::new())).await;
+}
+
+#[cfg(feature = "documents")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn documents_pass_the_suite() {
+    conformance::run("documents", documents::ABILITIES, Arc::new(documents::Files::new())).await;
 }
 
 #[cfg(feature = "postgres")]

@@ -15,6 +15,8 @@ pub(crate) const ABILITIES: Abilities = Abilities {
     failures_abort: Ability::Can,
     unsafe_settings: Ability::Can,
     absence: Ability::Can,
+    bare_statements: Ability::Can,
+    columns: Ability::Can,
 };
 
 /// Names the server that the tests may use.

@@ -18,6 +18,8 @@ pub(crate) const ABILITIES: Abilities = Abilities {
         "its unsafe settings are those of the whole server, which the tests share; a unit test covers the refusal",
     ),
     absence: Ability::Can,
+    bare_statements: Ability::Can,
+    columns: Ability::Can,
 };
 
 /// Names the server that the tests may use.

@@ -14,6 +14,8 @@ pub(crate) const ABILITIES: Abilities = Abilities {
     failures_abort: Ability::Cannot("a failed statement of SQLite undoes only itself"),
     unsafe_settings: Ability::Can,
     absence: Ability::Cannot("SQLite makes a file that is not there"),
+    bare_statements: Ability::Can,
+    columns: Ability::Can,
 };
 
 pub(crate) struct Files {

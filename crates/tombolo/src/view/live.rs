@@ -30,6 +30,12 @@ impl Live {
         Ok(self.tables.sql(text)?)
     }
 
+    /// The build's tables themselves, for a database without SQL: `database.read().await?.of_view(live.tables())`.
+    #[must_use]
+    pub fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
     /// The version that is read: while a new one is built beside it, that is still the older one.
     #[must_use]
     pub fn version(&self) -> u32 {

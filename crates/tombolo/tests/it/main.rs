@@ -25,3 +25,5 @@ mod archive;
 mod engines;
 #[cfg(feature = "mysql")]
 mod mariadb;
+#[cfg(feature = "documents")]
+mod documents;
