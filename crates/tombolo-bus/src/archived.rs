@@ -147,25 +147,25 @@ impl Reader {
             ended: false,
             read,
         };
-        reader.to_bus().await?;
+        reader.go_on_from_bus().await?;
         Ok(reader)
     }
 
     /// Goes on from the bus, which proves that it has the last record; from the archive if it does not have it any more.
-    async fn to_bus(&mut self) -> Result<()> {
+    async fn go_on_from_bus(&mut self) -> Result<()> {
         let read = Read { after: self.last, ..self.read.clone() };
         match self.both.bus.read(read).await {
             Ok(stream) => {
                 self.from = From::Bus(stream);
                 Ok(())
             }
-            Err(error) if error.kind() == Kind::Trimmed => self.to_archive(error).await,
+            Err(error) if error.kind() == Kind::Trimmed => self.go_on_from_archive(error).await,
             Err(error) => Err(error),
         }
     }
 
     /// Goes on from the archive, as far as that goes now.
-    async fn to_archive(&mut self, trimmed: Error) -> Result<()> {
+    async fn go_on_from_archive(&mut self, trimmed: Error) -> Result<()> {
         self.missed += 1;
         if self.missed > SEAMS_MISSED_MAX {
             return Err(self.lacking(trimmed));
@@ -213,7 +213,7 @@ impl Reader {
             match item {
                 Some(Ok(batch)) => return Ok(Some(self.take(batch))),
                 Some(Err(error)) if from_bus && error.kind() == Kind::Trimmed => {
-                    self.to_archive(error).await?
+                    self.go_on_from_archive(error).await?
                 }
                 Some(Err(error)) => return Err(error),
                 None if from_bus => return Ok(None),
@@ -244,12 +244,12 @@ impl Reader {
             let begins = self.both.bus.read(read).await.err().and_then(|error| error.begins());
             self.last = begins.unwrap_or(self.last);
         }
-        self.to_bus().await
+        self.go_on_from_bus().await
     }
 
     #[cfg(not(feature = "mutants"))]
     async fn cross(&mut self) -> Result<()> {
-        self.to_bus().await
+        self.go_on_from_bus().await
     }
 }
 

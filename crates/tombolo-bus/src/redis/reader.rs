@@ -12,6 +12,7 @@ use redis::Value;
 use tombolo_event::{Cursor, EventId};
 
 use super::link::{Link, SERVER};
+use super::scripts::Script;
 use super::values::{End, beginning, bytes, id, incarnation, list, number, odd, text};
 use crate::adapter::following::Following;
 use crate::adapter::paging::{self, Entry, Page, Source};
@@ -57,19 +58,13 @@ pub(super) async fn open(
 /// Proves that the log is the one that the cursor was in.
 async fn begin(link: &Link, read: &Read, cursor: Cursor) -> Result<End> {
     let place = format!("{}-0", cursor.sequence);
-    let mut asks = redis::pipe();
-    asks.atomic()
-        .cmd("HMGET")
-        .arg(link.keys.topic(&read.topic))
-        .arg(&["mark", "incarnation", "partitions", &format!("begins:{}", read.partition)])
-        .cmd("HGET")
-        .arg(link.keys.ends(&read.topic))
-        .arg(read.partition)
-        .cmd("XRANGE")
-        .arg(link.keys.partition(&read.topic, read.partition))
-        .arg(&place)
-        .arg(&place);
-    let mut answers = link.line().await?.ask_all(&asks).await?.into_iter();
+    let keys = &link.keys;
+    let named =
+        [keys.topic(&read.topic), keys.ends(&read.topic), keys.partition(&read.topic, read.partition)];
+    let mut line = link.line().await?;
+    let mut look = line.scripts.call(Script::Look, &named);
+    look.arg(read.partition).arg(&place);
+    let mut answers = list(line.ask(&look).await?).into_iter();
     let topic = list(answers.next().unwrap_or_default());
     let word = |at: usize| topic.get(at).and_then(text);
     let mark = word(0).ok_or_else(|| unknown_topic(&read.topic, SERVER))?;

@@ -114,6 +114,21 @@ return {first + most < before and 'more' or 'trimmed'}
 
 const TRIM_WHEN_FULL: &str = "#!lua flags=allow-oom\n";
 
+/// Where a reader begins, of one moment: not a transaction, which a server that is full refuses. KEYS: topic, ends, stream. ARGV:
+/// partition, place.
+const LOOK: &str = "#!lua flags=no-writes,allow-oom
+return {
+    redis.call('HMGET', KEYS[1], 'mark', 'incarnation', 'partitions', 'begins:' .. ARGV[1]),
+    redis.call('HGET', KEYS[2], ARGV[1]),
+    redis.call('XRANGE', KEYS[3], ARGV[2], ARGV[2])
+}
+";
+
+/// A topic and its ends, of one moment. KEYS: topic, ends.
+const ENDS: &str = "#!lua flags=no-writes,allow-oom
+return {redis.call('HMGET', KEYS[1], 'mark', 'incarnation', 'generations', 'epoch'), redis.call('HGETALL', KEYS[2])}
+";
+
 /// Tells everybody who hears a subject and one of each group. A member is passed over if its word is too old or nobody subscribes to its
 /// channel. KEYS: the hash of the subject. ARGV: prefix of channels, content, a random number.
 const SEND: &str = "
@@ -157,6 +172,8 @@ pub(super) enum Script {
     Raise,
     Divide,
     Trim,
+    Look,
+    Ends,
     Send,
 }
 
@@ -167,7 +184,16 @@ pub(super) struct Scripts {
 }
 
 impl Script {
-    const ALL: [Self; 6] = [Self::Ensure, Self::Append, Self::Raise, Self::Divide, Self::Trim, Self::Send];
+    const ALL: [Self; 8] = [
+        Self::Ensure,
+        Self::Append,
+        Self::Raise,
+        Self::Divide,
+        Self::Trim,
+        Self::Look,
+        Self::Ends,
+        Self::Send,
+    ];
 
     fn text(self) -> String {
         match self {
@@ -176,6 +202,8 @@ impl Script {
             Self::Raise => [TOPIC, RAISE].concat(),
             Self::Divide => [TOPIC, DIVIDE].concat(),
             Self::Trim => [TRIM_WHEN_FULL, TOPIC, TRIM].concat(),
+            Self::Look => LOOK.to_owned(),
+            Self::Ends => ENDS.to_owned(),
             Self::Send => SEND.to_owned(),
         }
     }

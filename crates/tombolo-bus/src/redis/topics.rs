@@ -121,9 +121,9 @@ impl Link {
 
     pub(super) async fn tails(&self, name: &ServiceName) -> Result<Vec<Tail>> {
         let mut line = self.line().await?;
-        let mut asks = redis::pipe();
-        asks.atomic().add_command(self.asked(name)).cmd("HGETALL").arg(self.keys.ends(name));
-        let mut answers = line.ask_all(&asks).await?.into_iter();
+        let named = [self.keys.topic(name), self.keys.ends(name)];
+        let ends = line.scripts.call(Script::Ends, &named);
+        let mut answers = list(line.ask(&ends).await?).into_iter();
         let found = self.found_topic(name, answers.next().unwrap_or_default())?;
         let topic = found.ok_or_else(|| unknown_topic(name, SERVER))?;
         tails(&topic, answers.next().unwrap_or_default())

@@ -7,7 +7,7 @@
 mod archive;
 #[cfg(feature = "embedded")]
 mod embedded;
-#[cfg(any(feature = "embedded", feature = "postgres", feature = "redis"))]
+#[cfg(any(feature = "postgres", feature = "redis"))]
 mod load;
 mod model;
 #[cfg(feature = "nats")]
