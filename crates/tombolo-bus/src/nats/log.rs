@@ -1,6 +1,9 @@
 //! One topic's stream: made, found, checked, and read record by record.
 //!
-//! Everything here asks the stream's leader (`STREAM.MSG.GET`), never a replica that may be behind.
+//! Everything here asks the stream's leader (`STREAM.MSG.GET`), never a replica that may be behind. But where a stream has
+//! replicas, who leads may have begun to a moment ago, and not have applied all that was acknowledged by the one before; or
+//! somebody else leads by now, and it has not heard. [`Log::settle`] is the barrier against both.
+//!
 //! Invariant: a stream that is not marked as ours is never touched, and one whose settings would lose events is refused.
 
 use std::sync::Arc;
@@ -26,12 +29,18 @@ pub(super) const TRIES_MAX: u32 = 64;
 const READS_AT_ONCE: usize = 32;
 /// The shortest time for which the server compares message ids, in milliseconds; ours never repeat.
 const DUPLICATES_MS: u64 = 100;
+/// The same where there are replicas: one that was away knows the id of its last message if it returns within it.
+const DUPLICATES_OF_REPLICAS_MS: u64 = 10_000;
+/// A last sequence that no stream has.
+const NO_SEQUENCE: u64 = i64::MAX as u64;
 
 /// A topic's stream.
 pub(super) struct Log {
     pub(super) link: Arc<Link>,
     pub(super) topic: ServiceName,
     pub(super) stream: Stream<()>,
+    /// On how many servers it is kept.
+    replicas: usize,
 }
 
 /// The end of a partition, and where in the stream it is.
@@ -109,8 +118,9 @@ impl Log {
         match link.jetstream.get_stream(&name).await {
             Ok(found) => {
                 check(link, topic, &found.cached_info().config)?;
+                let replicas = found.cached_info().config.num_replicas;
                 let stream = without_info(link, &name).await?;
-                Ok(Some(Self { link: Arc::clone(link), topic: topic.clone(), stream }))
+                Ok(Some(Self { link: Arc::clone(link), topic: topic.clone(), stream, replicas }))
             }
             Err(error) => match error.kind() {
                 GetStreamErrorKind::JetStream(why) if why.error_code() == ErrorCode::STREAM_NOT_FOUND => {
@@ -175,6 +185,31 @@ impl Log {
         Ok(Some((message::control(&message)?, message)))
     }
 
+    /// Returns when whoever leads the stream has applied all that was acknowledged before the call: a message that can never
+    /// hold goes through the order of the majority, and is refused in its place there. Nothing is stored.
+    pub(super) async fn settle(&self) -> Result<()> {
+        if self.replicas <= 1 {
+            return Ok(());
+        }
+        let message = PublishMessage::build().expected_last_sequence(NO_SEQUENCE);
+        let sent = self.link.jetstream.send_publish(self.link.names.control(&self.topic), message).await;
+        let refused = match sent {
+            Ok(ack) => ack.await.map(drop),
+            Err(error) => Err(error),
+        };
+        match refused {
+            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(()),
+            Err(error) => Err(super::writer::refusal(&self.topic, error)),
+            Ok(()) => {
+                let message = format!(
+                    "the stream of topic {} took a message on a condition that cannot hold",
+                    self.topic
+                );
+                Err(Error::new(Kind::Corrupt, message))
+            }
+        }
+    }
+
     /// The last record of a partition.
     pub(super) async fn end_of(&self, partition: u32) -> Result<End> {
         let found = self.last_on(self.link.names.partition(&self.topic, partition)).await?;
@@ -214,7 +249,8 @@ impl Log {
         }
     }
 
-    async fn last(&self) -> Result<u64> {
+    /// The last sequence of the stream, and which server says so.
+    async fn last(&self) -> Result<(u64, Option<String>)> {
         self.link.ready().await?;
         let info: Info = self
             .stream
@@ -222,13 +258,14 @@ impl Log {
             .await
             .map_err(|error| unavailable("the stream's end is unknown", error))?;
         check(&self.link, &self.topic, &info.config)?;
-        Ok(info.state.last_sequence)
+        Ok((info.state.last_sequence, info.cluster.and_then(|cluster| cluster.leader)))
     }
 
     /// Reads the ends of all partitions without reading the stream, then what came meanwhile, one by one, so that
     /// the whole is true of one moment.
     pub(super) async fn known(&self) -> Result<Known> {
-        let last = self.last().await?;
+        let (last, leader) = self.last().await?;
+        self.settle().await?;
         let (control, message) = self.last_control().await?.ok_or_else(|| unknown(&self.topic))?;
         let ends = stream::iter(0..control.generations.partitions()).map(|partition| self.end_of(partition));
         let ends = ends.buffered(READS_AT_ONCE).try_collect().await?;
@@ -236,12 +273,16 @@ impl Log {
         if let Some(message) = self.at(last).await? {
             known.last_id = message_id(&message);
         }
-        self.catch_up(&mut known).await?;
+        if self.catch_up(&mut known).await? != leader {
+            let message = format!("topic {} is led by another NATS server than a moment ago", self.topic);
+            return Err(Error::new(Kind::Unavailable, message));
+        }
         Ok(known)
     }
 
-    async fn catch_up(&self, known: &mut Known) -> Result<()> {
-        let last = self.last().await?;
+    /// Reads what came meanwhile; which server has said so.
+    async fn catch_up(&self, known: &mut Known) -> Result<Option<String>> {
+        let (last, leader) = self.last().await?;
         let mut new = stream::iter(known.last + 1..=last).map(|at| self.at(at)).buffered(READS_AT_ONCE);
         while let Some(message) = new.try_next().await? {
             if let Some(message) = message {
@@ -249,7 +290,30 @@ impl Log {
             }
         }
         known.last = last;
-        Ok(())
+        Ok(leader)
+    }
+
+    /// The ids of `count` records of a partition from a place in the stream on, with their sequences. Without a consumer,
+    /// which might be put on a replica that is away.
+    pub(super) async fn ids_from(
+        &self,
+        partition: u32,
+        from: u64,
+        count: usize,
+    ) -> Result<Vec<(u64, EventId)>> {
+        let last = self.last().await?.0;
+        let subject = self.link.names.partition(&self.topic, partition);
+        let mut found = Vec::with_capacity(count);
+        let mut messages = stream::iter(from..=last).map(|at| self.at(at)).buffered(READS_AT_ONCE);
+        while found.len() < count
+            && let Some(message) = messages.try_next().await?
+        {
+            if let Some(message) = message.filter(|message| message.subject.as_str() == subject) {
+                let record = message::stored(message)?.record;
+                found.push((record.sequence, record.id));
+            }
+        }
+        Ok(found)
     }
 
     /// Where in the stream a sequence of a partition is, by halving: there is no index, and none is needed to start
@@ -295,6 +359,7 @@ pub(super) async fn topics(link: &Arc<Link>) -> Result<Vec<Topic>> {
             }
             Err(error) => return Err(error),
         };
+        log.settle().await?;
         if let Some((control, _)) = log.last_control().await? {
             topics.push(control.topic(&name));
         }
@@ -317,16 +382,30 @@ async fn make(link: &Arc<Link>, topic: &ServiceName) -> Result<()> {
             CreateStreamErrorKind::JetStream(why) if why.error_code() == ErrorCode::STREAM_NAME_EXIST => {
                 Ok(())
             }
-            CreateStreamErrorKind::JetStream(why) => {
-                let message = format!("the NATS server refused to make topic {topic}: {why}");
-                Err(Error::new(Kind::Configuration, message))
-            }
+            CreateStreamErrorKind::JetStream(why) => Err(not_made(link, &format!("topic {topic}"), &why)),
             _ => Err(unavailable("the topic's stream cannot be made", error)),
         },
     }
 }
 
+/// Why a server would not make a stream.
+pub(super) fn not_made(link: &Link, what: &str, why: &async_nats::jetstream::Error) -> Error {
+    let asked = match link.replicas {
+        1 => String::new(),
+        replicas => format!(", on {replicas} servers of a cluster (`?replicas={replicas}`)"),
+    };
+    let kind = match why.error_code() {
+        // Servers that are away come back; until then nothing can be made.
+        ErrorCode::CLUSTER_NOT_AVAILABLE | ErrorCode::CLUSTER_NO_PEERS | ErrorCode::CLUSTER_NOT_LEADER => {
+            Kind::Unavailable
+        }
+        _ => Kind::Configuration,
+    };
+    Error::new(kind, format!("the NATS server refused to make {what}{asked}: {why}"))
+}
+
 fn settings(link: &Link, topic: &ServiceName) -> Config {
+    let duplicates_ms = if link.replicas > 1 { DUPLICATES_OF_REPLICAS_MS } else { DUPLICATES_MS };
     Config {
         name: link.names.topic_stream(topic),
         description: Some(link.names.topic_mark(topic)),
@@ -338,9 +417,9 @@ fn settings(link: &Link, topic: &ServiceName) -> Config {
         max_bytes: -1,
         max_messages_per_subject: -1,
         max_age: Duration::ZERO,
-        duplicate_window: Duration::from_millis(DUPLICATES_MS),
+        duplicate_window: Duration::from_millis(duplicates_ms),
         deny_delete: true,
-        num_replicas: 1,
+        num_replicas: link.replicas,
         ..Config::default()
     }
 }
@@ -360,9 +439,21 @@ fn check(link: &Link, topic: &ServiceName, found: &Config) -> Result<()> {
         (found.subjects != [link.names.topic_subjects(topic)])
             .then(|| format!("subjects {:?}", found.subjects))
     });
-    let Some(setting) = setting else { return Ok(()) };
+    let Some(setting) = setting else { return check_replicas(link, found) };
     let message = format!(
         "stream {name} of topic {topic} has {setting}, which would lose or mix events; expected file storage, no limits and only its own subjects: put the setting back"
+    );
+    Err(Error::new(Kind::Unsafe, message))
+}
+
+/// Refuses a stream that is kept on fewer servers than were asked for.
+pub(super) fn check_replicas(link: &Link, found: &Config) -> Result<()> {
+    let (name, has, asked) = (&found.name, found.num_replicas, link.replicas);
+    if has >= asked {
+        return Ok(());
+    }
+    let message = format!(
+        "stream {name} is kept on {has} of the servers; expected {asked}, as the bus URL says: `nats stream edit {name} --replicas {asked}`, or write `replicas={has}`"
     );
     Err(Error::new(Kind::Unsafe, message))
 }

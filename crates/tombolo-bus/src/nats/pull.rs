@@ -22,6 +22,8 @@ const PULL_MESSAGES_MAX: usize = 256;
 const PULL_BYTES_MAX: usize = 4 << 20;
 /// How long a request waits at the server for something to come.
 const PULL_SECONDS_MAX: u64 = 20;
+/// How often the server says that it waits with a request, in seconds: two and a half times without a word, and it is gone.
+const HEARTBEAT_SECONDS: u64 = 2;
 /// How long the server keeps the place of a reader that asks for nothing.
 const IDLE_SECONDS_MAX: u64 = 60;
 
@@ -75,8 +77,10 @@ impl Pull {
             if self.owed == 0 {
                 self.request().await?;
             }
-            let waiting =
-                tokio::time::timeout(Duration::from_secs(PULL_SECONDS_MAX + 5), self.subscriber.next());
+            let waiting = tokio::time::timeout(
+                Duration::from_millis(HEARTBEAT_SECONDS * 2_500),
+                self.subscriber.next(),
+            );
             let message = tokio::select! {
                 message = waiting => message,
                 _ = self.losses.changed() => return Err(lost("the connection to the NATS server was lost")),
@@ -106,6 +110,7 @@ impl Pull {
             "batch": PULL_MESSAGES_MAX,
             "max_bytes": PULL_BYTES_MAX.max(self.link.client.max_payload() * 2),
             "expires": Duration::from_secs(PULL_SECONDS_MAX).as_nanos() as u64,
+            "idle_heartbeat": Duration::from_secs(HEARTBEAT_SECONDS).as_nanos() as u64,
         });
         let (subject, inbox) = (self.subject.clone(), self.inbox.clone());
         let asked = self.link.client.publish_with_reply(subject, inbox, request.to_string().into()).await;
@@ -118,6 +123,7 @@ impl Pull {
     fn take(&mut self, message: Message) -> Result<Option<Pulled>> {
         match message.status {
             None | Some(StatusCode::OK) => {}
+            Some(StatusCode::IDLE_HEARTBEAT) => return Ok(None),
             Some(StatusCode::NO_RESPONDERS) => return Err(lost("the reader's place is gone")),
             Some(_) => {
                 let ended = message.description.as_deref().unwrap_or_default().to_ascii_lowercase();

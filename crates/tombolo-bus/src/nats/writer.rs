@@ -19,7 +19,6 @@ use tombolo_event::{EventId, Generations, Incarnation, ServiceName};
 use super::link::{Link, unavailable};
 use super::log::{End, Known, Log, TRIES_MAX, contended};
 use super::message::{self, Control};
-use super::pull::Pull;
 use crate::{Append, Appended, Error, Kind, Record, Result, Tail, Topic};
 
 /// The one writer of a topic in this process.
@@ -150,12 +149,12 @@ impl Writer {
         first: usize,
         refused: bool,
     ) -> Result<Sent> {
-        let flight = Arc::clone(&self.flights).read_owned().await;
-        if refused {
-            // A server that was restarted may not know the id of its last message; its sequence is enough for the
-            // first link, because the stream was read a moment ago.
+        // A server that was restarted may not know the id of its last message. Its sequence is enough for the first link if the
+        // stream was read a moment ago, or if nothing is on its way whose place a stranger's message could have taken.
+        if refused || self.flights.try_write().is_ok() {
             known.last_id = None;
         }
+        let flight = Arc::clone(&self.flights).read_owned().await;
         let mut acks = Vec::with_capacity(append.records.len() - first);
         for record in &append.records[first..] {
             acks.push(self.send_link(&mut known, append, record).await?);
@@ -202,8 +201,13 @@ impl Writer {
         if state.reads == sent.reads {
             state.known = None;
         }
+        drop(state);
         match error.kind() {
             PublishErrorKind::Other => Err(refusal(&self.topic, error)),
+            PublishErrorKind::TimedOut => {
+                self.link.leave().await;
+                Ok(None)
+            }
             _ => Ok(None),
         }
     }
@@ -220,10 +224,10 @@ impl Writer {
         let log = Log::open(&self.link, &self.topic).await?;
         let first = log.find_sequence(append.partition, repeated[0].sequence, end).await?;
         let Some(first) = first else { return same_id(append, &repeated[0], None) };
-        let mut pull = Pull::open(&log, append.partition, first.at, true).await?;
+        let found = log.ids_from(append.partition, first.at, repeated.len()).await?;
+        let mut found = found.into_iter();
         for record in repeated {
-            let found = pull.next().await?.stored.record;
-            let id = (found.sequence == record.sequence).then_some(found.id);
+            let id = found.next().filter(|(sequence, _)| *sequence == record.sequence).map(|(_, id)| id);
             same_id(append, record, id)?;
         }
         Ok(())
