@@ -3,6 +3,7 @@
 
 use crate::chore;
 use crate::error::Error;
+use crate::services::build_tools;
 use crate::workspace::Workspace;
 use crate::{proto, tidy};
 use std::process::Command;
@@ -25,6 +26,7 @@ const CHECKS: [Check; 6] = [
 pub(crate) fn run(workspace: &Workspace) -> Result<(), Error> {
     need(workspace, "fmt", "rustfmt")?;
     need(workspace, "clippy", "clippy")?;
+    build_tools(false)?;
     let outcomes = CHECKS.map(|(name, check)| {
         let started = Instant::now();
         (name, check(workspace), started.elapsed())

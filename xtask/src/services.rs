@@ -17,6 +17,7 @@ use crate::error::{Context, Error};
 use crate::interrupt::Interrupt;
 use crate::workspace::Workspace;
 use clap::{Args, ValueEnum};
+pub(crate) use install::build_tools;
 use record::Record;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

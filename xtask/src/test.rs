@@ -6,7 +6,7 @@ mod tally;
 use crate::chore;
 use crate::error::{Context, Error};
 use crate::interrupt::Interrupt;
-use crate::services::{Servers, VARIABLES};
+use crate::services::{Servers, VARIABLES, build_tools};
 use crate::workspace::Workspace;
 use clap::Args;
 use nix::sys::signal::{Signal, killpg};
@@ -38,6 +38,7 @@ pub(crate) struct Options {
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<(), Error> {
     let begun = Instant::now();
     let interrupt = Interrupt::watch()?;
+    build_tools(options.install)?;
     let servers = if options.quick { None } else { Some(servers(workspace, options, &interrupt)?) };
     let mut tally = Tally::default();
     for mut command in commands(workspace, options.quick) {

@@ -185,6 +185,7 @@ impl Topic {
     #[cfg_attr(
         not(any(
             feature = "embedded",
+            feature = "kafka",
             feature = "nats",
             feature = "postgres",
             feature = "rabbitmq",
@@ -214,6 +215,7 @@ impl Topic {
     #[cfg_attr(
         not(any(
             feature = "embedded",
+            feature = "kafka",
             feature = "nats",
             feature = "postgres",
             feature = "rabbitmq",

@@ -8,7 +8,7 @@ pub use tombolo_event::operator::OPERATOR_TOKEN;
 
 use crate::{Error, Kind, Result};
 
-/// Where the bus is: `tombolo://host:port`, `tombolo+unix:///path`, `nats://…`, `amqp://…`, `memory:`.
+/// Where the bus is: `tombolo://host:port`, `tombolo+unix:///path`, `nats://…`, `amqp://…`, `kafka://…`, `memory:`.
 pub const BUS: &str = "TOMBOLO_BUS";
 /// The address to serve on, such as `127.0.0.1:7101`; port 0 takes a free one.
 pub const LISTEN: &str = "TOMBOLO_LISTEN";

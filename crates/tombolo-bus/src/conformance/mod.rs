@@ -64,6 +64,8 @@ pub struct Abilities {
     pub reopens: Ability,
     /// Telling whether anybody listens on a subject.
     pub reach: Ability,
+    /// Keeping more than a few megabytes of a topic.
+    pub history: Ability,
     /// The largest `Record::bytes` that it takes, in bytes; [`tombolo_event::envelope::EVENT_BYTES_MAX`] unless its
     /// settings say less.
     pub record_bytes_max: usize,
@@ -77,6 +79,7 @@ impl Abilities {
             filters: Ability::Can,
             reopens: Ability::Can,
             reach: Ability::Can,
+            history: Ability::Can,
             record_bytes_max: tombolo_event::envelope::EVENT_BYTES_MAX,
         }
     }

@@ -5,6 +5,8 @@
 
 #[cfg(feature = "embedded")]
 mod embedded;
+#[cfg(feature = "kafka")]
+mod kafka;
 #[cfg(any(feature = "postgres", feature = "redis"))]
 mod load;
 mod model;

@@ -8,10 +8,9 @@
 
 use std::sync::Arc;
 
-use super::link::{Lines, Link};
 use super::message::Says;
 use super::rule::State;
-use super::stream::{Feed, From};
+use super::{From, Streams};
 use crate::{Record, Result};
 
 /// After how many messages a mark is written.
@@ -20,36 +19,35 @@ pub(super) const MARK_EACH: u64 = 512;
 const NEAR: u64 = 2 * MARK_EACH;
 
 /// A place in one partition that moves on.
-pub(super) struct Past {
-    feed: Feed,
+pub(super) struct Past<S: Streams> {
+    feed: S::Feed,
     state: State,
     partition: u32,
 }
 
 /// The state before the first message.
-pub(super) fn beginning(link: &Link) -> State {
+pub(super) fn beginning(server: &impl Streams) -> State {
     let state = State::default();
     #[cfg(feature = "mutants")]
-    let state = State { mutant: link.mutant, ..state };
+    let state = State { mutant: server.root().mutant, ..state };
     #[cfg(not(feature = "mutants"))]
-    let _ = link;
+    let _ = server;
     state
 }
 
-impl Past {
+impl<S: Streams> Past<S> {
     /// Goes to a place before a sequence of a partition, which must be there before the offset `end`, where there is a message.
     pub(super) async fn before(
-        link: &Arc<Link>,
+        server: &Arc<S>,
         stream: &str,
         partition: u32,
         sequence: u64,
         end: u64,
     ) -> Result<Self> {
-        let lines = link.ready()?;
-        let (mut low, mut high) = (beginning(link), end);
+        let (mut low, mut high) = (beginning(&**server), end);
         while sequence > 1 && high.saturating_sub(low.next) > NEAR {
             let middle = low.next + (high - low.next) / 2;
-            match mark(link, &lines, stream, middle, high).await? {
+            match mark(&**server, stream, middle, high).await? {
                 // What counts before a partition is there is not in it.
                 Some(state) if state.end(partition).is_none_or(|end| end.sequence < sequence) => {
                     if state.next <= low.next {
@@ -60,14 +58,14 @@ impl Past {
                 _ => high = middle,
             }
         }
-        let feed = Feed::open(&lines, stream, From::Offset(low.next)).await?;
+        let feed = server.feed(stream, From::Offset(low.next)).await?;
         Ok(Self { feed, state: low, partition })
     }
 
     /// The records of the next append that counts, as soon as there is one.
     pub(super) async fn next(&mut self) -> Result<Vec<Record>> {
         loop {
-            let (at, message) = self.feed.next().await?;
+            let (at, message) = super::next(&mut self.feed).await?;
             if let Some(records) = self.counts(at, message) {
                 return Ok(records);
             }
@@ -76,7 +74,7 @@ impl Past {
 
     /// The same if it has already arrived.
     pub(super) async fn next_ready(&mut self) -> Result<Option<Vec<Record>>> {
-        while let Some((at, message)) = self.feed.next_ready().await? {
+        while let Some((at, message)) = super::next_ready(&mut self.feed).await? {
             if let Some(records) = self.counts(at, message) {
                 return Ok(Some(records));
             }
@@ -96,34 +94,28 @@ impl Past {
 }
 
 /// The state of the first mark from an offset on, before the offset `end`, where there is a message.
-pub(super) async fn mark(
-    link: &Link,
-    lines: &Lines,
-    stream: &str,
-    from: u64,
-    end: u64,
-) -> Result<Option<State>> {
-    let mut feed = Feed::open(lines, stream, From::Offset(from)).await?;
+pub(super) async fn mark<S: Streams>(server: &S, stream: &str, from: u64, end: u64) -> Result<Option<State>> {
+    let mut feed = server.feed(stream, From::Offset(from)).await?;
     loop {
-        let (at, message) = feed.next().await?;
+        let (at, message) = super::next(&mut feed).await?;
         if at >= end {
             return Ok(None);
         }
         if let Says::Mark(mark) = &message.says {
-            return Ok(Some(State::at_mark(beginning(link), &message, mark)));
+            return Ok(Some(State::at_mark(beginning(server), &message, mark)));
         }
     }
 }
 
 /// The state at a mark near the end of a stream, of which `last` is the offset of a message.
-pub(super) async fn near_the_end(link: &Link, lines: &Lines, stream: &str, last: u64) -> Result<State> {
+pub(super) async fn near_the_end<S: Streams>(server: &S, stream: &str, last: u64) -> Result<State> {
     let (mut back, mut end) = (NEAR, last);
     while last > back {
         let from = last - back;
-        if let Some(state) = mark(link, lines, stream, from, end).await? {
+        if let Some(state) = mark(server, stream, from, end).await? {
             return Ok(state);
         }
         (back, end) = (back * 2, from);
     }
-    Ok(beginning(link))
+    Ok(beginning(server))
 }
