@@ -22,7 +22,7 @@ use tombolo_event::{Backoff, ServiceName};
 
 use super::admin::Admin;
 use super::names::{Address, Names};
-use super::settings::{MESSAGE_BYTES_MAX, Settings};
+use super::settings::{MESSAGE_BYTES_MAX, Settings, UNSYNCED};
 use super::stream::{Aside, Feed, Outlet, Pool};
 use crate::accept::Accepted;
 use crate::judged::{self, From, REQUEST_SECONDS_MAX, Root, Streams};
@@ -286,10 +286,21 @@ impl Link {
         }
     }
 
-    /// What is known of a topic's settings, if it was used already.
-    pub(super) fn settings(&self) -> Vec<Settings> {
+    /// What is kept of an acknowledged event, as far as topics were used already; for people.
+    pub(super) fn keeps(&self) -> String {
+        let signals = self.names.signals();
         let checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
-        checked.values().map(|(_, settings)| settings.clone()).collect()
+        let used = checked.iter().filter(|(name, _)| **name != signals).map(|(_, (_, settings))| settings);
+        let in_memory = used.filter(|settings| !settings.is_synced()).map(Settings::copies).min();
+        match in_memory {
+            Some(copies) => {
+                format!("by then in the memory of {copies} brokers at least, which sync when they please")
+            }
+            None if self.accepted.names(&UNSYNCED) => {
+                "by then in memory or synced, as each topic is set".into()
+            }
+            None => "each of which has synced it by then (flush.messages=1)".into(),
+        }
     }
 
     fn was_checked(&self, stream: &str) -> bool {

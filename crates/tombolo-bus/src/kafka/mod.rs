@@ -112,12 +112,7 @@ impl Bus for Kafka {
             || "Kafka (unverified), which has not answered yet".to_owned(),
             |brokers| format!("Kafka (unverified), {brokers} brokers"),
         );
-        let found = self.link().settings();
-        let topics = found.iter().filter(|settings| !settings.is_synced()).map(|settings| settings.copies());
-        let kept = match topics.min() {
-            None => "synced by every replica in sync (flush.messages=1)".to_owned(),
-            Some(copies) => format!("in the memory of {copies} brokers at least, synced when they please"),
-        };
+        let kept = self.link().keeps();
         let detail = format!(
             "read back below the mark that all replicas in sync have reached (acks=all), {kept}; unverified: no test of Tombolo \
              has run against a real broker"

@@ -11,15 +11,14 @@ use std::time::Duration;
 
 use async_nats::header::NATS_MESSAGE_ID;
 use async_nats::jetstream::ErrorCode;
-use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind, PublishErrorKind};
+use async_nats::jetstream::context::{GetStreamErrorKind, PublishErrorKind};
 use async_nats::jetstream::message::{PublishMessage, StreamMessage};
-use async_nats::jetstream::stream::{
-    Config, DiscardPolicy, Info, LastRawMessageErrorKind, RetentionPolicy, StorageType, Stream,
-};
+use async_nats::jetstream::stream::{Info, LastRawMessageErrorKind, Stream};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use tombolo_event::{EventId, ServiceName};
+use tombolo_event::{Backoff, EventId, ServiceName};
 
 use super::link::{Link, unavailable};
+use super::made::{check, make};
 use super::message::{self, Control, Stored};
 use crate::{Error, Kind, Result, Tail, Topic, TopicSpec};
 
@@ -27,10 +26,9 @@ use crate::{Error, Kind, Result, Tail, Topic, TopicSpec};
 pub(super) const TRIES_MAX: u32 = 64;
 /// How many single reads are on their way at once.
 const READS_AT_ONCE: usize = 32;
-/// The shortest time for which the server compares message ids, in milliseconds; ours never repeat.
-const DUPLICATES_MS: u64 = 100;
-/// The same where there are replicas: one that was away knows the id of its last message if it returns within it.
-const DUPLICATES_OF_REPLICAS_MS: u64 = 10_000;
+/// How often a topic is ensured again whose stream nobody leads yet; a few seconds in all.
+const HALF_MADE_TRIES_MAX: u32 = 8;
+const AGAIN: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 /// A last sequence that no stream has.
 const NO_SEQUENCE: u64 = i64::MAX as u64;
 
@@ -133,20 +131,32 @@ impl Log {
 
     /// Makes the topic unless it is there. Whoever writes the first control record gives the incarnation.
     pub(super) async fn ensure(link: &Arc<Link>, spec: &TopicSpec) -> Result<Topic> {
-        for _ in 0..TRIES_MAX {
-            let Some(log) = Self::find(link, &spec.name).await? else {
-                make(link, &spec.name).await?;
-                continue;
-            };
-            if let Some((control, _)) = log.last_control().await? {
-                return control.topic(&spec.name).matching(spec);
+        for attempt in 0..TRIES_MAX {
+            match Self::ensure_once(link, spec).await {
+                Ok(Some(topic)) => return topic.matching(spec),
+                Ok(None) => {}
+                // On several servers a stream is there before they have agreed on who leads it.
+                Err(error) if link.replicas > 1 && error.is_transient() && attempt < HALF_MADE_TRIES_MAX => {
+                    tokio::time::sleep(AGAIN.jittered(attempt)).await;
+                }
+                Err(error) => return Err(error),
             }
-            let generations = spec.generations.clone();
-            let control =
-                Control { incarnation: spec.incarnation.unwrap_or_default(), generations, epoch: 0 };
-            log.write_control(&control, |message| message.expected_last_sequence(0)).await?;
         }
         Err(contended(&spec.name))
+    }
+
+    /// The topic; none if somebody has to look again.
+    async fn ensure_once(link: &Arc<Link>, spec: &TopicSpec) -> Result<Option<Topic>> {
+        let Some(log) = Self::find(link, &spec.name).await? else {
+            return make(link, &spec.name).await.map(|()| None);
+        };
+        if let Some((control, _)) = log.last_control().await? {
+            return Ok(Some(control.topic(&spec.name)));
+        }
+        let generations = spec.generations.clone();
+        let control = Control { incarnation: spec.incarnation.unwrap_or_default(), generations, epoch: 0 };
+        log.write_control(&control, |message| message.expected_last_sequence(0)).await?;
+        Ok(None)
     }
 
     /// Writes a control record on a condition; `false` if the condition did not hold.
@@ -185,10 +195,15 @@ impl Log {
         Ok(Some((message::control(&message)?, message)))
     }
 
+    /// Whether it is kept on several servers.
+    pub(super) fn has_replicas(&self) -> bool {
+        self.replicas > 1
+    }
+
     /// Returns when whoever leads the stream has applied all that was acknowledged before the call: a message that can never
     /// hold goes through the order of the majority, and is refused in its place there. Nothing is stored.
     pub(super) async fn settle(&self) -> Result<()> {
-        if self.replicas <= 1 {
+        if !self.has_replicas() {
             return Ok(());
         }
         let message = PublishMessage::build().expected_last_sequence(NO_SEQUENCE);
@@ -371,116 +386,6 @@ pub(super) async fn topics(link: &Arc<Link>) -> Result<Vec<Topic>> {
 async fn without_info(link: &Link, name: &str) -> Result<Stream<()>> {
     let stream = link.jetstream.get_stream_no_info(name).await;
     stream.map_err(|error| unavailable("the topic's stream cannot be found", error))
-}
-
-async fn make(link: &Arc<Link>, topic: &ServiceName) -> Result<()> {
-    let made = link.jetstream.create_stream(settings(link, topic)).await;
-    match made {
-        Ok(_) => Ok(()),
-        Err(error) => match error.kind() {
-            // Somebody else made it in the meantime; whether as we would have is checked when it is found.
-            CreateStreamErrorKind::JetStream(why) if why.error_code() == ErrorCode::STREAM_NAME_EXIST => {
-                Ok(())
-            }
-            CreateStreamErrorKind::JetStream(why) => Err(not_made(link, &format!("topic {topic}"), &why)),
-            _ => Err(unavailable("the topic's stream cannot be made", error)),
-        },
-    }
-}
-
-/// Why a server would not make a stream.
-pub(super) fn not_made(link: &Link, what: &str, why: &async_nats::jetstream::Error) -> Error {
-    let asked = match link.replicas {
-        1 => String::new(),
-        replicas => format!(", on {replicas} servers of a cluster (`?replicas={replicas}`)"),
-    };
-    let kind = match why.error_code() {
-        // Servers that are away come back; until then nothing can be made.
-        ErrorCode::CLUSTER_NOT_AVAILABLE | ErrorCode::CLUSTER_NO_PEERS | ErrorCode::CLUSTER_NOT_LEADER => {
-            Kind::Unavailable
-        }
-        _ => Kind::Configuration,
-    };
-    Error::new(kind, format!("the NATS server refused to make {what}{asked}: {why}"))
-}
-
-fn settings(link: &Link, topic: &ServiceName) -> Config {
-    let duplicates_ms = if link.replicas > 1 { DUPLICATES_OF_REPLICAS_MS } else { DUPLICATES_MS };
-    Config {
-        name: link.names.topic_stream(topic),
-        description: Some(link.names.topic_mark(topic)),
-        subjects: vec![link.names.topic_subjects(topic)],
-        storage: StorageType::File,
-        retention: RetentionPolicy::Limits,
-        discard: DiscardPolicy::New,
-        max_messages: -1,
-        max_bytes: -1,
-        max_messages_per_subject: -1,
-        max_age: Duration::ZERO,
-        duplicate_window: Duration::from_millis(duplicates_ms),
-        deny_delete: true,
-        num_replicas: link.replicas,
-        ..Config::default()
-    }
-}
-
-/// Refuses a stream that is not ours, or that would lose events.
-fn check(link: &Link, topic: &ServiceName, found: &Config) -> Result<()> {
-    let name = &found.name;
-    if found.description.as_ref() != Some(&link.names.topic_mark(topic)) {
-        let message = format!(
-            "stream {name} is not Tombolo's: its description is {:?}; expected {:?}: choose another namespace",
-            found.description.as_deref().unwrap_or_default(),
-            link.names.topic_mark(topic)
-        );
-        return Err(Error::new(Kind::TopicDiffers, message));
-    }
-    let setting = unsafe_setting(found).or_else(|| {
-        (found.subjects != [link.names.topic_subjects(topic)])
-            .then(|| format!("subjects {:?}", found.subjects))
-    });
-    let Some(setting) = setting else { return check_replicas(link, found) };
-    let message = format!(
-        "stream {name} of topic {topic} has {setting}, which would lose or mix events; expected file storage, no limits and only its own subjects: put the setting back"
-    );
-    Err(Error::new(Kind::Unsafe, message))
-}
-
-/// Refuses a stream that is kept on fewer servers than were asked for.
-pub(super) fn check_replicas(link: &Link, found: &Config) -> Result<()> {
-    let (name, has, asked) = (&found.name, found.num_replicas, link.replicas);
-    if has >= asked {
-        return Ok(());
-    }
-    let message = format!(
-        "stream {name} is kept on {has} of the servers; expected {asked}, as the bus URL says: `nats stream edit {name} --replicas {asked}`, or write `replicas={has}`"
-    );
-    Err(Error::new(Kind::Unsafe, message))
-}
-
-fn unsafe_setting(found: &Config) -> Option<String> {
-    let limits = [
-        ("max_msgs", found.max_messages),
-        ("max_bytes", found.max_bytes),
-        ("max_msgs_per_subject", found.max_messages_per_subject),
-    ];
-    match found {
-        Config { storage: StorageType::Memory, .. } => return Some("storage memory".into()),
-        Config { retention, .. } if *retention != RetentionPolicy::Limits => {
-            return Some(format!("retention {retention:?}"));
-        }
-        Config { max_age, .. } if !max_age.is_zero() => return Some(format!("max_age {max_age:?}")),
-        Config { discard, .. } if *discard != DiscardPolicy::New => return Some("discard old".into()),
-        Config { no_ack: true, .. } => return Some("no_ack".into()),
-        Config { sealed: true, .. } => return Some("sealed".into()),
-        Config { allow_rollup: true, .. } => return Some("allow_rollup_hdrs".into()),
-        Config { mirror: Some(_), .. } => return Some("a mirror".into()),
-        Config { sources: Some(sources), .. } if !sources.is_empty() => return Some("sources".into()),
-        Config { subject_transform: Some(_), .. } => return Some("a subject transform".into()),
-        _ => {}
-    }
-    let limited = limits.into_iter().find(|(_, limit)| *limit > 0);
-    limited.map(|(name, limit)| format!("{name} {limit}"))
 }
 
 pub(super) fn contended(topic: &ServiceName) -> Error {

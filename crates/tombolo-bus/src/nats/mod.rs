@@ -28,6 +28,7 @@
 
 mod link;
 mod log;
+mod made;
 mod message;
 mod names;
 mod pull;

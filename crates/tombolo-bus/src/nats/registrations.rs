@@ -111,7 +111,7 @@ async fn make(link: &Arc<Link>) -> Result<Stream> {
     match link.jetstream.create_stream(settings).await {
         Ok(stream) => ours(link, stream),
         Err(error) => match error.kind() {
-            CreateStreamErrorKind::JetStream(why) => Err(super::log::not_made(link, "registrations", &why)),
+            CreateStreamErrorKind::JetStream(why) => Err(super::made::not_made(link, "registrations", &why)),
             _ => Err(unavailable("the registrations cannot be kept", error)),
         },
     }
@@ -130,6 +130,6 @@ fn ours(link: &Link, stream: Stream) -> Result<Stream> {
         );
         return Err(Error::new(Kind::Unsafe, message));
     }
-    super::log::check_replicas(link, found)?;
+    super::made::check_replicas(link, found)?;
     Ok(stream)
 }

@@ -8,6 +8,7 @@
 //! since, no link holds, and the decision is made again from the stream.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::{PublishAckFuture, PublishError, PublishErrorKind};
@@ -28,6 +29,24 @@ pub(super) struct Writer {
     known: Mutex<State>,
     /// Held for reading by every append that waits for acknowledgements, for writing by who reads the stream.
     flights: Arc<RwLock<()>>,
+    /// As of which reading of the stream something was sent that is not known to be stored.
+    astray: Arc<AtomicU64>,
+}
+
+/// Something on its way. It is astray unless it is said to have landed, also when nobody waits for it any more.
+struct Flight {
+    _way: OwnedRwLockReadGuard<()>,
+    astray: Arc<AtomicU64>,
+    reads: u64,
+    landed: bool,
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        if !self.landed {
+            self.astray.fetch_max(self.reads, Ordering::AcqRel);
+        }
+    }
 }
 
 #[derive(Default)]
@@ -52,7 +71,7 @@ struct Sent {
     acks: Vec<PublishAckFuture>,
     last: u64,
     reads: u64,
-    flight: OwnedRwLockReadGuard<()>,
+    flight: Flight,
 }
 
 enum Step {
@@ -68,6 +87,7 @@ impl Writer {
             topic: topic.clone(),
             known: Mutex::default(),
             flights: Arc::default(),
+            astray: Arc::default(),
         }
     }
 
@@ -150,11 +170,15 @@ impl Writer {
         refused: bool,
     ) -> Result<Sent> {
         // A server that was restarted may not know the id of its last message. Its sequence is enough for the first link if the
-        // stream was read a moment ago, or if nothing is on its way whose place a stranger's message could have taken.
-        if refused || self.flights.try_write().is_ok() {
+        // stream was read a moment ago, or if everything has landed whose place a stranger's message could have taken.
+        let all_landed =
+            self.flights.try_write().is_ok() && self.astray.load(Ordering::Acquire) < state.reads;
+        if refused || all_landed {
             known.last_id = None;
         }
-        let flight = Arc::clone(&self.flights).read_owned().await;
+        let reads = state.reads;
+        let way = Arc::clone(&self.flights).read_owned().await;
+        let flight = Flight { _way: way, astray: Arc::clone(&self.astray), reads, landed: false };
         let mut acks = Vec::with_capacity(append.records.len() - first);
         for record in &append.records[first..] {
             acks.push(self.send_link(&mut known, append, record).await?);
@@ -164,7 +188,6 @@ impl Writer {
             *end = End { sequence: record.sequence, id: Some(record.id), at: known.last };
         }
         let last = end.sequence;
-        let reads = state.reads;
         state.known = Some(known);
         Ok(Sent { acks, last, reads, flight })
     }
@@ -192,11 +215,13 @@ impl Writer {
     }
 
     /// Waits for the acknowledgements; `None` if a link did not hold or its answer was lost.
-    async fn acknowledged(&self, sent: Sent) -> Result<Option<u64>> {
+    async fn acknowledged(&self, mut sent: Sent) -> Result<Option<u64>> {
         let acks = join_all(sent.acks.into_iter().map(IntoFuture::into_future)).await;
+        let error = acks.into_iter().find_map(|ack| ack.err());
+        sent.flight.landed = error.is_none();
         // Before the state is locked: who holds it may be waiting for all flights to land.
         drop(sent.flight);
-        let Some(error) = acks.into_iter().find_map(|ack| ack.err()) else { return Ok(Some(sent.last)) };
+        let Some(error) = error else { return Ok(Some(sent.last)) };
         let mut state = self.known.lock().await;
         if state.reads == sent.reads {
             state.known = None;

@@ -11,8 +11,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream;
+use futures_util::StreamExt;
 use futures_util::future::join_all;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
 use tokio::sync::{Mutex, watch};
@@ -25,6 +27,8 @@ const BOUND: Duration = Duration::from_secs(60);
 /// How often a cluster is looked at that is waited for.
 const LOOK_EACH: Duration = Duration::from_millis(50);
 const SERVERS: usize = 3;
+/// How many messages are asked for at once.
+const READS_AT_ONCE: usize = 64;
 /// An address that nobody listens on: what the servers tell each other of themselves, so that only the proxies lead to them.
 const NOWHERE: &str = "127.0.0.1:1";
 
@@ -37,6 +41,8 @@ pub(super) struct Cluster {
 struct Server {
     name: String,
     port: u16,
+    /// Where it tells what it holds itself.
+    monitor: u16,
     folder: TempDir,
     process: Mutex<Option<Child>>,
 }
@@ -73,6 +79,7 @@ impl Cluster {
             let server = Server {
                 name: format!("n{from}"),
                 port: free_port(),
+                monitor: free_port(),
                 folder: tempfile::tempdir().unwrap(),
                 process: Mutex::default(),
             };
@@ -104,7 +111,8 @@ impl Cluster {
         bus
     }
 
-    /// The server that leads a stream, once there is one and all others have what it has.
+    /// The server that leads a stream, once all others really hold what it has: a replica that was restarted is called current
+    /// before it does, and may be elected then.
     pub(super) async fn leader(&self, stream: &str) -> usize {
         let mut look = tokio::time::interval(LOOK_EACH);
         let settled = async {
@@ -123,6 +131,11 @@ impl Cluster {
         let cluster = info.cluster?;
         let current = cluster.replicas.iter().filter(|replica| replica.current && !replica.offline).count();
         let leader = self.servers.iter().position(|server| Some(&server.name) == cluster.leader.as_ref())?;
+        for server in &self.servers {
+            if server.last_sequence(stream).await? < info.state.last_sequence {
+                return None;
+            }
+        }
         (current == SERVERS - 1).then_some(leader)
     }
 
@@ -142,10 +155,19 @@ impl Cluster {
         }
     }
 
-    /// How many messages a stream holds.
-    pub(super) async fn messages(&self, stream: &str) -> u64 {
+    /// The ids of the events that a stream's leader holds, in their order, and how many messages it holds in all.
+    pub(super) async fn held(&self, stream: &str) -> (Vec<String>, u64) {
         let jetstream = self.jetstream().await.expect("the cluster is up");
-        jetstream.get_stream(stream).await.unwrap().get_info().await.unwrap().state.messages
+        let stream = jetstream.get_stream(stream).await.unwrap();
+        let state = stream.get_info().await.unwrap().state;
+        let messages = futures_util::stream::iter(1..=state.last_sequence)
+            .map(|at| stream.get_raw_message(at))
+            .buffered(READS_AT_ONCE);
+        let ids = messages.filter_map(|message| async move {
+            let message = message.unwrap_or_else(|error| panic!("failed to read a message: {error}"));
+            message.headers.get("Tombolo-Id").map(|id| id.as_str().to_owned())
+        });
+        (ids.collect().await, state.messages)
     }
 
     pub(super) async fn kill(&self, server: usize) {
@@ -179,11 +201,23 @@ impl Server {
     fn configure(&self, route: u16, ways: &str) {
         let store = self.folder.path().join("store");
         let settings = format!(
-            "server_name: {}\nlisten: 127.0.0.1:{}\nmax_payload: 2MB\njetstream {{ store_dir: {store:?} }}\n\
+            "server_name: {}\nlisten: 127.0.0.1:{}\nhttp: 127.0.0.1:{}\nmax_payload: 2MB\njetstream {{ store_dir: {store:?} }}\n\
              cluster {{ name: suite, listen: 127.0.0.1:{route}, cluster_advertise: \"{NOWHERE}\", routes: [{ways}] }}\n",
-            self.name, self.port
+            self.name, self.port, self.monitor
         );
         std::fs::write(self.folder.path().join("nats.conf"), settings).unwrap();
+    }
+
+    /// The last sequence of a stream in this server's own files.
+    async fn last_sequence(&self, stream: &str) -> Option<u64> {
+        let mut monitor = TcpStream::connect(("127.0.0.1", self.monitor)).await.ok()?;
+        monitor.write_all(b"GET /jsz?acc=$G&streams=1 HTTP/1.0\r\n\r\n").await.ok()?;
+        let mut answer = String::new();
+        monitor.read_to_string(&mut answer).await.ok()?;
+        let (_, body) = answer.split_once("\r\n\r\n")?;
+        let told: serde_json::Value = serde_json::from_str(body).ok()?;
+        let streams = told["account_details"][0]["stream_detail"].as_array()?;
+        streams.iter().find(|found| found["name"] == stream)?["state"]["last_seq"].as_u64()
     }
 
     async fn run(&self) {
