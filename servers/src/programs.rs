@@ -61,13 +61,42 @@ pub fn find(engines: &[Engine], install: bool) -> Result<Programs, Error> {
     if missing.is_empty() {
         return Ok(found);
     }
-    let ci = std::env::var("CI").is_ok_and(|value| value == "true");
-    if !(install || ci) || !geteuid().is_root() || !Path::new("/usr/bin/apt-get").exists() {
+    if !may_install(install) {
         return Err(Error::new(advice(&missing)));
     }
     apt(&missing)?;
     let (found, missing) = look(engines);
     if missing.is_empty() { Ok(found) } else { Err(Error::new(advice(&missing))) }
+}
+
+fn may_install(asked: bool) -> bool {
+    let ci = std::env::var("CI").is_ok_and(|value| value == "true");
+    (asked || ci) && geteuid().is_root() && Path::new("/usr/bin/apt-get").exists()
+}
+
+/// What builds the client library of Kafka, which all features together have: its own Makefile, with a C and a C++ compiler.
+/// Installed if that is allowed, as the programs are.
+///
+/// # Errors
+/// If something is missing and may not or cannot be installed.
+pub fn build_tools(install: bool) -> Result<(), Error> {
+    let missing = || {
+        let tools = [("make", "make"), ("cc", "gcc"), ("c++", "g++")];
+        let missing = tools.into_iter().filter(|(tool, _)| on_path(tool).is_none());
+        missing.map(|(_, package)| package).collect::<Vec<_>>()
+    };
+    if !missing().is_empty() && may_install(install) {
+        apt(&missing())?;
+    }
+    let missing = missing().join(" ");
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(format!(
+        "missing on this machine: {missing}, with which the client of Kafka is built (feature `kafka`)\n\
+         \x20 Debian, Ubuntu: sudo apt-get install -y --no-install-recommends {missing}\n\
+         \x20 macOS:          xcode-select --install"
+    )))
 }
 
 /// What is there, and the Debian packages of what is not.

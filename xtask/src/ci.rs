@@ -25,6 +25,7 @@ const CHECKS: [Check; 6] = [
 pub(crate) fn run(workspace: &Workspace) -> Result<(), Error> {
     need(workspace, "fmt", "rustfmt")?;
     need(workspace, "clippy", "clippy")?;
+    programs::build_tools(false)?;
     let outcomes = CHECKS.map(|(name, check)| {
         let started = Instant::now();
         (name, check(workspace), started.elapsed())

@@ -17,7 +17,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 use tally::Tally;
-use tombolo_servers::{Context, Engine, Error};
+use tombolo_servers::{Context, Engine, Error, programs};
 
 /// How often Ctrl-C is looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -38,6 +38,7 @@ pub(crate) struct Options {
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<(), Error> {
     let begun = Instant::now();
     let interrupt = Interrupt::watch()?;
+    programs::build_tools(options.install)?;
     let servers = if options.quick { None } else { Some(servers(workspace, options, &interrupt)?) };
     let mut tally = Tally::default();
     for mut command in commands(workspace, options.quick) {

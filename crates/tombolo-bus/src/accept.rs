@@ -55,18 +55,33 @@ impl Accepted {
         Ok((address, Self { names, said: Mutex::default() }))
     }
 
+    /// Whether `weakness` is accepted.
+    pub(crate) fn names(&self, weakness: &Weakness) -> bool {
+        self.names.iter().any(|accepted| accepted == weakness.name)
+    }
+
     /// Whether `weakness`, which was found as `found`, may stay; says so if it may.
     ///
     /// # Errors
     /// `Unsafe` if it was not accepted.
+    #[cfg(any(feature = "nats", feature = "rabbitmq", feature = "postgres", feature = "redis"))]
     pub(crate) fn check(&self, weakness: &Weakness, found: &str) -> Result<()> {
-        let Weakness { name, costs, remedy } = weakness;
-        if self.names.iter().any(|accepted| accepted == name) {
-            if self.said.lock().unwrap_or_else(PoisonError::into_inner).insert(found.to_owned()) {
-                tracing::warn!("{found}: {costs}; accepted by name ({name})");
-            }
+        self.judge(weakness, found)?;
+        if self.said.lock().unwrap_or_else(PoisonError::into_inner).insert(found.to_owned()) {
+            tracing::warn!("{found}: {}; accepted by name ({})", weakness.costs, weakness.name);
+        }
+        Ok(())
+    }
+
+    /// Whether `weakness`, which was found as `found`, may stay.
+    ///
+    /// # Errors
+    /// `Unsafe` if it was not accepted.
+    pub(crate) fn judge(&self, weakness: &Weakness, found: &str) -> Result<()> {
+        if self.names(weakness) {
             return Ok(());
         }
+        let Weakness { name, costs, remedy } = weakness;
         let message = format!(
             "{found}: {costs}; {remedy}, or accept it by name: put `accept={name}` into the query of the bus URL"
         );

@@ -15,7 +15,7 @@ use crate::{Bus, Error, Kind, Result};
 const FORMS: &str = "memory: (this process only), file:///folder (the log of one process), \
     tombolo://host:port or tombolo+unix:///path/to/socket (a `tombolo bus`), nats://host:port (NATS JetStream), \
     postgres://user@host:port/database (PostgreSQL), redis://host:port (Redis), \
-    amqp://user:password@host:port (RabbitMQ streams)";
+    amqp://user:password@host:port (RabbitMQ streams), kafka://host:port (Kafka)";
 
 /// Who uses a bus.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -75,6 +75,7 @@ pub async fn connect(url: &str, identity: &Identity) -> Result<Arc<dyn Bus>> {
         "tombolo" | "tombolo+unix" => to_server(url, identity).await,
         "nats" => to_nats(url).await,
         "amqp" | "amqps" => to_rabbitmq(url).await,
+        "kafka" => to_kafka(url).await,
         "postgres" | "postgresql" => to_postgres(url).await,
         "redis" => to_redis(url).await,
         other => Err(unusable(url, &format!("has the unknown scheme {other:?}"))),
@@ -161,6 +162,18 @@ async fn to_rabbitmq(_url: &str) -> Result<Arc<dyn Bus>> {
     Err(absent("amqp://…", "rabbitmq"))
 }
 
+#[cfg(feature = "kafka")]
+async fn to_kafka(url: &str) -> Result<Arc<dyn Bus>> {
+    Ok(Arc::new(crate::kafka::connect(url).await?))
+}
+
+#[cfg(not(feature = "kafka"))]
+async fn to_kafka(_url: &str) -> Result<Arc<dyn Bus>> {
+    let built = "the binary `tombolo` by `cargo build --release -p tombolo-cli --features kafka`, with make and a C compiler";
+    let error = absent("kafka://…", "kafka");
+    Err(Error::new(error.kind(), format!("{error} ({built})")))
+}
+
 #[cfg(feature = "postgres")]
 async fn to_postgres(url: &str) -> Result<Arc<dyn Bus>> {
     Ok(Arc::new(crate::postgres::connect(url).await?))
@@ -187,7 +200,8 @@ async fn to_redis(_url: &str) -> Result<Arc<dyn Bus>> {
     feature = "nats",
     feature = "postgres",
     feature = "redis",
-    feature = "rabbitmq"
+    feature = "rabbitmq",
+    feature = "kafka"
 )))]
 fn absent(url: &str, feature: &str) -> Error {
     let message = format!(

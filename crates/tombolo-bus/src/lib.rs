@@ -12,17 +12,27 @@ mod error;
 pub mod embedded;
 #[cfg(feature = "server")]
 pub mod server;
+#[cfg(any(feature = "rabbitmq", feature = "kafka"))]
+mod judged;
 #[cfg(feature = "nats")]
 pub mod nats;
 #[cfg(feature = "rabbitmq")]
 pub mod rabbitmq;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 #[cfg(feature = "redis")]
 pub mod redis;
-#[cfg(any(feature = "nats", feature = "rabbitmq", feature = "postgres", feature = "redis"))]
+#[cfg(any(
+    feature = "nats",
+    feature = "rabbitmq",
+    feature = "kafka",
+    feature = "postgres",
+    feature = "redis"
+))]
 mod accept;
-#[cfg(any(feature = "postgres", feature = "redis"))]
+#[cfg(any(feature = "kafka", feature = "postgres", feature = "redis"))]
 mod adapter;
 mod connect;
 mod copying;

@@ -203,6 +203,7 @@ impl Topic {
     #[cfg_attr(
         not(any(
             feature = "embedded",
+            feature = "kafka",
             feature = "nats",
             feature = "postgres",
             feature = "rabbitmq",
@@ -232,6 +233,7 @@ impl Topic {
     #[cfg_attr(
         not(any(
             feature = "embedded",
+            feature = "kafka",
             feature = "nats",
             feature = "postgres",
             feature = "rabbitmq",

@@ -7,7 +7,7 @@ use std::pin::Pin;
 use bytes::Bytes;
 use futures_util::Stream;
 
-#[cfg(any(feature = "nats", feature = "postgres", feature = "redis"))]
+#[cfg(any(feature = "nats", feature = "kafka", feature = "postgres", feature = "redis"))]
 use crate::{Error, Kind, Result};
 
 /// The largest signal, in bytes.
@@ -39,11 +39,11 @@ pub enum Reach {
 pub type SignalStream = Pin<Box<dyn Stream<Item = Signal> + Send>>;
 
 /// The longest subject, in bytes.
-#[cfg(any(feature = "nats", feature = "postgres", feature = "redis"))]
+#[cfg(any(feature = "nats", feature = "kafka", feature = "postgres", feature = "redis"))]
 const SUBJECT_BYTES_MAX: usize = 256;
 
 /// Refuses what no server takes for a subject, or for the name of a group.
-#[cfg(any(feature = "nats", feature = "postgres", feature = "redis"))]
+#[cfg(any(feature = "nats", feature = "kafka", feature = "postgres", feature = "redis"))]
 pub(crate) fn check_subject(subject: &str) -> Result<()> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
     let word = |word: &str| !word.is_empty() && word.chars().all(allowed);
@@ -57,7 +57,7 @@ pub(crate) fn check_subject(subject: &str) -> Result<()> {
 }
 
 /// Refuses a signal over its bound.
-#[cfg(any(feature = "postgres", feature = "redis"))]
+#[cfg(any(feature = "kafka", feature = "postgres", feature = "redis"))]
 pub(crate) fn check_size(subject: &str, signal: &Signal) -> Result<()> {
     let found = signal.payload.len();
     if found <= SIGNAL_BYTES_MAX {

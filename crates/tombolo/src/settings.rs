@@ -8,7 +8,7 @@ pub use tombolo_event::operator::OPERATOR_TOKEN;
 
 use crate::{Error, Kind, Result};
 
-/// Where the bus is: `tombolo://host:port`, `tombolo+unix:///path`, `nats://…`, `amqp://…`, `memory:`.
+/// Where the bus is: `tombolo://host:port`, `tombolo+unix:///path`, `nats://…`, `amqp://…`, `kafka://…`, `memory:`.
 pub const BUS: &str = "TOMBOLO_BUS";
 /// The archive of the bus, if its topics are trimmed: another bus, which keeps for ever what `tombolo archive` copies.
 pub const ARCHIVE: &str = "TOMBOLO_ARCHIVE";

@@ -3,10 +3,16 @@
 //!
 //! Invariant: nothing here knows a server; each part is given what was read from one.
 
+#[cfg(any(feature = "postgres", feature = "redis"))]
 pub(crate) mod following;
+#[cfg(any(feature = "postgres", feature = "redis"))]
 pub(crate) mod gate;
 pub(crate) mod hearing;
+#[cfg(any(feature = "postgres", feature = "redis"))]
 pub(crate) mod lanes;
+#[cfg(any(feature = "postgres", feature = "redis"))]
 pub(crate) mod life;
+#[cfg(any(feature = "postgres", feature = "redis"))]
 pub(crate) mod paging;
+#[cfg(any(feature = "postgres", feature = "redis"))]
 pub(crate) mod refusal;

@@ -67,6 +67,8 @@ pub struct Abilities {
     pub reach: Ability,
     /// Removing what lies before a place.
     pub trims: Ability,
+    /// Keeping more than a few megabytes of a topic.
+    pub history: Ability,
     /// The largest `Record::bytes` that it takes, in bytes; [`tombolo_event::envelope::EVENT_BYTES_MAX`] unless its
     /// settings say less.
     pub record_bytes_max: usize,
@@ -81,6 +83,7 @@ impl Abilities {
             reopens: Ability::Can,
             reach: Ability::Can,
             trims: Ability::Can,
+            history: Ability::Can,
             record_bytes_max: tombolo_event::envelope::EVENT_BYTES_MAX,
         }
     }

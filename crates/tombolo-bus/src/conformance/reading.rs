@@ -31,7 +31,7 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new(types_that_were_not_asked_for_are_passed_over).needing(|abilities| abilities.filters),
         Case::new(a_reader_of_some_types_follows_past_the_others).needing(|abilities| abilities.filters),
         Case::new(many_readers_see_the_same),
-        Case::new(a_reader_that_does_not_read_stops_nobody),
+        Case::new(a_reader_that_does_not_read_stops_nobody).needing(|abilities| abilities.history),
         Case::new(readers_that_are_left_in_the_middle_hold_nobody_up),
     ]
 }

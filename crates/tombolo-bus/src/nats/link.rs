@@ -1,11 +1,14 @@
 //! The connection: made once, reconnecting by itself with a back-off, and saying so once each way.
 //!
+//! A server of a cluster can be there and be of no use: cut off from the others, or stopped. When it lets a request wait for
+//! its whole time, and others are known, the connection is made anew, with whichever of them answers.
+//!
 //! Invariant: whoever uses a link that is closed or away is told so at once; nothing waits for its return.
 
 use std::fmt::Display;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_nats::connection::State;
 use async_nats::jetstream::{self, context::ContextBuilder};
@@ -24,6 +27,12 @@ use crate::{Error, Kind, Result};
 pub(super) const REQUEST_SECONDS_MAX: u64 = 5;
 /// How long the first connection is waited for before going on without it.
 const CONNECT_SECONDS_MAX: u64 = 2;
+/// How often the server is asked whether it lives, in seconds: three times without an answer, and it is left.
+const PING_SECONDS: u64 = 5;
+/// How long a server may take to show that it is not to blame.
+const PROBE_SECONDS_MAX: u64 = 2;
+/// For how long a connection that was just made anew is not given up again, in seconds.
+const LEAVE_SECONDS_MIN: u64 = 3;
 /// How many messages may be on their way at once, before an append waits to send more.
 const IN_FLIGHT_MAX: usize = 1 << 20;
 const RECONNECT: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(4));
@@ -33,6 +42,10 @@ pub(super) struct Link {
     pub(super) client: Client,
     pub(super) jetstream: jetstream::Context,
     pub(super) names: Names,
+    /// On how many servers of a cluster each stream that is made is kept.
+    pub(super) replicas: usize,
+    servers: usize,
+    left: Mutex<Option<Instant>>,
     /// Ends every stream.
     pub(super) closed: CancellationToken,
     /// Changes each time the connection is lost.
@@ -47,17 +60,17 @@ pub(super) struct Link {
 
 impl Link {
     /// Connects, or goes on trying in the background if the server is away.
-    pub(super) async fn connect(url: &str) -> Result<Self> {
-        let address = Address::parse(url)?;
+    pub(super) async fn connect(mut address: Address) -> Result<Self> {
         let (arrived, mut arrivals) = watch::channel(0_u64);
         let (lost, losses) = watch::channel(0_u64);
         let (refused, mut refusals) = watch::channel(false);
         let events = Arc::new(Told { arrived, lost, refused });
-        let client = options(address.login)
+        let client = options(address.login.take())
             .name("tombolo")
             .retry_on_initial_connect()
             .request_timeout(Some(Duration::from_secs(REQUEST_SECONDS_MAX)))
             .subscription_capacity(SIGNALS_WAITING_MAX)
+            .ping_interval(Duration::from_secs(PING_SECONDS))
             .reconnect_delay_callback(|attempt| {
                 RECONNECT.jittered(u32::try_from(attempt).unwrap_or(u32::MAX))
             })
@@ -65,29 +78,33 @@ impl Link {
                 let events = Arc::clone(&events);
                 async move { events.hear(&event) }
             })
-            .connect(&address.server)
+            .connect(&address.servers)
             .await
             .map_err(|error| {
                 Error::new(Kind::Configuration, "the NATS address cannot be used").because(error)
             })?;
-        let link = Self::on(client, address.names, losses);
+        let link = Self::on(client, address, losses);
         let first = async {
             tokio::select! {
                 _ = arrivals.wait_for(|arrivals| *arrivals > 0) => Ok(()),
                 _ = refusals.wait_for(|refused| *refused) => Err(refused_by_server()),
             }
         };
-        match tokio::time::timeout(Duration::from_secs(CONNECT_SECONDS_MAX), first).await {
-            Ok(first) => {
-                first?;
-                link.ready().await?;
+        let Ok(first) = tokio::time::timeout(Duration::from_secs(CONNECT_SECONDS_MAX), first).await else {
+            tracing::warn!("the NATS server is away; going on without it, with a back-off");
+            return Ok(link);
+        };
+        first?;
+        match link.ready().await {
+            Err(error) if error.is_transient() => {
+                tracing::warn!(%error, "going on without the NATS server for now");
+                Ok(link)
             }
-            Err(_) => tracing::warn!("the NATS server is away; going on without it, with a back-off"),
+            checked => checked.map(|()| link),
         }
-        Ok(link)
     }
 
-    fn on(client: Client, names: Names, losses: watch::Receiver<u64>) -> Self {
+    fn on(client: Client, address: Address, losses: watch::Receiver<u64>) -> Self {
         let context = ContextBuilder::new()
             .timeout(Duration::from_secs(REQUEST_SECONDS_MAX))
             .max_ack_inflight(IN_FLIGHT_MAX)
@@ -95,7 +112,10 @@ impl Link {
         Self {
             jetstream: context.build(client.clone()),
             client,
-            names,
+            names: address.names,
+            replicas: address.replicas,
+            servers: address.servers.len(),
+            left: Mutex::default(),
             closed: CancellationToken::new(),
             losses,
             checked: OnceCell::new(),
@@ -126,7 +146,14 @@ impl Link {
         })?;
         let account: serde_json::Value =
             serde_json::from_slice(&answer.payload).map_err(|error| refused(error.to_string()))?;
-        account.get("error").map_or(Ok(()), |error| Err(refused(error.to_string())))
+        match account.get("error") {
+            None => Ok(()),
+            // Until the servers of a cluster have elected who leads them.
+            Some(error) if error.get("code") == Some(&503.into()) => {
+                Err(unavailable("the NATS servers have no JetStream yet", error))
+            }
+            Some(error) => Err(refused(error.to_string())),
+        }
     }
 
     /// Refuses when the link is closed or away, instead of letting a request wait.
@@ -139,6 +166,39 @@ impl Link {
             return Err(Error::new(Kind::Unavailable, message));
         }
         self.checked.get_or_try_init(|| self.check_server()).await.copied()
+    }
+
+    /// What `asked` answers; leaves the server if it let that wait for its whole time, and others are known.
+    pub(super) async fn asking<T>(&self, asked: impl Future<Output = Result<T>>) -> Result<T> {
+        let began = Instant::now();
+        let answer = asked.await;
+        let silent = began.elapsed() >= Duration::from_secs(REQUEST_SECONDS_MAX);
+        if silent && answer.as_ref().is_err_and(Error::is_transient) {
+            self.leave().await;
+        }
+        answer
+    }
+
+    /// Leaves a server through which nobody answers who leads the cluster, if other servers are known.
+    pub(super) async fn leave(&self) {
+        let others = self.servers.max(self.client.server_info().connect_urls.len()) > 1;
+        if !others || self.client.connection_state() != State::Connected {
+            return;
+        }
+        let again = Duration::from_secs(LEAVE_SECONDS_MIN);
+        let just_left = {
+            let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+            let just_left = left.is_some_and(|left| left.elapsed() < again);
+            *left = if just_left { *left } else { Some(Instant::now()) };
+            just_left
+        };
+        let probe = tokio::time::timeout(Duration::from_secs(PROBE_SECONDS_MAX), self.check_server());
+        if !just_left && !matches!(probe.await, Ok(Ok(()))) {
+            tracing::warn!("a NATS server does not answer; connecting to whichever does");
+            if let Err(error) = self.client.force_reconnect().await {
+                tracing::debug!(%error, "the connection to NATS had ended before it was left");
+            }
+        }
     }
 
     /// An id that no other message has.

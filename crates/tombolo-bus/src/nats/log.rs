@@ -1,6 +1,9 @@
 //! One topic's stream: made, found, checked, and read record by record.
 //!
-//! Everything here asks the stream's leader (`STREAM.MSG.GET`), never a replica that may be behind.
+//! Everything here asks the stream's leader (`STREAM.MSG.GET`), never a replica that may be behind. But where a stream has
+//! replicas, who leads may have begun to a moment ago, and not have applied all that was acknowledged by the one before; or
+//! somebody else leads by now, and it has not heard. [`Log::settle`] is the barrier against both.
+//!
 //! Invariant: a stream that is not marked as ours is never touched, and one whose settings would lose events is refused.
 
 use std::sync::Arc;
@@ -8,15 +11,14 @@ use std::time::Duration;
 
 use async_nats::header::NATS_MESSAGE_ID;
 use async_nats::jetstream::ErrorCode;
-use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind, PublishErrorKind};
+use async_nats::jetstream::context::{GetStreamErrorKind, PublishErrorKind};
 use async_nats::jetstream::message::{PublishMessage, StreamMessage};
-use async_nats::jetstream::stream::{
-    Config, DiscardPolicy, Info, LastRawMessageErrorKind, RetentionPolicy, StorageType, Stream,
-};
+use async_nats::jetstream::stream::{Info, LastRawMessageErrorKind, Stream};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use tombolo_event::{EventId, ServiceName};
+use tombolo_event::{Backoff, EventId, ServiceName};
 
 use super::link::{Link, unavailable};
+use super::made::{check, make};
 use super::message::{self, Control, Stored};
 use crate::{Error, Kind, Result, Tail, Topic, TopicSpec};
 
@@ -24,14 +26,19 @@ use crate::{Error, Kind, Result, Tail, Topic, TopicSpec};
 pub(super) const TRIES_MAX: u32 = 64;
 /// How many single reads are on their way at once.
 const READS_AT_ONCE: usize = 32;
-/// The shortest time for which the server compares message ids, in milliseconds; ours never repeat.
-const DUPLICATES_MS: u64 = 100;
+/// How often a topic is ensured again whose stream nobody leads yet; a few seconds in all.
+const HALF_MADE_TRIES_MAX: u32 = 8;
+const AGAIN: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+/// A last sequence that no stream has.
+const NO_SEQUENCE: u64 = i64::MAX as u64;
 
 /// A topic's stream.
 pub(super) struct Log {
     pub(super) link: Arc<Link>,
     pub(super) topic: ServiceName,
     pub(super) stream: Stream<()>,
+    /// On how many servers it is kept.
+    replicas: usize,
 }
 
 /// The end of a partition, and where in the stream it is.
@@ -109,8 +116,9 @@ impl Log {
         match link.jetstream.get_stream(&name).await {
             Ok(found) => {
                 check(link, topic, &found.cached_info().config)?;
+                let replicas = found.cached_info().config.num_replicas;
                 let stream = without_info(link, &name).await?;
-                Ok(Some(Self { link: Arc::clone(link), topic: topic.clone(), stream }))
+                Ok(Some(Self { link: Arc::clone(link), topic: topic.clone(), stream, replicas }))
             }
             Err(error) => match error.kind() {
                 GetStreamErrorKind::JetStream(why) if why.error_code() == ErrorCode::STREAM_NOT_FOUND => {
@@ -123,20 +131,32 @@ impl Log {
 
     /// Makes the topic unless it is there. Whoever writes the first control record gives the incarnation.
     pub(super) async fn ensure(link: &Arc<Link>, spec: &TopicSpec) -> Result<Topic> {
-        for _ in 0..TRIES_MAX {
-            let Some(log) = Self::find(link, &spec.name).await? else {
-                make(link, &spec.name).await?;
-                continue;
-            };
-            if let Some((control, _)) = log.last_control().await? {
-                return control.topic(&spec.name).matching(spec);
+        for attempt in 0..TRIES_MAX {
+            match Self::ensure_once(link, spec).await {
+                Ok(Some(topic)) => return topic.matching(spec),
+                Ok(None) => {}
+                // On several servers a stream is there before they have agreed on who leads it.
+                Err(error) if link.replicas > 1 && error.is_transient() && attempt < HALF_MADE_TRIES_MAX => {
+                    tokio::time::sleep(AGAIN.jittered(attempt)).await;
+                }
+                Err(error) => return Err(error),
             }
-            let generations = spec.generations.clone();
-            let control =
-                Control { incarnation: spec.incarnation.unwrap_or_default(), generations, epoch: 0 };
-            log.write_control(&control, |message| message.expected_last_sequence(0)).await?;
         }
         Err(contended(&spec.name))
+    }
+
+    /// The topic; none if somebody has to look again.
+    async fn ensure_once(link: &Arc<Link>, spec: &TopicSpec) -> Result<Option<Topic>> {
+        let Some(log) = Self::find(link, &spec.name).await? else {
+            return make(link, &spec.name).await.map(|()| None);
+        };
+        if let Some((control, _)) = log.last_control().await? {
+            return Ok(Some(control.topic(&spec.name)));
+        }
+        let generations = spec.generations.clone();
+        let control = Control { incarnation: spec.incarnation.unwrap_or_default(), generations, epoch: 0 };
+        log.write_control(&control, |message| message.expected_last_sequence(0)).await?;
+        Ok(None)
     }
 
     /// Writes a control record on a condition; `false` if the condition did not hold.
@@ -173,6 +193,36 @@ impl Log {
             return Ok(None);
         };
         Ok(Some((message::control(&message)?, message)))
+    }
+
+    /// Whether it is kept on several servers.
+    pub(super) fn has_replicas(&self) -> bool {
+        self.replicas > 1
+    }
+
+    /// Returns when whoever leads the stream has applied all that was acknowledged before the call: a message that can never
+    /// hold goes through the order of the majority, and is refused in its place there. Nothing is stored.
+    pub(super) async fn settle(&self) -> Result<()> {
+        if !self.has_replicas() {
+            return Ok(());
+        }
+        let message = PublishMessage::build().expected_last_sequence(NO_SEQUENCE);
+        let sent = self.link.jetstream.send_publish(self.link.names.control(&self.topic), message).await;
+        let refused = match sent {
+            Ok(ack) => ack.await.map(drop),
+            Err(error) => Err(error),
+        };
+        match refused {
+            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(()),
+            Err(error) => Err(super::writer::refusal(&self.topic, error)),
+            Ok(()) => {
+                let message = format!(
+                    "the stream of topic {} took a message on a condition that cannot hold",
+                    self.topic
+                );
+                Err(Error::new(Kind::Corrupt, message))
+            }
+        }
     }
 
     /// The last record of a partition.
@@ -214,7 +264,8 @@ impl Log {
         }
     }
 
-    async fn last(&self) -> Result<u64> {
+    /// The last sequence of the stream, and which server says so.
+    async fn last(&self) -> Result<(u64, Option<String>)> {
         self.link.ready().await?;
         let info: Info = self
             .stream
@@ -222,13 +273,14 @@ impl Log {
             .await
             .map_err(|error| unavailable("the stream's end is unknown", error))?;
         check(&self.link, &self.topic, &info.config)?;
-        Ok(info.state.last_sequence)
+        Ok((info.state.last_sequence, info.cluster.and_then(|cluster| cluster.leader)))
     }
 
     /// Reads the ends of all partitions without reading the stream, then what came meanwhile, one by one, so that
     /// the whole is true of one moment.
     pub(super) async fn known(&self) -> Result<Known> {
-        let last = self.last().await?;
+        let (last, leader) = self.last().await?;
+        self.settle().await?;
         let (control, message) = self.last_control().await?.ok_or_else(|| unknown(&self.topic))?;
         let ends = stream::iter(0..control.generations.partitions()).map(|partition| self.end_of(partition));
         let ends = ends.buffered(READS_AT_ONCE).try_collect().await?;
@@ -236,12 +288,16 @@ impl Log {
         if let Some(message) = self.at(last).await? {
             known.last_id = message_id(&message);
         }
-        self.catch_up(&mut known).await?;
+        if self.catch_up(&mut known).await? != leader {
+            let message = format!("topic {} is led by another NATS server than a moment ago", self.topic);
+            return Err(Error::new(Kind::Unavailable, message));
+        }
         Ok(known)
     }
 
-    async fn catch_up(&self, known: &mut Known) -> Result<()> {
-        let last = self.last().await?;
+    /// Reads what came meanwhile; which server has said so.
+    async fn catch_up(&self, known: &mut Known) -> Result<Option<String>> {
+        let (last, leader) = self.last().await?;
         let mut new = stream::iter(known.last + 1..=last).map(|at| self.at(at)).buffered(READS_AT_ONCE);
         while let Some(message) = new.try_next().await? {
             if let Some(message) = message {
@@ -249,7 +305,30 @@ impl Log {
             }
         }
         known.last = last;
-        Ok(())
+        Ok(leader)
+    }
+
+    /// The ids of `count` records of a partition from a place in the stream on, with their sequences. Without a consumer,
+    /// which might be put on a replica that is away.
+    pub(super) async fn ids_from(
+        &self,
+        partition: u32,
+        from: u64,
+        count: usize,
+    ) -> Result<Vec<(u64, EventId)>> {
+        let last = self.last().await?.0;
+        let subject = self.link.names.partition(&self.topic, partition);
+        let mut found = Vec::with_capacity(count);
+        let mut messages = stream::iter(from..=last).map(|at| self.at(at)).buffered(READS_AT_ONCE);
+        while found.len() < count
+            && let Some(message) = messages.try_next().await?
+        {
+            if let Some(message) = message.filter(|message| message.subject.as_str() == subject) {
+                let record = message::stored(message)?.record;
+                found.push((record.sequence, record.id));
+            }
+        }
+        Ok(found)
     }
 
     /// Where in the stream a sequence of a partition is, by halving: there is no index, and none is needed to start
@@ -295,6 +374,7 @@ pub(super) async fn topics(link: &Arc<Link>) -> Result<Vec<Topic>> {
             }
             Err(error) => return Err(error),
         };
+        log.settle().await?;
         if let Some((control, _)) = log.last_control().await? {
             topics.push(control.topic(&name));
         }
@@ -306,90 +386,6 @@ pub(super) async fn topics(link: &Arc<Link>) -> Result<Vec<Topic>> {
 async fn without_info(link: &Link, name: &str) -> Result<Stream<()>> {
     let stream = link.jetstream.get_stream_no_info(name).await;
     stream.map_err(|error| unavailable("the topic's stream cannot be found", error))
-}
-
-async fn make(link: &Arc<Link>, topic: &ServiceName) -> Result<()> {
-    let made = link.jetstream.create_stream(settings(link, topic)).await;
-    match made {
-        Ok(_) => Ok(()),
-        Err(error) => match error.kind() {
-            // Somebody else made it in the meantime; whether as we would have is checked when it is found.
-            CreateStreamErrorKind::JetStream(why) if why.error_code() == ErrorCode::STREAM_NAME_EXIST => {
-                Ok(())
-            }
-            CreateStreamErrorKind::JetStream(why) => {
-                let message = format!("the NATS server refused to make topic {topic}: {why}");
-                Err(Error::new(Kind::Configuration, message))
-            }
-            _ => Err(unavailable("the topic's stream cannot be made", error)),
-        },
-    }
-}
-
-fn settings(link: &Link, topic: &ServiceName) -> Config {
-    Config {
-        name: link.names.topic_stream(topic),
-        description: Some(link.names.topic_mark(topic)),
-        subjects: vec![link.names.topic_subjects(topic)],
-        storage: StorageType::File,
-        retention: RetentionPolicy::Limits,
-        discard: DiscardPolicy::New,
-        max_messages: -1,
-        max_bytes: -1,
-        max_messages_per_subject: -1,
-        max_age: Duration::ZERO,
-        duplicate_window: Duration::from_millis(DUPLICATES_MS),
-        deny_delete: true,
-        num_replicas: 1,
-        ..Config::default()
-    }
-}
-
-/// Refuses a stream that is not ours, or that would lose events.
-fn check(link: &Link, topic: &ServiceName, found: &Config) -> Result<()> {
-    let name = &found.name;
-    if found.description.as_ref() != Some(&link.names.topic_mark(topic)) {
-        let message = format!(
-            "stream {name} is not Tombolo's: its description is {:?}; expected {:?}: choose another namespace",
-            found.description.as_deref().unwrap_or_default(),
-            link.names.topic_mark(topic)
-        );
-        return Err(Error::new(Kind::TopicDiffers, message));
-    }
-    let setting = unsafe_setting(found).or_else(|| {
-        (found.subjects != [link.names.topic_subjects(topic)])
-            .then(|| format!("subjects {:?}", found.subjects))
-    });
-    let Some(setting) = setting else { return Ok(()) };
-    let message = format!(
-        "stream {name} of topic {topic} has {setting}, which would lose or mix events; expected file storage, no limits and only its own subjects: put the setting back"
-    );
-    Err(Error::new(Kind::Unsafe, message))
-}
-
-fn unsafe_setting(found: &Config) -> Option<String> {
-    let limits = [
-        ("max_msgs", found.max_messages),
-        ("max_bytes", found.max_bytes),
-        ("max_msgs_per_subject", found.max_messages_per_subject),
-    ];
-    match found {
-        Config { storage: StorageType::Memory, .. } => return Some("storage memory".into()),
-        Config { retention, .. } if *retention != RetentionPolicy::Limits => {
-            return Some(format!("retention {retention:?}"));
-        }
-        Config { max_age, .. } if !max_age.is_zero() => return Some(format!("max_age {max_age:?}")),
-        Config { discard, .. } if *discard != DiscardPolicy::New => return Some("discard old".into()),
-        Config { no_ack: true, .. } => return Some("no_ack".into()),
-        Config { sealed: true, .. } => return Some("sealed".into()),
-        Config { allow_rollup: true, .. } => return Some("allow_rollup_hdrs".into()),
-        Config { mirror: Some(_), .. } => return Some("a mirror".into()),
-        Config { sources: Some(sources), .. } if !sources.is_empty() => return Some("sources".into()),
-        Config { subject_transform: Some(_), .. } => return Some("a subject transform".into()),
-        _ => {}
-    }
-    let limited = limits.into_iter().find(|(_, limit)| *limit > 0);
-    limited.map(|(name, limit)| format!("{name} {limit}"))
 }
 
 pub(super) fn contended(topic: &ServiceName) -> Error {

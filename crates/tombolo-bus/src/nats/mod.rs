@@ -14,6 +14,11 @@
 //! A sequence alone does not chain messages that are sent without waiting: when a stranger's message takes the
 //! place of the first, the first is refused and the *second* then names the right last sequence. The id does.
 //!
+//! `?replicas=3` keeps each stream on three servers of a cluster. A message is then acknowledged when a majority of them has it,
+//! and survives the death of any one for good, disk and all; each still syncs when its own settings say so. A server that
+//! has just begun to lead may not have caught up with what others acknowledged, so what refuses or acknowledges something is
+//! read behind a *barrier* (`log`): a message that cannot hold, answered in its place in the order that the majority agreed on.
+//!
 //! What this engine cannot do: an append of several records is several messages, so a raise in their middle leaves the
 //! first of them stored (the next relay finds them in its tails); types are not filtered; only the server's own
 //! accounts say who may publish to which topic.
@@ -23,6 +28,7 @@
 
 mod link;
 mod log;
+mod made;
 mod message;
 mod names;
 mod pull;
@@ -49,6 +55,7 @@ use link::Link;
 use log::Log;
 #[cfg(feature = "mutants")]
 pub use mutants::Mutant;
+use names::Address;
 use writer::Writer;
 
 /// A connection to a NATS server (2.9 or later, with JetStream) used as a bus.
@@ -65,7 +72,15 @@ const UNSYNCED: Weakness = Weakness {
     remedy: "set `sync_interval: always` (NATS 2.10 or later; a client cannot see it)",
 };
 
-/// Connects to `nats://[user:password@]host:port[/namespace][?accept=unsynced]`; the namespace is `tombolo` unless named.
+/// The same where several servers have each message.
+const UNSYNCED_REPLICAS: Weakness = Weakness {
+    costs: "the death of one server loses nothing, but a power cut of a majority of them at once loses acknowledged events",
+    remedy: "give them power that does not fail together and accept it, or set `sync_interval: always` on each (NATS 2.10 or later; a client cannot see it)",
+    ..UNSYNCED
+};
+
+/// Connects to `nats://[user:password@]host:port[,host:port…][/namespace][?replicas=3&accept=unsynced]`; the namespace is
+/// `tombolo` unless named, and streams are kept on one server unless `replicas` says on how many of a cluster.
 ///
 /// A server that is away is no error: calls answer `Unavailable` until it is there.
 ///
@@ -74,10 +89,11 @@ const UNSYNCED: Weakness = Weakness {
 /// server is older than 2.9 or has no JetStream.
 pub async fn connect(url: &str) -> Result<Nats> {
     let (url, accepted) = Accepted::split(url, &[UNSYNCED])?;
+    let address = Address::parse(&url)?;
+    let weakness = if address.replicas > 1 { &UNSYNCED_REPLICAS } else { &UNSYNCED };
     accepted
-        .check(&UNSYNCED, "JetStream syncs what it acknowledged only every two minutes (sync_interval)")?;
-    let url = url.as_str();
-    Ok(Nats { link: Arc::new(Link::connect(url).await?), writers: Mutex::default() })
+        .check(weakness, "JetStream syncs what it acknowledged only every two minutes (sync_interval)")?;
+    Ok(Nats { link: Arc::new(Link::connect(address).await?), writers: Mutex::default() })
 }
 
 impl Nats {
@@ -94,7 +110,7 @@ impl Nats {
     /// `Configuration`, `Unavailable`.
     #[cfg(feature = "mutants")]
     pub async fn connect_broken(url: &str, mutant: Mutant) -> Result<Self> {
-        let mut link = Link::connect(url).await?;
+        let mut link = Link::connect(Address::parse(url)?).await?;
         link.mutant = Some(mutant);
         Ok(Self { link: Arc::new(link), writers: Mutex::default() })
     }
@@ -106,6 +122,23 @@ impl Nats {
     }
 }
 
+/// What an acknowledgement means, for people.
+fn detail(replicas: usize) -> String {
+    let synced = "to disk only every two minutes unless it is set otherwise (sync_interval), which a client cannot see";
+    if replicas > 1 {
+        let majority = replicas / 2 + 1;
+        return format!(
+            "stored in files by {majority} of {replicas} servers before it is acknowledged, so the death of {} of them for good \
+             loses nothing; but each syncs {synced}: a power cut of {majority} at once can lose acknowledged events",
+            replicas - majority
+        );
+    }
+    format!(
+        "stored in a file before it is acknowledged, but the server syncs {synced}: an acknowledged event survives the death of \
+         the server's process, and not its machine's power cut (`?replicas=3` keeps it on three servers of a cluster)"
+    )
+}
+
 #[async_trait]
 impl Bus for Nats {
     fn guarantee(&self) -> Guarantee {
@@ -114,24 +147,25 @@ impl Bus for Nats {
         Guarantee {
             engine: format!("NATS JetStream {version}"),
             survives_power_cut: false,
-            detail: "stored in files before it is acknowledged, but synced to disk only every two minutes unless the \
-                server is set otherwise (sync_interval), which a client cannot see: an acknowledged event survives \
-                the death of the server's process, and a power cut only if the stream has replicas that stay up"
-                .into(),
+            detail: detail(self.link.replicas),
         }
     }
 
     async fn ensure_topic(&self, spec: &TopicSpec) -> Result<Topic> {
-        Log::ensure(&self.link, spec).await
+        self.link.asking(Log::ensure(&self.link, spec)).await
     }
 
     async fn topic(&self, name: &ServiceName) -> Result<Topic> {
-        let log = Log::open(&self.link, name).await?;
-        Ok(log.control().await?.topic(name))
+        let found = async {
+            let log = Log::open(&self.link, name).await?;
+            log.settle().await?;
+            log.control().await
+        };
+        Ok(self.link.asking(found).await?.topic(name))
     }
 
     async fn topics(&self) -> Result<Vec<Topic>> {
-        log::topics(&self.link).await
+        self.link.asking(log::topics(&self.link)).await
     }
 
     async fn raise_epoch(
@@ -140,7 +174,7 @@ impl Bus for Nats {
         incarnation: Incarnation,
         epoch: u64,
     ) -> Result<Vec<Tail>> {
-        self.writer(topic).raise(incarnation, epoch).await
+        self.link.asking(self.writer(topic).raise(incarnation, epoch)).await
     }
 
     async fn divide(
@@ -150,21 +184,21 @@ impl Bus for Nats {
         epoch: u64,
         generations: &Generations,
     ) -> Result<Topic> {
-        self.writer(topic).divide(incarnation, epoch, generations).await
+        self.link.asking(self.writer(topic).divide(incarnation, epoch, generations)).await
     }
 
     async fn append(&self, append: Append) -> Result<Appended> {
         crate::port::check_append(&append)?;
-        self.writer(&append.topic).append(&append).await
+        self.link.asking(self.writer(&append.topic).append(&append)).await
     }
 
     async fn tails(&self, topic: &ServiceName) -> Result<Vec<Tail>> {
-        let log = Log::open(&self.link, topic).await?;
-        Ok(log.known().await?.tails())
+        let known = async { Log::open(&self.link, topic).await?.known().await };
+        Ok(self.link.asking(known).await?.tails())
     }
 
     async fn read(&self, read: Read) -> Result<RecordStream> {
-        reader::open(&self.link, read).await
+        self.link.asking(reader::open(&self.link, read)).await
     }
 
     async fn trim(&self, topic: &ServiceName, partition: u32, first: Cursor) -> Result<()> {
@@ -180,11 +214,11 @@ impl Bus for Nats {
     }
 
     async fn register(&self, registration: &Registration) -> Result<()> {
-        registrations::register(&self.link, registration).await
+        self.link.asking(registrations::register(&self.link, registration)).await
     }
 
     async fn registrations(&self) -> Result<Vec<Registration>> {
-        registrations::all(&self.link).await
+        self.link.asking(registrations::all(&self.link)).await
     }
 
     async fn close(&self) {

@@ -1,5 +1,8 @@
 //! Addresses, and the names that a namespace gives to streams and subjects.
 //!
+//! `nats://[user:password@]host:port[,host:port…][/namespace][?replicas=3]`: several places are servers of one cluster, and
+//! `replicas` says on how many of them what is made is kept.
+//!
 //! Invariant: two namespaces, and two topics of one, never share a stream or a subject: `_` and `.` separate, and no
 //! namespace or topic contains them.
 
@@ -9,13 +12,16 @@ use crate::{Error, Kind, Result};
 
 /// The namespace of an address that names none.
 const NAMESPACE_DEFAULT: &str = "tombolo";
+/// On how many servers a stream can be kept: an even number outlives no more deaths than the odd one below it.
+const REPLICAS: [usize; 3] = [1, 3, 5];
 
-/// Where the server is, and whose streams are meant.
+/// Where the servers are, whose streams are meant, and on how many servers they are kept.
 pub(super) struct Address {
-    /// The address of the server, without the namespace and without who we are.
-    pub(super) server: String,
+    /// The addresses of the servers, without the namespace and without who we are; several are one cluster.
+    pub(super) servers: Vec<String>,
     pub(super) login: Option<Login>,
     pub(super) names: Names,
+    pub(super) replicas: usize,
 }
 
 /// Who we are to the server. The client does not look for it in an address.
@@ -55,25 +61,29 @@ pub(super) struct Names {
     namespace: String,
 }
 
+fn wrong(found: &str) -> Error {
+    let message = format!(
+        "NATS address {found}; expected nats://[user:password@]host:port[,host:port][/namespace][?replicas=1|3|5]"
+    );
+    Error::new(Kind::Configuration, message)
+}
+
 impl Address {
     pub(super) fn parse(url: &str) -> Result<Self> {
-        let wrong = |found: &str| {
-            let message =
-                format!("NATS address {found}; expected nats://[user:password@]host:port[/namespace]");
-            Error::new(Kind::Configuration, message)
-        };
         let (scheme, rest) = url.split_once("://").ok_or_else(|| wrong("has no scheme"))?;
         if !matches!(scheme, "nats" | "tls") {
             return Err(wrong(&format!("has the scheme {scheme:?}")));
         }
-        let (place, path) = rest.split_once('/').unwrap_or((rest, ""));
-        let (login, host) = place.rsplit_once('@').map_or((None, place), |(login, host)| (Some(login), host));
+        let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let (place, path) = place.split_once('/').unwrap_or((place, ""));
+        let (login, hosts) =
+            place.rsplit_once('@').map_or((None, place), |(login, hosts)| (Some(login), hosts));
         let login = match login.map(Login::parse) {
             Some(None) => return Err(wrong("has a user or password that is not written as in a URL")),
             login => login.flatten(),
         };
-        if host.is_empty() {
-            return Err(wrong("has no host"));
+        if hosts.split(',').any(str::is_empty) {
+            return Err(wrong("has no host, or an empty one"));
         }
         let namespace = match path.trim_end_matches('/') {
             "" => NAMESPACE_DEFAULT,
@@ -82,8 +92,23 @@ impl Address {
         let namespace = ServiceName::new(namespace)
             .map_err(|error| wrong(&format!("has the namespace {namespace:?}")).because(error))?;
         let names = Names { namespace: namespace.as_str().to_owned() };
-        Ok(Self { server: format!("{scheme}://{host}"), login, names })
+        let servers = hosts.split(',').map(|host| format!("{scheme}://{host}")).collect();
+        Ok(Self { servers, login, names, replicas: replicas(query)? })
     }
+}
+
+fn replicas(query: &str) -> Result<usize> {
+    let mut found = 1;
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let Some(("replicas", number)) = pair.split_once('=') else {
+            let key = pair.split('=').next().unwrap_or_default();
+            return Err(wrong(&format!("has {key:?} in its query, which means nothing")));
+        };
+        found = number.parse().ok().filter(|number| REPLICAS.contains(number)).ok_or_else(|| {
+            wrong(&format!("asks for {number:?} replicas (an even number outlives no more deaths)"))
+        })?;
+    }
+    Ok(found)
 }
 
 impl Names {
@@ -142,16 +167,15 @@ mod tests {
     #[test]
     fn an_address_may_name_a_namespace() {
         let orders = ServiceName::new("orders").unwrap();
-        for (url, server, stream) in [
-            ("nats://h:4222", "nats://h:4222", "tombolo_tombolo_topic_orders"),
-            ("nats://u:p@h:4222/", "nats://h:4222", "tombolo_tombolo_topic_orders"),
-            ("tls://h/staging", "tls://h", "tombolo_staging_topic_orders"),
+        for (url, servers, stream, replicas) in [
+            ("nats://h:4222", "nats://h:4222", "tombolo_tombolo_topic_orders", 1),
+            ("nats://u:p@h:4222/?replicas=1", "nats://h:4222", "tombolo_tombolo_topic_orders", 1),
+            ("tls://h/staging", "tls://h", "tombolo_staging_topic_orders", 1),
+            ("nats://u:p@a,b:1/x?replicas=3", "nats://a nats://b:1", "tombolo_x_topic_orders", 3),
         ] {
             let address = Address::parse(url).unwrap();
-            assert_eq!(
-                (address.server.as_str(), address.names.topic_stream(&orders).as_str()),
-                (server, stream)
-            );
+            assert_eq!((address.servers.join(" ").as_str(), address.replicas), (servers, replicas));
+            assert_eq!(address.names.topic_stream(&orders), stream);
             assert_eq!(address.names.topic_of_stream(stream), Some(orders.clone()));
         }
     }
@@ -168,7 +192,18 @@ mod tests {
 
     #[test]
     fn an_odd_address_is_refused_without_its_password() {
-        for url in ["h:4222", "http://h", "nats://", "nats://u:secret@h/A_b", "nats://u:secret@h/a/b"] {
+        let odd = [
+            "h:4222",
+            "http://h",
+            "nats://",
+            "nats://u:secret@a,,b",
+            "nats://u:secret@h/A_b",
+            "nats://u:secret@h/a/b",
+            "nats://u:secret@h?replicas=2",
+            "nats://u:secret@h?replicas=many",
+            "nats://u:secret@h?password=secret",
+        ];
+        for url in odd {
             let error = Address::parse(url).err().unwrap();
             assert_eq!(error.kind(), Kind::Configuration);
             assert!(!error.to_string().contains("secret"), "{error}");

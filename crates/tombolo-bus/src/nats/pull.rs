@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
+use async_nats::jetstream::consumer::{AckPolicy, Consumer, DeliverPolicy, pull};
 use async_nats::{Message, StatusCode, Subscriber};
 use futures_util::{FutureExt, StreamExt};
 use serde_json::json;
@@ -22,6 +22,12 @@ const PULL_MESSAGES_MAX: usize = 256;
 const PULL_BYTES_MAX: usize = 4 << 20;
 /// How long a request waits at the server for something to come.
 const PULL_SECONDS_MAX: u64 = 20;
+/// How often the server says that it waits with a request, in seconds: two and a half times without a word, and it is gone.
+const HEARTBEAT_SECONDS: u64 = 2;
+/// How long it is waited for a place on a cluster, in seconds, before another is asked for: it may be put on a server that is away.
+const PLACE_SECONDS_MAX: u64 = 2;
+/// How many places are asked for on a cluster.
+const PLACES_MAX: u32 = 4;
 /// How long the server keeps the place of a reader that asks for nothing.
 const IDLE_SECONDS_MAX: u64 = 60;
 
@@ -61,8 +67,7 @@ impl Pull {
             num_replicas: 1,
             ..pull::Config::default()
         };
-        let consumer = log.stream.create_consumer(place).await;
-        let consumer = consumer.map_err(|error| unavailable("a reader's place cannot be made", error))?;
+        let consumer = place_on(log, place).await?;
         let info = consumer.cached_info();
         let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", info.stream_name, info.name);
         let inbox = link.client.new_inbox();
@@ -77,8 +82,10 @@ impl Pull {
             if self.owed == 0 {
                 self.request().await?;
             }
-            let waiting =
-                tokio::time::timeout(Duration::from_secs(PULL_SECONDS_MAX + 5), self.subscriber.next());
+            let waiting = tokio::time::timeout(
+                Duration::from_millis(HEARTBEAT_SECONDS * 2_500),
+                self.subscriber.next(),
+            );
             let message = tokio::select! {
                 message = waiting => message,
                 _ = self.losses.changed() => return Err(lost("the connection to the NATS server was lost")),
@@ -108,6 +115,7 @@ impl Pull {
             "batch": PULL_MESSAGES_MAX,
             "max_bytes": PULL_BYTES_MAX.max(self.link.client.max_payload() * 2),
             "expires": Duration::from_secs(PULL_SECONDS_MAX).as_nanos() as u64,
+            "idle_heartbeat": Duration::from_secs(HEARTBEAT_SECONDS).as_nanos() as u64,
         });
         let (subject, inbox) = (self.subject.clone(), self.inbox.clone());
         let asked = self.link.client.publish_with_reply(subject, inbox, request.to_string().into()).await;
@@ -120,6 +128,7 @@ impl Pull {
     fn take(&mut self, message: Message) -> Result<Option<Pulled>> {
         match message.status {
             None | Some(StatusCode::OK) => {}
+            Some(StatusCode::IDLE_HEARTBEAT) => return Ok(None),
             Some(StatusCode::NO_RESPONDERS) => return Err(lost("the reader's place is gone")),
             Some(_) => {
                 let ended = message.description.as_deref().unwrap_or_default().to_ascii_lowercase();
@@ -143,6 +152,21 @@ impl Pull {
         let stored = message::record(&headers, message.message.payload.clone(), at)?;
         Ok(Some(Pulled { stored, pending }))
     }
+}
+
+/// Makes a place; on one of several servers, the first that answers.
+async fn place_on(log: &Log, place: pull::Config) -> Result<Consumer<pull::Config>> {
+    let refused = |error| unavailable("a reader's place cannot be made", error);
+    for _ in 1..PLACES_MAX {
+        if !log.has_replicas() {
+            break;
+        }
+        let made = log.stream.create_consumer(place.clone());
+        if let Ok(made) = tokio::time::timeout(Duration::from_secs(PLACE_SECONDS_MAX), made).await {
+            return made.map_err(refused);
+        }
+    }
+    log.stream.create_consumer(place).await.map_err(refused)
 }
 
 fn lost(what: &str) -> Error {

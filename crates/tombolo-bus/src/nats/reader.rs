@@ -162,7 +162,7 @@ impl Reader {
             let message = format!("topic {} was made again while it was read", self.read.topic);
             return Err(Error::new(Kind::OtherIncarnation, message));
         }
-        let end = self.log.end_of(self.read.partition).await?;
+        let end = end(&self.log, &self.read, self.last).await?;
         self.last_at = verify(&self.log, &self.read, self.last, &end).await?;
         Ok(())
     }
@@ -183,9 +183,19 @@ pub(super) async fn prove(log: &Log, read: &Read) -> Result<(End, u64)> {
             format!("topic {} has {found} partitions from 0; there is none {}", read.topic, read.partition);
         return Err(Error::new(Kind::UnknownPartition, message));
     }
-    let end = log.end_of(read.partition).await?;
+    let end = end(log, read, read.after).await?;
     let at = verify(log, read, read.after, &end).await?;
     Ok((end, at))
+}
+
+/// The end of the partition, which is not what a server knew that has just begun to lead.
+async fn end(log: &Log, read: &Read, cursor: Cursor) -> Result<End> {
+    let end = log.end_of(read.partition).await?;
+    if read.follow && cursor.sequence <= end.sequence {
+        return Ok(end);
+    }
+    log.settle().await?;
+    log.end_of(read.partition).await
 }
 
 /// Compares the cursor's own record; returns where in the stream it is, 0 before the first.

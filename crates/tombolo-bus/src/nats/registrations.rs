@@ -105,16 +105,13 @@ async fn make(link: &Arc<Link>) -> Result<Stream> {
         storage: StorageType::File,
         discard: DiscardPolicy::Old,
         max_messages_per_subject: 1,
-        num_replicas: 1,
+        num_replicas: link.replicas,
         ..Config::default()
     };
     match link.jetstream.create_stream(settings).await {
         Ok(stream) => ours(link, stream),
         Err(error) => match error.kind() {
-            CreateStreamErrorKind::JetStream(why) => {
-                let message = format!("the NATS server refused to keep registrations: {why}");
-                Err(Error::new(Kind::Configuration, message))
-            }
+            CreateStreamErrorKind::JetStream(why) => Err(super::made::not_made(link, "registrations", &why)),
             _ => Err(unavailable("the registrations cannot be kept", error)),
         },
     }
@@ -133,5 +130,6 @@ fn ours(link: &Link, stream: Stream) -> Result<Stream> {
         );
         return Err(Error::new(Kind::Unsafe, message));
     }
+    super::made::check_replicas(link, found)?;
     Ok(stream)
 }

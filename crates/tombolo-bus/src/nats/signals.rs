@@ -1,7 +1,9 @@
 //! Signals as core NATS messages.
 //!
 //! Invariant: a reach is what the server said about this very signal. The signal is sent with an inbox of ours as its reply
-//! subject, and then a marker to that inbox: the server puts "no responders" before the marker, or nobody was missing.
+//! subject, and then a marker to that inbox: the server puts "no responders" before the marker, or nobody was missing. A server of
+//! a cluster may not have heard yet of a listener on another one, so there nobody is never said, and a listener that has just
+//! begun may miss what is sent through another server at that moment.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,7 +40,9 @@ pub(super) async fn send(link: &Arc<Link>, subject: &str, signal: Signal) -> Res
     link.client.publish(inbox, Bytes::new()).await.map_err(|error| away(&error))?;
     let first = tokio::time::timeout(Duration::from_secs(REQUEST_SECONDS_MAX), answers.next()).await;
     match first {
-        Ok(Some(answer)) if answer.status == Some(StatusCode::NO_RESPONDERS) => Ok(Reach::Nobody),
+        Ok(Some(answer)) if answer.status == Some(StatusCode::NO_RESPONDERS) => {
+            Ok(if link.replicas > 1 { Reach::Unknown } else { Reach::Nobody })
+        }
         Ok(Some(_)) => Ok(Reach::Somebody),
         Ok(None) => Err(Error::new(Kind::Closed, "the bus was closed while a signal was sent")),
         Err(_) => Err(Error::new(Kind::Unavailable, "the NATS server did not take a signal in time")),

@@ -8,6 +8,7 @@
 //! since, no link holds, and the decision is made again from the stream.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::{PublishAckFuture, PublishError, PublishErrorKind};
@@ -19,7 +20,6 @@ use tombolo_event::{Cursor, EventId, Generations, Incarnation, ServiceName};
 use super::link::{Link, unavailable};
 use super::log::{End, Known, Log, TRIES_MAX, contended};
 use super::message::{self, Control};
-use super::pull::Pull;
 use crate::{Append, Appended, Error, Kind, Record, Result, Tail, Topic};
 
 /// The one writer of a topic in this process.
@@ -29,6 +29,24 @@ pub(super) struct Writer {
     known: Mutex<State>,
     /// Held for reading by every append that waits for acknowledgements, for writing by who reads the stream.
     flights: Arc<RwLock<()>>,
+    /// As of which reading of the stream something was sent that is not known to be stored.
+    astray: Arc<AtomicU64>,
+}
+
+/// Something on its way. It is astray unless it is said to have landed, also when nobody waits for it any more.
+struct Flight {
+    _way: OwnedRwLockReadGuard<()>,
+    astray: Arc<AtomicU64>,
+    reads: u64,
+    landed: bool,
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        if !self.landed {
+            self.astray.fetch_max(self.reads, Ordering::AcqRel);
+        }
+    }
 }
 
 #[derive(Default)]
@@ -53,7 +71,7 @@ struct Sent {
     acks: Vec<PublishAckFuture>,
     last: u64,
     reads: u64,
-    flight: OwnedRwLockReadGuard<()>,
+    flight: Flight,
 }
 
 enum Step {
@@ -69,6 +87,7 @@ impl Writer {
             topic: topic.clone(),
             known: Mutex::default(),
             flights: Arc::default(),
+            astray: Arc::default(),
         }
     }
 
@@ -150,12 +169,16 @@ impl Writer {
         first: usize,
         refused: bool,
     ) -> Result<Sent> {
-        let flight = Arc::clone(&self.flights).read_owned().await;
-        if refused {
-            // A server that was restarted may not know the id of its last message; its sequence is enough for the
-            // first link, because the stream was read a moment ago.
+        // A server that was restarted may not know the id of its last message. Its sequence is enough for the first link if the
+        // stream was read a moment ago, or if everything has landed whose place a stranger's message could have taken.
+        let all_landed =
+            self.flights.try_write().is_ok() && self.astray.load(Ordering::Acquire) < state.reads;
+        if refused || all_landed {
             known.last_id = None;
         }
+        let reads = state.reads;
+        let way = Arc::clone(&self.flights).read_owned().await;
+        let flight = Flight { _way: way, astray: Arc::clone(&self.astray), reads, landed: false };
         let mut acks = Vec::with_capacity(append.records.len() - first);
         for record in &append.records[first..] {
             acks.push(self.send_link(&mut known, append, record).await?);
@@ -165,7 +188,6 @@ impl Writer {
             *end = End { sequence: record.sequence, id: Some(record.id), at: known.last };
         }
         let last = end.sequence;
-        let reads = state.reads;
         state.known = Some(known);
         Ok(Sent { acks, last, reads, flight })
     }
@@ -193,17 +215,24 @@ impl Writer {
     }
 
     /// Waits for the acknowledgements; `None` if a link did not hold or its answer was lost.
-    async fn acknowledged(&self, sent: Sent) -> Result<Option<u64>> {
+    async fn acknowledged(&self, mut sent: Sent) -> Result<Option<u64>> {
         let acks = join_all(sent.acks.into_iter().map(IntoFuture::into_future)).await;
+        let error = acks.into_iter().find_map(|ack| ack.err());
+        sent.flight.landed = error.is_none();
         // Before the state is locked: who holds it may be waiting for all flights to land.
         drop(sent.flight);
-        let Some(error) = acks.into_iter().find_map(|ack| ack.err()) else { return Ok(Some(sent.last)) };
+        let Some(error) = error else { return Ok(Some(sent.last)) };
         let mut state = self.known.lock().await;
         if state.reads == sent.reads {
             state.known = None;
         }
+        drop(state);
         match error.kind() {
             PublishErrorKind::Other => Err(refusal(&self.topic, error)),
+            PublishErrorKind::TimedOut => {
+                self.link.leave().await;
+                Ok(None)
+            }
             _ => Ok(None),
         }
     }
@@ -224,10 +253,10 @@ impl Writer {
             let trimmed = log.trimmed(append.partition, place).await?;
             return trimmed.map_or_else(|| same_id(append, &repeated[0], None), Err);
         };
-        let mut pull = Pull::open(&log, append.partition, first.at, true).await?;
+        let found = log.ids_from(append.partition, first.at, repeated.len()).await?;
+        let mut found = found.into_iter();
         for record in repeated {
-            let found = pull.next().await?.stored.record;
-            let id = (found.sequence == record.sequence).then_some(found.id);
+            let id = found.next().filter(|(sequence, _)| *sequence == record.sequence).map(|(_, id)| id);
             same_id(append, record, id)?;
         }
         Ok(())

@@ -7,7 +7,6 @@
 
 use std::fmt::Display;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -15,21 +14,21 @@ use lapin::options::{BasicQosOptions, ConfirmSelectOptions};
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 use lapin::{Channel, Connection, ConnectionProperties, ErrorKind};
 use tokio::sync::{Mutex, watch};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
-use tombolo_event::Backoff;
-use uuid::Uuid;
+use tombolo_event::{Backoff, ServiceName};
 
 use super::hello;
-use super::message::Tag;
 use super::names::{Address, Names};
+use super::stream::{self, Feed, Outlet};
+pub(super) use crate::judged::REQUEST_SECONDS_MAX;
+use crate::judged::{self, From, Root, Streams};
 use crate::{Error, Kind, Result};
 
-/// How long one request may take.
-pub(super) const REQUEST_SECONDS_MAX: u64 = 10;
+/// Ends the link when nobody is left who uses it.
+pub(super) type Used = judged::Used<Link>;
+
 /// How long the first connection is waited for before going on without it.
 const CONNECT_SECONDS_MAX: u64 = 3;
-pub(super) const RECONNECT: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(4));
+const RECONNECT: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(4));
 /// How often a connection is looked at that says nothing.
 const LOOK_EACH: Duration = Duration::from_secs(1);
 /// What is said to the server at a normal end.
@@ -40,22 +39,7 @@ pub(super) struct Link {
     pub(super) names: Names,
     address: Address,
     server: watch::Sender<Server>,
-    /// Ends every stream.
-    pub(super) closed: CancellationToken,
-    pub(super) tasks: TaskTracker,
-    sender: u64,
-    counter: AtomicU64,
-    #[cfg(feature = "mutants")]
-    pub(super) mutant: Option<super::Mutant>,
-}
-
-/// Ends a link when nobody is left who uses it: the bus, its readers, its listeners.
-pub(super) struct Used(pub(super) Arc<Link>);
-
-impl Drop for Used {
-    fn drop(&mut self) {
-        self.0.closed.cancel();
-    }
+    pub(super) root: Root,
 }
 
 /// The server as it was found last.
@@ -177,12 +161,7 @@ impl Link {
             names: address.names.clone(),
             address,
             server: watch::Sender::new(Server::Untried),
-            closed: CancellationToken::new(),
-            tasks: TaskTracker::new(),
-            sender: Uuid::new_v4().as_u64_pair().0,
-            counter: AtomicU64::new(0),
-            #[cfg(feature = "mutants")]
-            mutant: None,
+            root: Root::new(),
         })
     }
 
@@ -192,8 +171,8 @@ impl Link {
     /// `Configuration` if the server is there and refuses.
     pub(super) async fn start(self: &Arc<Self>) -> Result<()> {
         let keeper = Arc::clone(self);
-        self.tasks.spawn(async move {
-            let closed = keeper.closed.clone();
+        self.root.tasks.spawn(async move {
+            let closed = keeper.root.closed.clone();
             closed.run_until_cancelled(keeper.keep_up()).await;
             let last = keeper.server.send_replace(Server::Away(Kind::Closed, String::new()));
             if let Server::Here(lines) = last {
@@ -207,7 +186,7 @@ impl Link {
             && let Server::Away(kind, why) = &*server
             && *kind != Kind::Unavailable
         {
-            self.closed.cancel();
+            self.root.closed.cancel();
             return Err(Error::new(*kind, why.clone()));
         }
         Ok(())
@@ -256,7 +235,7 @@ impl Link {
 
     /// The connections, or why there are none.
     pub(super) fn ready(&self) -> Result<Arc<Lines>> {
-        if self.closed.is_cancelled() {
+        if self.root.closed.is_cancelled() {
             return Err(Error::new(Kind::Closed, "the bus was closed by this process"));
         }
         match &*self.server.borrow() {
@@ -283,19 +262,50 @@ impl Link {
         }
     }
 
-    /// A tag that no other message has.
-    pub(super) fn tag(&self) -> Tag {
-        Tag { sender: self.sender, number: self.counter.fetch_add(1, Ordering::Relaxed) }
-    }
-
-    pub(super) fn sent(&self, tag: Tag) -> bool {
-        tag.sender == self.sender
-    }
-
     pub(super) async fn close(&self) {
-        self.closed.cancel();
-        self.tasks.close();
-        self.tasks.wait().await;
+        self.root.close().await;
+    }
+}
+
+impl Streams for Link {
+    type Outlet = Outlet;
+    type Feed = Feed;
+
+    fn root(&self) -> &Root {
+        &self.root
+    }
+
+    fn topic(&self, topic: &ServiceName) -> String {
+        self.names.topic(topic)
+    }
+
+    fn directory(&self) -> String {
+        self.names.directory()
+    }
+
+    async fn ensure(&self, stream: &str) -> Result<()> {
+        stream::ensure(&*self.ready()?, stream).await
+    }
+
+    async fn exists(&self, stream: &str) -> Result<bool> {
+        stream::exists(&*self.ready()?, stream).await
+    }
+
+    async fn begins(&self, stream: &str) -> Result<u64> {
+        let mut feed = self.feed(stream, From::First).await?;
+        Ok(judged::Feed::next_bytes(&mut feed).await?.0)
+    }
+
+    async fn outlet(&self, stream: &str) -> Result<Outlet> {
+        Outlet::open(self.ready()?, stream).await
+    }
+
+    async fn feed(&self, stream: &str, from: From) -> Result<Feed> {
+        Feed::open(&*self.ready()?, stream, from).await
+    }
+
+    fn is_half_made(error: &Error) -> bool {
+        stream::is_half_made(error)
     }
 }
 

@@ -100,7 +100,7 @@ struct Heard {
 pub(super) async fn listen(used: &Arc<Used>, subject: &str, group: Option<&str>) -> Result<SignalStream> {
     check_subject(subject)?;
     group.map_or(Ok(()), check_subject)?;
-    let closed = used.0.closed.clone();
+    let closed = used.0.root.closed.clone();
     let mut listener = Listener {
         link: Arc::clone(&used.0),
         _used: Arc::clone(used),

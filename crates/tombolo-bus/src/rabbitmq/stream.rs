@@ -5,6 +5,7 @@
 //!
 //! Invariant: a queue that was declared in another way is refused by name before anything is written to it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,10 +15,10 @@ use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{BasicProperties, Channel, Confirmation, Consumer};
+use lapin::{BasicProperties, Channel, Confirmation, Consumer, PublisherConfirm};
 
 use super::link::{Lines, REQUEST_SECONDS_MAX, failed, unavailable};
-use super::message::{Found, Message};
+use crate::judged::{self, From};
 use crate::{Error, Kind, Result};
 
 /// The size of a segment, in bytes; its oddness is what marks a stream as ours.
@@ -87,43 +88,55 @@ fn differs(stream: &str, error: &lapin::Error) -> Error {
     Error::new(Kind::TopicDiffers, message)
 }
 
-/// Publishes and returns when the server has stored it.
-pub(super) async fn publish(channel: &Channel, stream: &str, body: &[u8]) -> Result<()> {
-    let sent = send(channel, stream, body).await?;
-    confirmed(stream, sent).await
+/// A channel on which messages are sent to one stream, in the order of the calls.
+pub(super) struct Outlet {
+    channel: Channel,
+    lines: Arc<Lines>,
+    stream: String,
 }
 
-/// Publishes; the order on a channel is that of the calls.
-pub(super) async fn send(channel: &Channel, stream: &str, body: &[u8]) -> Result<lapin::PublisherConfirm> {
-    // Not mandatory: the client would write a whole message into the log if the stream were gone. Its readers tell.
-    let options = BasicPublishOptions::default();
-    let sent = channel.basic_publish("".into(), stream.into(), options, body, BasicProperties::default());
-    let limit = Duration::from_secs(REQUEST_SECONDS_MAX);
-    match tokio::time::timeout(limit, sent).await {
-        Ok(sent) => sent.map_err(|error| failed("the RabbitMQ server does not take a message", error)),
-        Err(_) => Err(Error::new(Kind::Unavailable, "the RabbitMQ server did not take a message in time")),
+impl Outlet {
+    pub(super) async fn open(lines: Arc<Lines>, stream: &str) -> Result<Self> {
+        Ok(Self { channel: lines.sending().await?, lines, stream: stream.to_owned() })
     }
 }
 
-/// Waits until what was sent is stored.
-pub(super) async fn confirmed(stream: &str, sent: lapin::PublisherConfirm) -> Result<()> {
-    let confirmed = tokio::time::timeout(Duration::from_secs(REQUEST_SECONDS_MAX), sent).await;
-    let lost = |why: &str| Error::new(Kind::Unavailable, format!("a message to {stream} {why}"));
-    match confirmed {
-        Ok(Ok(Confirmation::Ack(_))) => Ok(()),
-        Ok(Ok(_)) => Err(lost("was not stored by the RabbitMQ server")),
-        Ok(Err(error)) => Err(failed("a message was not confirmed", error)),
-        Err(_) => Err(lost("was not confirmed in time")),
-    }
-}
+impl judged::Outlet for Outlet {
+    type Confirm = PublisherConfirm;
 
-/// Where to begin to read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum From {
-    First,
-    /// The last messages that were stored together.
-    Last,
-    Offset(u64),
+    fn take_writes(&self) -> Result<()> {
+        self.lines.take_writes()
+    }
+
+    async fn send(&self, body: Bytes) -> Result<PublisherConfirm> {
+        // Not mandatory: the client would write a whole message into the log if the stream were gone. Its readers tell.
+        let options = BasicPublishOptions::default();
+        let stream = self.stream.as_str().into();
+        let sent = self.channel.basic_publish("".into(), stream, options, &body, BasicProperties::default());
+        let limit = Duration::from_secs(REQUEST_SECONDS_MAX);
+        match tokio::time::timeout(limit, sent).await {
+            Ok(sent) => sent.map_err(|error| failed("the RabbitMQ server does not take a message", error)),
+            Err(_) => {
+                Err(Error::new(Kind::Unavailable, "the RabbitMQ server did not take a message in time"))
+            }
+        }
+    }
+
+    async fn confirmed(&self, sent: PublisherConfirm) -> Result<()> {
+        let confirmed = tokio::time::timeout(Duration::from_secs(REQUEST_SECONDS_MAX), sent).await;
+        let stream = &self.stream;
+        let lost = |why: &str| Error::new(Kind::Unavailable, format!("a message to {stream} {why}"));
+        match confirmed {
+            Ok(Ok(Confirmation::Ack(_))) => Ok(()),
+            Ok(Ok(_)) => Err(lost("was not stored by the RabbitMQ server")),
+            Ok(Err(error)) => Err(failed("a message was not confirmed", error)),
+            Err(_) => Err(lost("was not confirmed in time")),
+        }
+    }
+
+    fn lives(&self) -> bool {
+        self.channel.status().connected()
+    }
 }
 
 /// A place in a stream that moves on.
@@ -150,12 +163,6 @@ impl Feed {
         let consumer = channel.basic_consume(stream.into(), "".into(), options, arguments).await;
         let consumer = consumer.map_err(|error| failed(&format!("stream {stream} cannot be read"), error))?;
         Ok(Self { channel, consumer, stream: stream.to_owned(), unacknowledged: 0, last_tag: 0 })
-    }
-
-    /// The bytes of the next message, as soon as there is one, and their offset.
-    pub(super) async fn next_bytes(&mut self) -> Result<(u64, Bytes)> {
-        let delivery = self.consumer.next().await;
-        self.take(delivery).await
     }
 
     async fn take(&mut self, delivery: Option<lapin::Result<Delivery>>) -> Result<(u64, Bytes)> {
@@ -190,56 +197,33 @@ impl Feed {
         let sent = self.channel.basic_ack(self.last_tag, options).await;
         sent.map_err(|error| unavailable("a reader cannot ask for more", error))
     }
+}
 
-    /// The bytes of the next message if it has already arrived.
-    pub(super) async fn next_bytes_ready(&mut self) -> Result<Option<(u64, Bytes)>> {
+impl judged::Feed for Feed {
+    fn stream(&self) -> &str {
+        &self.stream
+    }
+
+    async fn next_bytes(&mut self) -> Result<(u64, Bytes)> {
+        let delivery = self.consumer.next().await;
+        self.take(delivery).await
+    }
+
+    async fn next_bytes_ready(&mut self) -> Result<Option<(u64, Bytes)>> {
         match self.consumer.next().now_or_never() {
             Some(delivery) => self.take(delivery).await.map(Some),
             None => Ok(None),
         }
     }
 
-    /// Returns when everything has arrived that the server had when it was asked. It looks for more when it learns what was
-    /// received, and deals with the requests of a channel one after the other.
-    pub(super) async fn settle(&mut self) -> Result<()> {
+    /// The server looks for more when it learns what was received, and deals with the requests of a channel one after the
+    /// other.
+    async fn settle(&mut self) -> Result<()> {
         if self.unacknowledged > 0 {
             self.acknowledge().await?;
         }
         let asked = self.channel.basic_qos(UNREAD_MAX, BasicQosOptions::default()).await;
         asked.map_err(|error| unavailable("a reader got no answer", error))
-    }
-
-    /// The next of our messages. What others wrote is passed over, and said.
-    pub(super) async fn next(&mut self) -> Result<(u64, Message)> {
-        loop {
-            let (at, bytes) = self.next_bytes().await?;
-            if let Some(message) = self.ours(at, bytes)? {
-                return Ok((at, message));
-            }
-        }
-    }
-
-    /// The next of our messages if it has already arrived.
-    pub(super) async fn next_ready(&mut self) -> Result<Option<(u64, Message)>> {
-        while let Some((at, bytes)) = self.next_bytes_ready().await? {
-            if let Some(message) = self.ours(at, bytes)? {
-                return Ok(Some((at, message)));
-            }
-        }
-        Ok(None)
-    }
-
-    fn ours(&self, at: u64, bytes: Bytes) -> Result<Option<Message>> {
-        match Message::decode(bytes, at)? {
-            Found::Ours(message) => Ok(Some(message)),
-            Found::Foreign => {
-                let stream = &self.stream;
-                tracing::warn!(
-                    "message {at} of {stream} is passed over: Tombolo did not write it; find out who did"
-                );
-                Ok(None)
-            }
-        }
     }
 }
 
@@ -247,30 +231,5 @@ fn offset(delivery: &Delivery) -> Option<u64> {
     match delivery.properties.headers().as_ref()?.inner().get(OFFSET)? {
         AMQPValue::LongLongInt(offset) => u64::try_from(*offset).ok(),
         _ => None,
-    }
-}
-
-/// The offset of the first message that a stream which is not empty still has: 0, unless a policy of the server removes messages.
-pub(super) async fn begins(lines: &Lines, stream: &str) -> Result<u64> {
-    Ok(Feed::open(lines, stream, From::First).await?.next_bytes().await?.0)
-}
-
-/// What is said of a stream whose beginning is needed and gone.
-pub(super) fn forgotten(kind: Kind, stream: &str, begins: u64) -> Error {
-    let message = format!(
-        "stream {stream} begins at message {begins}: a policy of the RabbitMQ server (max-age or max-length-bytes) has removed what was \
-         before; take it off and restore the stream, or name an archive that has it (TOMBOLO_ARCHIVE, --archive)"
-    );
-    Error::new(kind, message)
-}
-
-/// Checks that nothing was removed from a stream that is not empty.
-///
-/// # Errors
-/// `Unsafe` if its first message is not the very first that there was.
-pub(super) async fn check_beginning(lines: &Lines, stream: &str) -> Result<()> {
-    match begins(lines, stream).await? {
-        0 => Ok(()),
-        begins => Err(forgotten(Kind::Unsafe, stream, begins)),
     }
 }

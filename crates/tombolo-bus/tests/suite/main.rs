@@ -7,6 +7,8 @@
 mod archive;
 #[cfg(feature = "embedded")]
 mod embedded;
+#[cfg(feature = "kafka")]
+mod kafka;
 #[cfg(any(feature = "postgres", feature = "redis"))]
 mod load;
 mod model;

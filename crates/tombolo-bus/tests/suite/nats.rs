@@ -2,6 +2,9 @@
 //! SIGKILL whenever a case reopens the bus. And what this engine alone can get wrong.
 //! Invariant: only servers that this test started are killed, and each of them is.
 
+mod cluster;
+mod faults;
+
 use std::net::TcpListener;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -47,6 +50,26 @@ async fn a_server_that_may_not_sync_is_refused_unless_that_is_accepted_by_name()
     let refused = nats::connect("nats://127.0.0.1:1").await.map(drop).unwrap_err();
     assert_eq!(refused.kind(), Kind::Unsafe);
     assert!(refused.to_string().contains("accept=unsynced"), "{refused}");
+    let replicas = nats::connect("nats://127.0.0.1:1?replicas=3").await.map(drop).unwrap_err();
+    assert!(replicas.to_string().contains("majority of them at once"), "{replicas}");
+    let accepted = nats::connect("nats://127.0.0.1:1?replicas=3&accept=unsynced").await.unwrap();
+    assert!(accepted.guarantee().detail.contains("2 of 3 servers"), "{:?}", accepted.guarantee());
+}
+
+#[tokio::test]
+async fn a_server_alone_is_not_enough_for_replicas_and_a_stream_on_one_is_refused_where_three_are_asked_for()
+{
+    let Some(server) = shared("replicas on one NATS server") else { return };
+    let namespace = unique("alone");
+    let spec = TopicSpec::new("orders".parse().unwrap(), Generations::first(1).unwrap());
+    let three = nats::connect(&format!("{server}/{namespace}?replicas=3&accept=unsynced")).await.unwrap();
+    let refused = three.ensure_topic(&spec).await.unwrap_err();
+    assert_eq!(refused.kind(), Kind::Configuration, "{refused}");
+    assert!(refused.to_string().contains("replicas=3"), "{refused}");
+    connect(&format!("{server}/{namespace}")).await.ensure_topic(&spec).await.unwrap();
+    let refused = three.ensure_topic(&spec).await.unwrap_err();
+    assert_eq!(refused.kind(), Kind::Unsafe, "{refused}");
+    assert!(refused.to_string().contains("kept on 1 of the servers; expected 3"), "{refused}");
 }
 
 #[tokio::test]

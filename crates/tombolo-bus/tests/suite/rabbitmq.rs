@@ -464,6 +464,9 @@ mod broken {
 
     use super::*;
 
+    /// How often a case is played: some are races, which a slow machine may let the right one win.
+    const RACES_MAX: u32 = 5;
+
     #[tokio::test]
     async fn the_suite_catches_every_mutant_of_rabbitmq() {
         let Some(url) = shared("the mutants of RabbitMQ") else { return };
@@ -479,8 +482,16 @@ mod broken {
             let namespace = unique("mutant");
             let whole = Shared { url: url.clone(), namespace: namespace.clone() };
             assert_eq!(play(case, Arc::new(whole)).await, Outcome::Ok, "{case} without {mutant:?}");
-            let broken = play(case, Arc::new(Broken { url: url.clone(), namespace, mutant })).await;
-            assert!(matches!(broken, Outcome::Failed(_)), "{mutant:?} is not caught by {case}");
+            let mut caught = false;
+            for _ in 0..RACES_MAX {
+                let (url, namespace) = (url.clone(), namespace.clone());
+                let broken = play(case, Arc::new(Broken { url, namespace, mutant })).await;
+                caught |= matches!(broken, Outcome::Failed(_));
+                if caught {
+                    break;
+                }
+            }
+            assert!(caught, "{mutant:?} is not caught by {case}");
         }
     }
 

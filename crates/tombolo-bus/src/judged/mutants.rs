@@ -1,4 +1,4 @@
-//! Deliberate faults of this engine, for the test that asserts that each is caught. Invariant: a connection has none
+//! Deliberate faults of these engines, for the test that asserts that each is caught. Invariant: a connection has none
 //! until a test gives it one.
 
 /// A fault.

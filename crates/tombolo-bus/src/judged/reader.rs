@@ -13,15 +13,15 @@ use tokio::sync::watch;
 use tombolo_event::{Cursor, EventId};
 
 use super::follower::{Follower, Near};
-use super::link::Used;
 use super::past::Past;
 use super::rule::{Control, check_incarnation, unknown, unknown_partition};
+use super::{Streams, Used};
 use crate::{Batch, Error, Kind, Read, Record, RecordStream, Result};
 
 /// A reader on its way.
-struct Reader {
-    _used: Arc<Used>,
-    follower: Arc<Follower>,
+struct Reader<S: Streams> {
+    _used: Arc<Used<S>>,
+    follower: Arc<Follower<S>>,
     changes: watch::Receiver<u64>,
     read: Read,
     /// The last record that was read.
@@ -30,14 +30,18 @@ struct Reader {
     end: u64,
     tail: u64,
     /// Its own place, while it is not near the end.
-    past: Option<Past>,
+    past: Option<Past<S>>,
     /// What was read from there and did not fit into the batch before.
     held: VecDeque<Record>,
     ended: bool,
 }
 
-pub(super) async fn open(used: &Arc<Used>, follower: Arc<Follower>, read: Read) -> Result<RecordStream> {
-    let closed = follower.link.closed.clone();
+pub(super) async fn open<S: Streams>(
+    used: &Arc<Used<S>>,
+    follower: Arc<Follower<S>>,
+    read: Read,
+) -> Result<RecordStream> {
+    let closed = follower.server.root().closed.clone();
     let reader = Reader::start(Arc::clone(used), follower, read).await?;
     let batches = stream::unfold(reader, |mut reader| async {
         let batch = reader.next_batch().await?;
@@ -46,9 +50,9 @@ pub(super) async fn open(used: &Arc<Used>, follower: Arc<Follower>, read: Read) 
     Ok(batches.take_until(closed.cancelled_owned()).boxed())
 }
 
-impl Reader {
+impl<S: Streams> Reader<S> {
     /// Proves that the log is the one that the cursor was in.
-    async fn start(used: Arc<Used>, follower: Arc<Follower>, read: Read) -> Result<Self> {
+    async fn start(used: Arc<Used<S>>, follower: Arc<Follower<S>>, read: Read) -> Result<Self> {
         let here = |control: &Control| {
             let sealed = control.generations.is_sealed(read.partition);
             read.partition < control.generations.partitions()
@@ -210,7 +214,7 @@ impl Reader {
 
     #[cfg(feature = "mutants")]
     fn believes_the_cursor(&self) -> bool {
-        self.follower.link.mutant == Some(super::Mutant::BelieveTheCursor)
+        self.follower.server.root().mutant == Some(super::Mutant::BelieveTheCursor)
     }
 
     #[cfg(not(feature = "mutants"))]

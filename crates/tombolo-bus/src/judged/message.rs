@@ -4,7 +4,7 @@
 //! "tmb1"  kind 1  sender 8  number 8  incarnation 16  epoch 8  …what it says…  crc32c 4        big-endian
 //! ```
 //!
-//! Everything is in the body, because RabbitMQ rewrites headers from one version to the next. One append is one message, so
+//! Everything is in the body, because servers rewrite headers from one version to the next. One append is one message, so
 //! that it is stored whole or not at all.
 //!
 //! Invariant: a message is read as it was written, or it is *foreign* (somebody else's), or it is named as damaged.
@@ -304,7 +304,7 @@ mod tests {
     fn stored_bytes_stay_as_they_are() {
         let hex = |bytes: Bytes| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         let found: Vec<String> = each().into_iter().map(|message| hex(message.encode())).collect();
-        let golden: Vec<&str> = include_str!("../../golden/rabbitmq-v1.hex").lines().collect();
+        let golden: Vec<&str> = include_str!("../../golden/judged-v1.hex").lines().collect();
         assert_eq!(found, golden);
     }
 

@@ -14,27 +14,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use lapin::Channel;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tombolo_event::{EventId, Incarnation, ServiceName};
 
-use super::link::{Lines, Link, REQUEST_SECONDS_MAX};
 use super::message::{Message, Says, Tag};
 use super::past::{self, MARK_EACH, Past};
 use super::rule::{End, State, unknown};
-use super::stream::{self, Feed, From};
 use super::window::Window;
+use super::{Feed, From, Outlet, REQUEST_SECONDS_MAX, Streams};
 use crate::{Error, Kind, Record, Result};
 
 /// A topic as this process reads it.
-pub(super) struct Follower {
-    pub(super) link: Arc<Link>,
+pub(super) struct Follower<S: Streams> {
+    pub(super) server: Arc<S>,
     pub(super) topic: ServiceName,
     pub(super) stream: String,
     /// For everything that is sent to the stream, so that it is stored in the order of the calls.
-    channel: Channel,
-    lines: Arc<Lines>,
+    outlet: S::Outlet,
     inner: Mutex<Inner>,
     changed: watch::Sender<u64>,
     over: CancellationToken,
@@ -69,19 +66,18 @@ pub(super) enum Near {
     Past,
 }
 
-impl Follower {
+impl<S: Streams> Follower<S> {
     /// Begins to follow a topic's stream.
     ///
     /// # Errors
     /// `UnknownTopic`, `TopicDiffers`, `Unsafe`.
-    pub(super) async fn begin(link: &Arc<Link>, topic: &ServiceName) -> Result<Arc<Self>> {
-        let lines = link.ready()?;
-        let stream = link.names.topic(topic);
-        if !stream::exists(&lines, &stream).await? {
+    pub(super) async fn begin(server: &Arc<S>, topic: &ServiceName) -> Result<Arc<Self>> {
+        let stream = server.topic(topic);
+        if !server.exists(&stream).await? {
             return Err(unknown(topic));
         }
         let limit = Duration::from_secs(REQUEST_SECONDS_MAX);
-        match tokio::time::timeout(limit, Self::open(link, lines, topic, stream)).await {
+        match tokio::time::timeout(limit, Self::open(server, topic, stream)).await {
             Ok(begun) => begun,
             Err(_) => {
                 let message = format!("the stream of topic {topic} was not read in time");
@@ -90,33 +86,27 @@ impl Follower {
         }
     }
 
-    async fn open(
-        link: &Arc<Link>,
-        lines: Arc<Lines>,
-        topic: &ServiceName,
-        stream: String,
-    ) -> Result<Arc<Self>> {
-        let channel = lines.sending().await?;
-        lines.take_writes()?;
+    async fn open(server: &Arc<S>, topic: &ServiceName, stream: String) -> Result<Arc<Self>> {
+        let outlet = server.outlet(&stream).await?;
+        outlet.take_writes()?;
         // With this there is at least one message, and the last one is new.
-        let look = look(link);
+        let look = look(&**server);
         let (tag, body) = (look.tag, look.encode());
-        stream::publish(&channel, &stream, &body).await?;
-        let (last, _) = Feed::open(&lines, &stream, From::Last).await?.next_bytes().await?;
-        let state = past::near_the_end(link, &lines, &stream, last).await?;
-        let feed = Feed::open(&lines, &stream, From::Offset(state.next)).await?;
+        outlet.publish(body).await?;
+        let (last, _) = server.feed(&stream, From::Last).await?.next_bytes().await?;
+        let state = past::near_the_end(&**server, &stream, last).await?;
+        let feed = server.feed(&stream, From::Offset(state.next)).await?;
         let (looked, seen) = oneshot::channel();
         let inner =
             Inner { state, window: Window::default(), waiting: HashMap::from([(tag, looked)]), ended: None };
         let follower = Arc::new(Self {
-            link: Arc::clone(link),
+            server: Arc::clone(server),
             topic: topic.clone(),
             stream,
-            channel,
-            lines,
+            outlet,
             inner: Mutex::new(inner),
             changed: watch::Sender::new(0),
-            over: link.closed.child_token(),
+            over: server.root().closed.child_token(),
             marking: AtomicBool::new(false),
             ahead: tokio::sync::Mutex::default(),
             #[cfg(feature = "mutants")]
@@ -130,9 +120,9 @@ impl Follower {
     }
 
     /// Follows in a task of the link's, until it is over.
-    fn keep_following(self: &Arc<Self>, feed: Feed) {
+    fn keep_following(self: &Arc<Self>, feed: S::Feed) {
         let (following, over) = (Arc::clone(self), self.over.clone());
-        self.link.tasks.spawn(async move {
+        self.server.root().tasks.spawn(async move {
             let ended = over.run_until_cancelled(following.follow(feed)).await;
             let error =
                 ended.unwrap_or_else(|| Error::new(Kind::Closed, "the bus was closed by this process"));
@@ -140,9 +130,9 @@ impl Follower {
         });
     }
 
-    async fn follow(&self, mut feed: Feed) -> Error {
+    async fn follow(&self, mut feed: S::Feed) -> Error {
         loop {
-            match feed.next().await {
+            match super::next(&mut feed).await {
                 Ok((at, message)) => self.take(at, message),
                 Err(error) => return error,
             }
@@ -156,7 +146,7 @@ impl Follower {
         }
         let counts = inner.state.apply(at, &message);
         let tag = message.tag;
-        if let Some(waiting) = self.link.sent(tag).then(|| inner.waiting.remove(&tag)).flatten() {
+        if let Some(waiting) = self.server.root().sent(tag).then(|| inner.waiting.remove(&tag)).flatten() {
             let state = match &message.says {
                 Says::Records(_) => State::default(),
                 _ => inner.state.clone(),
@@ -188,7 +178,7 @@ impl Follower {
 
     /// Whether it still follows.
     pub(super) fn lives(&self) -> bool {
-        !self.over.is_cancelled() && self.channel.status().connected()
+        !self.over.is_cancelled() && self.outlet.lives()
     }
 
     pub(super) fn why_ended(&self) -> Error {
@@ -229,19 +219,19 @@ impl Follower {
     }
 
     /// Goes back to a place before a sequence that is at most the end of its partition.
-    pub(super) async fn past(&self, partition: u32, sequence: u64) -> Result<Past> {
+    pub(super) async fn past(&self, partition: u32, sequence: u64) -> Result<Past<S>> {
         let end = self.with(|state| state.next.saturating_sub(1));
-        Past::before(&self.link, &self.stream, partition, sequence, end).await
+        Past::before(&self.server, &self.stream, partition, sequence, end).await
     }
 
     /// Sends a message; its fate is told when it was read back.
-    pub(super) async fn send(&self, message: &Message) -> Result<Sent> {
-        self.lines.take_writes()?;
+    pub(super) async fn send(&self, message: &Message) -> Result<Sent<S>> {
+        self.outlet.take_writes()?;
         let (waiting, fate) = oneshot::channel();
         #[cfg(feature = "mutants")]
         let waiting = self.told_already(message, waiting);
         self.wait_for(message.tag, waiting)?;
-        match stream::send(&self.channel, &self.stream, &message.encode()).await {
+        match self.outlet.send(message.encode()).await {
             Ok(confirm) => Ok(Sent { confirm, fate }),
             Err(error) => {
                 self.lock().waiting.remove(&message.tag);
@@ -253,7 +243,7 @@ impl Follower {
     #[cfg(feature = "mutants")]
     fn told_already(&self, message: &Message, waiting: oneshot::Sender<Fate>) -> oneshot::Sender<Fate> {
         let is_append = matches!(message.says, Says::Records(_));
-        if is_append && self.link.mutant == Some(super::Mutant::AcknowledgeAtTheConfirm) {
+        if is_append && self.server.root().mutant == Some(super::Mutant::AcknowledgeAtTheConfirm) {
             drop(waiting.send(Fate { counts: true, state: State::default() }));
             return oneshot::channel().0;
         }
@@ -271,9 +261,9 @@ impl Follower {
     }
 
     /// Waits until what was sent is stored and read back.
-    pub(super) async fn fate(&self, tag: Tag, sent: Sent) -> Result<Fate> {
+    pub(super) async fn fate(&self, tag: Tag, sent: Sent<S>) -> Result<Fate> {
         let fate = async {
-            stream::confirmed(&self.stream, sent.confirm).await?;
+            self.outlet.confirmed(sent.confirm).await?;
             sent.fate.await.map_err(|_| self.why_ended())
         };
         let fate = match tokio::time::timeout(Duration::from_secs(REQUEST_SECONDS_MAX), fate).await {
@@ -298,12 +288,12 @@ impl Follower {
     /// The topic as of a moment after this was called, so that nothing is missing that was acknowledged before.
     pub(super) async fn look(&self) -> Result<State> {
         #[cfg(feature = "mutants")]
-        if self.link.mutant == Some(super::Mutant::AnswerFromMemory)
+        if self.server.root().mutant == Some(super::Mutant::AnswerFromMemory)
             && let Some(state) = self.remembered.get()
         {
             return Ok(state.clone());
         }
-        let state = self.tell(look(&self.link)).await?.state;
+        let state = self.tell(look(&*self.server)).await?.state;
         #[cfg(feature = "mutants")]
         if state.control.is_some() {
             self.remembered.get_or_init(|| state.clone());
@@ -313,7 +303,7 @@ impl Follower {
 
     /// A message in the name of what is known of the topic.
     pub(super) fn message(&self, incarnation: Incarnation, epoch: u64, says: Says) -> Message {
-        Message { tag: self.link.tag(), incarnation, epoch, says }
+        Message { tag: self.server.root().tag(), incarnation, epoch, says }
     }
 
     /// Writes a mark if it is time for one. Nothing depends on it but how much has to be read later.
@@ -334,11 +324,16 @@ impl Follower {
 }
 
 /// A message on its way.
-pub(super) struct Sent {
-    confirm: lapin::PublisherConfirm,
+pub(super) struct Sent<S: Streams> {
+    confirm: <S::Outlet as Outlet>::Confirm,
     fate: oneshot::Receiver<Fate>,
 }
 
-fn look(link: &Link) -> Message {
-    Message { tag: link.tag(), incarnation: Incarnation(uuid::Uuid::nil()), epoch: 0, says: Says::Look }
+fn look(server: &impl Streams) -> Message {
+    Message {
+        tag: server.root().tag(),
+        incarnation: Incarnation(uuid::Uuid::nil()),
+        epoch: 0,
+        says: Says::Look,
+    }
 }

@@ -13,11 +13,10 @@ use std::sync::Arc;
 use tokio::sync::MutexGuard;
 use tombolo_event::{Generations, Incarnation, ServiceName};
 
+use super::Streams;
 use super::follower::Follower;
-use super::link::Link;
 use super::message::{Records, Says};
 use super::rule::{Control, Decision, End, State, check_incarnation, decide, older, same_id, unknown};
-use super::stream;
 use crate::{Append, Appended, Error, Kind, Result, Tail, Topic, TopicSpec};
 
 /// How often something is tried again after somebody else was faster.
@@ -29,7 +28,7 @@ enum Step {
     Read,
 }
 
-pub(super) async fn append(follower: &Arc<Follower>, append: &Append) -> Result<Appended> {
+pub(super) async fn append<S: Streams>(follower: &Arc<Follower<S>>, append: &Append) -> Result<Appended> {
     let mut is_fresh = false;
     for _ in 0..TRIES_MAX {
         if let Step::Stored(last) = step(follower, append, is_fresh).await? {
@@ -42,7 +41,7 @@ pub(super) async fn append(follower: &Arc<Follower>, append: &Append) -> Result<
 }
 
 /// Decides and sends, in the order in which appends came.
-async fn step(follower: &Follower, append: &Append, is_fresh: bool) -> Result<Step> {
+async fn step<S: Streams>(follower: &Follower<S>, append: &Append, is_fresh: bool) -> Result<Step> {
     let mut ahead = follower.ahead.lock().await;
     let on_its_way = ahead.get(&append.partition).copied();
     let decided = follower.with(|state| decide(state, on_its_way, append));
@@ -69,8 +68,8 @@ async fn step(follower: &Follower, append: &Append, is_fresh: bool) -> Result<St
 }
 
 /// Reads everything that was on its way.
-async fn read_on(
-    follower: &Follower,
+async fn read_on<S: Streams>(
+    follower: &Follower<S>,
     ahead: MutexGuard<'_, HashMap<u32, End>>,
     partition: u32,
 ) -> Result<Step> {
@@ -86,18 +85,23 @@ async fn read_on(
 }
 
 /// The message for the records from `first` on, and the end of their partition when it counts.
-fn message(follower: &Follower, append: &Append, after: End, first: usize) -> (super::message::Message, End) {
+fn message<S: Streams>(
+    follower: &Follower<S>,
+    append: &Append,
+    after: End,
+    first: usize,
+) -> (super::message::Message, End) {
     let records = append.records[first..].to_vec();
     let end = records.last().map_or(after, End::of);
     let says = Says::Records(Records { partition: append.partition, after: after.id, records });
     (follower.message(append.incarnation, append.epoch, says), end)
 }
 
-async fn landed(
-    follower: &Follower,
+async fn landed<S: Streams>(
+    follower: &Follower<S>,
     partition: u32,
     tag: super::message::Tag,
-    sent: super::follower::Sent,
+    sent: super::follower::Sent<S>,
     end: End,
 ) -> Result<Step> {
     let fate = follower.fate(tag, sent).await;
@@ -110,7 +114,7 @@ async fn landed(
 }
 
 /// Compares the ids of the first `taken` records with those in the stream.
-async fn compare(follower: &Follower, append: &Append, taken: usize) -> Result<()> {
+async fn compare<S: Streams>(follower: &Follower<S>, append: &Append, taken: usize) -> Result<()> {
     let mut repeated = append.records[..taken].iter().peekable();
     let mut past = None;
     let mut found = Vec::new().into_iter();
@@ -146,7 +150,11 @@ fn known<'a>(topic: &ServiceName, state: &'a State, incarnation: Incarnation) ->
     Ok(control)
 }
 
-pub(super) async fn raise(follower: &Follower, incarnation: Incarnation, epoch: u64) -> Result<Vec<Tail>> {
+pub(super) async fn raise<S: Streams>(
+    follower: &Follower<S>,
+    incarnation: Incarnation,
+    epoch: u64,
+) -> Result<Vec<Tail>> {
     let name = &follower.topic;
     let state = follower.look().await?;
     let mut found = known(name, &state, incarnation)?.epoch;
@@ -164,8 +172,8 @@ pub(super) async fn raise(follower: &Follower, incarnation: Incarnation, epoch: 
     Err(older(name, epoch, found))
 }
 
-pub(super) async fn divide(
-    follower: &Follower,
+pub(super) async fn divide<S: Streams>(
+    follower: &Follower<S>,
     incarnation: Incarnation,
     epoch: u64,
     generations: &Generations,
@@ -191,13 +199,8 @@ pub(super) async fn divide(
     }
 }
 
-/// Makes a topic's stream; the first birth in it counts.
-pub(super) async fn make(link: &Arc<Link>, topic: &ServiceName) -> Result<()> {
-    stream::ensure(&*link.ready()?, &link.names.topic(topic)).await
-}
-
-/// The topic, which begins now unless it has begun.
-pub(super) async fn begin(follower: &Follower, spec: &TopicSpec) -> Result<State> {
+/// The topic, which begins now unless it has begun; the first birth in its stream counts.
+pub(super) async fn begin<S: Streams>(follower: &Follower<S>, spec: &TopicSpec) -> Result<State> {
     let state = follower.look().await?;
     if state.control.is_some() {
         return Ok(state);

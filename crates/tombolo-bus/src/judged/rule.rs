@@ -1,6 +1,6 @@
 //! The rule by which everybody reads a topic's stream, and the decisions that follow from it. Pure.
 //!
-//! RabbitMQ refuses nothing: it stores, in one order, whatever anybody sends. So the order is the judge. A message counts if
+//! The server refuses nothing: it stores, in one order, whatever anybody sends. So the order is the judge. A message counts if
 //! the messages before it allow it, and is *void* if they don't; everybody who reads the stream comes to the same result.
 //!
 //! ```text
@@ -237,7 +237,7 @@ pub(super) fn decide(
 }
 
 pub(super) fn unknown(topic: &ServiceName) -> Error {
-    Error::new(Kind::UnknownTopic, format!("there is no topic {topic} on this RabbitMQ server"))
+    Error::new(Kind::UnknownTopic, format!("there is no topic {topic} on this server"))
 }
 
 pub(super) fn unknown_partition(topic: &ServiceName, partition: u32, found: usize) -> Error {

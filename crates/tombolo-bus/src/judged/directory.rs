@@ -1,12 +1,11 @@
 //! The directory of a namespace: a stream in which the names of topics and the registrations are written.
 //!
-//! AMQP cannot list queues, so every topic is written here when it is made. The stream is only ever added to; what a replica
+//! Not every server can list its streams, so every topic is written here when it is made. The stream is only ever added to; what a replica
 //! says again without a change is not written again, so that it grows with deployments and not with time. It is read once in
 //! a process, and from then on only what is new.
 //!
-//! What is new is read without writing anything: a reader begins at the last entry that it knows, acknowledges it, and asks
-//! the channel for something else; the server sends what there is before it answers. In a cluster that is what the node of
-//! the connection knows, which may be a moment behind.
+//! What is new is read without writing anything: a reader begins at the last entry that it knows, and goes on until all has
+//! arrived that the server had. In a cluster that may be what one of its nodes knows, which may be a moment behind.
 //!
 //! Invariant: nothing is listed that its replica did not say last.
 
@@ -19,8 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 use tombolo_event::ServiceName;
 
-use super::link::{Lines, Link, REQUEST_SECONDS_MAX};
-use super::stream::{self, Feed, From};
+use super::{Feed, From, Outlet, REQUEST_SECONDS_MAX, Streams};
 use crate::port::DESCRIPTOR_BYTES_MAX;
 use crate::{Error, Kind, Registration, Result};
 
@@ -78,20 +76,24 @@ impl Known {
 
 impl Directory {
     /// Writes that there is a topic, unless that is known.
-    pub(super) async fn add_topic(&self, link: &Arc<Link>, topic: &ServiceName) -> Result<()> {
-        self.write(link, Entry::Topic(topic.clone())).await
+    pub(super) async fn add_topic<S: Streams>(&self, server: &Arc<S>, topic: &ServiceName) -> Result<()> {
+        self.write(server, Entry::Topic(topic.clone())).await
     }
 
-    pub(super) async fn topics(&self, link: &Arc<Link>) -> Result<Vec<ServiceName>> {
-        Ok(self.read(link).await?.topics.into_iter().collect())
+    pub(super) async fn topics<S: Streams>(&self, server: &Arc<S>) -> Result<Vec<ServiceName>> {
+        Ok(self.read(server).await?.topics.into_iter().collect())
     }
 
     /// Whether there is a topic of this name.
-    pub(super) async fn lists(&self, link: &Arc<Link>, topic: &ServiceName) -> Result<bool> {
-        Ok(self.read(link).await?.topics.contains(topic))
+    pub(super) async fn lists<S: Streams>(&self, server: &Arc<S>, topic: &ServiceName) -> Result<bool> {
+        Ok(self.read(server).await?.topics.contains(topic))
     }
 
-    pub(super) async fn register(&self, link: &Arc<Link>, registration: &Registration) -> Result<()> {
+    pub(super) async fn register<S: Streams>(
+        &self,
+        server: &Arc<S>,
+        registration: &Registration,
+    ) -> Result<()> {
         let found = registration.descriptor.len();
         if found > DESCRIPTOR_BYTES_MAX {
             let message = format!(
@@ -100,45 +102,47 @@ impl Directory {
             );
             return Err(Error::new(Kind::TooLarge, message));
         }
-        self.write(link, Entry::Registration(registration.clone())).await
+        self.write(server, Entry::Registration(registration.clone())).await
     }
 
-    pub(super) async fn registrations(&self, link: &Arc<Link>) -> Result<Vec<Registration>> {
-        Ok(self.read(link).await?.registrations.into_values().collect())
+    pub(super) async fn registrations<S: Streams>(&self, server: &Arc<S>) -> Result<Vec<Registration>> {
+        Ok(self.read(server).await?.registrations.into_values().collect())
     }
 
-    async fn write(&self, link: &Arc<Link>, entry: Entry) -> Result<()> {
-        if self.read(link).await?.says(&entry) {
+    async fn write<S: Streams>(&self, server: &Arc<S>, entry: Entry) -> Result<()> {
+        if self.read(server).await?.says(&entry) {
             return Ok(());
         }
-        let lines = link.ready()?;
-        let stream = link.names.directory();
-        stream::ensure(&lines, &stream).await?;
-        add(&lines, &stream, &entry).await
+        let stream = server.directory();
+        server.ensure(&stream).await?;
+        add(server, &stream, &entry).await
     }
 
     /// Reads what is new.
-    async fn read(&self, link: &Arc<Link>) -> Result<Known> {
-        let lines = link.ready()?;
-        let stream = link.names.directory();
+    async fn read<S: Streams>(&self, server: &Arc<S>) -> Result<Known> {
+        let stream = server.directory();
         let mut known = self.known.lock().await;
-        if !stream::exists(&lines, &stream).await? {
+        if !server.exists(&stream).await? {
             *known = Known::default();
             return Ok(known.clone());
         }
         let reading = async {
             if known.last.is_none() {
                 // It may be there and be empty, if who made it has crashed.
-                add(&lines, &stream, &Entry::Tombolo { layout: 1 }).await?;
-                stream::check_beginning(&lines, &stream).await?;
+                add(server, &stream, &Entry::Tombolo { layout: 1 }).await?;
+                super::check_beginning(&**server, &stream).await?;
             }
-            catch_up(&lines, &stream, &mut known).await
+            catch_up(server, &stream, &mut known).await
         };
         let limit = Duration::from_secs(REQUEST_SECONDS_MAX);
         match tokio::time::timeout(limit, reading).await {
-            Ok(read) => read?,
+            Ok(Ok(())) => {}
+            // The stream may be an older copy, which ends before what is known.
+            Ok(Err(error)) => {
+                *known = Known::default();
+                return Err(error);
+            }
             Err(_) => {
-                // The stream may be an older copy, which ends before what is known.
                 *known = Known::default();
                 let message = "the directory of topics and registrations was not read in time";
                 return Err(Error::new(Kind::Unavailable, message));
@@ -148,9 +152,9 @@ impl Directory {
     }
 }
 
-async fn catch_up(lines: &Lines, stream: &str, known: &mut Known) -> Result<()> {
+async fn catch_up<S: Streams>(server: &Arc<S>, stream: &str, known: &mut Known) -> Result<()> {
     let from = known.last.map_or(From::First, From::Offset);
-    let mut feed = Feed::open(lines, stream, from).await?;
+    let mut feed = server.feed(stream, from).await?;
     let (at, bytes) = feed.next_bytes().await?;
     known.apply(at, &bytes);
     loop {
@@ -166,9 +170,10 @@ async fn catch_up(lines: &Lines, stream: &str, known: &mut Known) -> Result<()> 
     }
 }
 
-async fn add(lines: &Lines, stream: &str, entry: &Entry) -> Result<()> {
-    lines.take_writes()?;
+async fn add<S: Streams>(server: &Arc<S>, stream: &str, entry: &Entry) -> Result<()> {
+    let outlet = server.outlet(stream).await?;
+    outlet.take_writes()?;
     let body = serde_json::to_vec(entry)
         .map_err(|error| Error::new(Kind::Corrupt, "an entry cannot be written").because(error))?;
-    stream::publish(&lines.sending().await?, stream, &body).await
+    outlet.publish(body.into()).await
 }
