@@ -39,7 +39,8 @@ fn measured(n: usize) -> Measured {
 
 #[tokio::main]
 async fn main() -> Outcome {
-    let place = std::env::args().nth(1).ok_or("give sqlite:/path, documents:/path, postgres://… or mysql://…")?;
+    let place =
+        std::env::args().nth(1).ok_or("give sqlite:/path, documents:/path, postgres://… or mysql://…")?;
     #[cfg(feature = "postgres")]
     if place.starts_with("postgres") {
         return measure(tombolo_db::postgres::Postgres::open(&place)?).await;
