@@ -237,32 +237,30 @@ impl<'t> Reader<'t> {
             }
         };
         let port = table.get("port").and_then(|port| self.number(port, "port", 1, u32::from(u16::MAX)));
-        let replicas = table.get("replicas").map(|count| self.number(count, "replicas", 1, REPLICAS_MAX));
         let database = match table.get("database") {
             Some(database) => self.database(database),
             None => Some(Database::Sqlite),
         };
-        let replicas = replicas.flatten().unwrap_or(1);
-        if let Some(count) = table.get("replicas")
-            && replicas > 1
-            && database.as_ref().is_some_and(Database::is_of_one_process)
-        {
-            let advice = "set it to 1, or give the service a database that several processes share";
-            self.wrong(
-                count.span(),
-                format!("{section} has {replicas} replicas on documents, a file of one process"),
-                advice,
-            );
-        }
+        let replicas = table.get("replicas").map(|count| self.replicas(count, &section, database.as_ref()));
         Some(Service {
             name: checked?,
             line: table.get("command").map_or(0, |command| self.line(command.span().start)),
             command: command?,
             port: port.and_then(|port| u16::try_from(port).ok()),
             database,
-            replicas,
+            replicas: replicas.unwrap_or(1),
             env: table.get("env").map(|env| self.env(env)).unwrap_or_default(),
         })
+    }
+
+    fn replicas(&mut self, value: &Value<'t>, section: &str, database: Option<&Database>) -> u32 {
+        let count = self.number(value, "replicas", 1, REPLICAS_MAX).unwrap_or(1);
+        if count > 1 && database.is_some_and(Database::is_of_one_process) {
+            let message = format!("{section} has {count} replicas on documents, a file of one process");
+            let advice = "set it to 1, or give the service a database that several processes share";
+            self.wrong(value.span(), message, advice);
+        }
+        count
     }
 
     fn service_name(&mut self, name: &Spanned<std::borrow::Cow<'t, str>>) -> Option<ServiceName> {

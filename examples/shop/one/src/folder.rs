@@ -45,6 +45,11 @@ impl DataFolder {
         self.path.join(format!("{service}.db")).display().to_string()
     }
 
+    /// The file of a service that keeps documents.
+    pub(crate) fn documents(&self, service: &str) -> String {
+        self.path.join(format!("{service}.redb")).display().to_string()
+    }
+
     /// The bus's log.
     pub(crate) fn bus(&self) -> PathBuf {
         self.path.join("bus")

@@ -12,6 +12,7 @@
 
 mod folder;
 mod manifest;
+mod started;
 
 use std::io::IsTerminal;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -24,12 +25,14 @@ use futures_util::future::{join_all, select_all};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tombolo::bus::{Bus, Listen, Log, Options, Server};
+use tombolo::documents::Documents;
 use tombolo::sqlite::Sqlite;
-use tombolo::{Running, Service, Settings};
+use tombolo::{Database, Running, Service, Settings};
 use tracing_subscriber::EnvFilter;
 
 use folder::DataFolder;
 use manifest::Manifest;
+use started::Started;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
@@ -92,32 +95,43 @@ async fn serve(manifest: &Manifest, folder: &DataFolder, log: &Arc<Log>) -> Outc
 async fn serve_shop(manifest: &Manifest, folder: &DataFolder, log: &Arc<Log>, bus: &str) -> Outcome<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let mut running = Vec::new();
-    for (name, service) in services(folder)? {
-        let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, manifest.port(name)?));
-        // The number of the one replica that `tombolo dev` runs, so that leases change hands at once.
-        let settings = Settings { listen: listen.to_string(), replica: Some(1), ..Settings::default() };
-        let service = service.bus(Arc::clone(log) as Arc<dyn Bus>).start(settings).await?;
-        println!("{name:<14} {}", service.url);
-        running.push(service);
-    }
+    let start = Start { manifest, log };
+    let sqlite = |name: &str| Sqlite::open(folder.database(name));
+    let products = Documents::open(folder.documents("products"))?;
+    // Each on its own database.
+    let mut running = vec![
+        start.service("users", shop_users::service(sqlite("users")?)).await?,
+        start.service("products", shop_products::service(products)).await?,
+        start.service("orders", shop_orders::service(sqlite("orders")?)?).await?,
+        start.service("order-history", shop_order_history::service(sqlite("order-history")?)).await?,
+    ];
     println!("bus            {bus}\nready, in one process");
     let ended = tokio::select! {
         _ = interrupt.recv() => Ok(()),
         _ = terminate.recv() => Ok(()),
         (failed, ..) = select_all(running.iter_mut().map(|service| Box::pin(service.failed()))) => failed,
     };
-    join_all(running.into_iter().map(Running::shutdown)).await;
+    join_all(running.into_iter().map(Started::shutdown)).await;
     Ok(ended?)
 }
 
-/// The services, each on its own database.
-fn services(folder: &DataFolder) -> Outcome<[(&'static str, Service<Sqlite>); 4]> {
-    let database = |name: &str| Sqlite::open(folder.database(name));
-    Ok([
-        ("users", shop_users::service(database("users")?)),
-        ("products", shop_products::service(database("products")?)),
-        ("orders", shop_orders::service(database("orders")?)?),
-        ("order-history", shop_order_history::service(database("order-history")?)),
-    ])
+/// What every service is started with.
+struct Start<'s> {
+    manifest: &'s Manifest,
+    log: &'s Arc<Log>,
+}
+
+impl Start<'_> {
+    async fn service<D>(&self, name: &str, service: Service<D>) -> Outcome<Started>
+    where
+        D: Database,
+        Running<D>: Into<Started>,
+    {
+        let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, self.manifest.port(name)?));
+        // The number of the one replica that `tombolo dev` runs, so that leases change hands at once.
+        let settings = Settings { listen: listen.to_string(), replica: Some(1), ..Settings::default() };
+        let service = service.bus(Arc::clone(self.log) as Arc<dyn Bus>).start(settings).await?;
+        println!("{name:<14} {}", service.url);
+        Ok(service.into())
+    }
 }

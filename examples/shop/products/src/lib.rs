@@ -1,4 +1,8 @@
 //! `products`: what can be bought. Owns titles and prices, says when they change, and answers what something is called.
+//!
+//! Its database keeps documents by key, not tables: a catalogue is read by its ids, and a book has other details than a kite.
+
+use std::collections::BTreeSet;
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -6,11 +10,17 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tombolo::sqlite::Sqlite;
+use serde_json::{Map, Value};
+use tombolo::documents::{Collection, Documents, Keys};
 use tombolo::{Event, Problem, Question, Service};
 use uuid::Uuid;
 
-type App = tombolo::App<Sqlite>;
+type App = tombolo::App<Documents>;
+
+/// Every product under its id.
+const PRODUCTS: Collection<Product> = Collection::new("products");
+/// The most products that are listed.
+const LISTED_MAX: usize = 1_000;
 
 /// The most products that one question can name.
 const IDS_MAX: usize = 1_000;
@@ -57,23 +67,29 @@ impl Question for ProductsByIds {
     type Answer = Vec<Product>;
 }
 
-#[derive(Serialize, Deserialize, JsonSchema, sqlx::FromRow)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 struct Product {
     id: String,
     title: String,
     price_cents: i64,
+    /// What is said of it beyond that: pages of a book, colours of a kite.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    details: Map<String, Value>,
 }
 
 #[derive(Deserialize)]
 struct Add {
     title: String,
     price_cents: i64,
+    #[serde(default)]
+    details: Map<String, Value>,
 }
 
 #[derive(Deserialize)]
 struct Change {
     title: Option<String>,
     price_cents: Option<i64>,
+    details: Option<Map<String, Value>>,
 }
 
 fn check(product: &Product) -> Result<(), Problem> {
@@ -93,16 +109,11 @@ fn refusal(detail: String) -> Problem {
 }
 
 async fn add(State(app): State<App>, Json(body): Json<Add>) -> Result<(StatusCode, Json<Product>), Problem> {
-    let product =
-        Product { id: Uuid::now_v7().to_string(), title: body.title, price_cents: body.price_cents };
+    let Add { title, price_cents, details } = body;
+    let product = Product { id: Uuid::now_v7().to_string(), title, price_cents, details };
     check(&product)?;
     let mut tx = app.begin().await?;
-    sqlx::query("INSERT INTO products (id, title, price_cents) VALUES (?, ?, ?)")
-        .bind(&product.id)
-        .bind(&product.title)
-        .bind(product.price_cents)
-        .execute(&mut *tx)
-        .await?;
+    tx.put(&PRODUCTS, &product.id, &product).await?;
     tx.publish(&ProductAdded {
         product_id: product.id.clone(),
         title: product.title.clone(),
@@ -118,20 +129,12 @@ async fn change(
     Json(body): Json<Change>,
 ) -> Result<Json<Product>, Problem> {
     let mut tx = app.begin().await?;
-    let found: Option<Product> = sqlx::query_as("SELECT id, title, price_cents FROM products WHERE id = ?")
-        .bind(&id)
-        .fetch_optional(&mut *tx)
-        .await?;
-    let mut product = found.ok_or_else(|| unknown(&id))?;
+    let mut product = tx.get(&PRODUCTS, &id).await?.ok_or_else(|| unknown(&id))?;
     product.title = body.title.unwrap_or(product.title);
     product.price_cents = body.price_cents.unwrap_or(product.price_cents);
+    product.details = body.details.unwrap_or(product.details);
     check(&product)?;
-    sqlx::query("UPDATE products SET title = ?, price_cents = ? WHERE id = ?")
-        .bind(&product.title)
-        .bind(product.price_cents)
-        .bind(&id)
-        .execute(&mut *tx)
-        .await?;
+    tx.put(&PRODUCTS, &id, &product).await?;
     tx.publish(&ProductChanged {
         product_id: id,
         title: product.title.clone(),
@@ -146,13 +149,13 @@ fn unknown(id: &str) -> Problem {
 }
 
 async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Product>, Problem> {
-    let product = sqlx::query_as("SELECT id, title, price_cents FROM products WHERE id = ?").bind(&id);
-    product.fetch_optional(app.database().pool()).await?.map(Json).ok_or_else(|| unknown(&id))
+    let product = app.database().read().await?.get(&PRODUCTS, &id).await?;
+    product.map(Json).ok_or_else(|| unknown(&id))
 }
 
 async fn list(State(app): State<App>) -> Result<Json<Vec<Product>>, Problem> {
-    let products = sqlx::query_as("SELECT id, title, price_cents FROM products ORDER BY id LIMIT 1000");
-    Ok(Json(products.fetch_all(app.database().pool()).await?))
+    let products = app.database().read().await?.scan(&PRODUCTS, Keys::all(), LISTED_MAX).await?;
+    Ok(Json(products.into_iter().map(|(_, product)| product).collect()))
 }
 
 async fn products_by_ids(question: ProductsByIds, app: App) -> Result<Vec<Product>, Problem> {
@@ -160,23 +163,18 @@ async fn products_by_ids(question: ProductsByIds, app: App) -> Result<Vec<Produc
         let found = question.product_ids.len();
         return Err(refusal(format!("found {found} product ids; expected at most {IDS_MAX}: ask in parts")));
     }
-    let mut query = sqlx::QueryBuilder::new("SELECT id, title, price_cents FROM products WHERE id IN (");
-    let mut ids = query.separated(", ");
-    for id in &question.product_ids {
-        ids.push_bind(id);
+    let catalogue = app.database().read().await?;
+    let mut products = Vec::new();
+    for id in question.product_ids.iter().collect::<BTreeSet<_>>() {
+        products.extend(catalogue.get(&PRODUCTS, id).await?);
     }
-    query.push(")");
-    Ok(query.build_query_as().fetch_all(app.database().pool()).await?)
+    Ok(products)
 }
 
 /// The service on its own database.
 #[must_use]
-pub fn service(database: Sqlite) -> Service<Sqlite> {
+pub fn service(database: Documents) -> Service<Documents> {
     Service::new("products", database)
-        .setup(async |database: Sqlite| {
-            sqlx::raw_sql(include_str!("schema.sql")).execute(database.pool()).await?;
-            Ok(())
-        })
         .routes(
             Router::new()
                 .route("/products", post(add).get(list))

@@ -1,9 +1,9 @@
 //! The service `products` as a program of its own.
 
-use tombolo::sqlite::Sqlite;
+use tombolo::documents::Documents;
 
 #[tokio::main]
 async fn main() -> tombolo::Result<()> {
-    let database = Sqlite::open(tombolo::settings::database_or("sqlite:products.db"))?;
+    let database = Documents::open(tombolo::settings::database_or("documents:products.redb"))?;
     shop_products::service(database).run().await
 }

@@ -310,7 +310,11 @@ fn manifest(replicas_of_orders: u32, payment_seconds: u32) -> String {
     let smtp = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let service = |name: &str| {
         let replicas = if name == "orders" { replicas_of_orders } else { 1 };
-        let database = if name == "mail" { "none" } else { "sqlite" };
+        let database = match name {
+            "mail" => "none",
+            "products" => "documents",
+            _ => "sqlite",
+        };
         format!(
             "[services.{name}]\ncommand = [\"{{target}}/shop-{name}\"]\ndatabase = \"{database}\"\nreplicas = {replicas}\n\
              env = {{ SHOP_SMTP = \"{smtp}\", SHOP_PAYMENT_SECONDS = \"{payment_seconds}\" }}\n"

@@ -10,6 +10,7 @@ use reqwest::StatusCode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tombolo::documents::Documents;
 use tombolo::sqlite::Sqlite;
 use tombolo::testing::{Fake, Part, World};
 use tombolo::{Event, Question, Service};
@@ -140,7 +141,9 @@ async fn history_of(history: &Part, user_id: &str, via: &str) -> Value {
 async fn an_order_is_seen_in_all_three_ways() {
     let world = World::new();
     let users = world.start(shop_users::service).await;
-    let products = world.start(shop_products::service).await;
+    let folder = tempfile::tempdir().unwrap();
+    let catalogue = folder.path().join("products.redb").to_string_lossy().into_owned();
+    let products = world.start_on(move || Documents::open(&catalogue).unwrap(), shop_products::service).await;
     let orders = world.start(orders_service).await;
     let history = world.start(shop_order_history::service).await;
 
