@@ -1,6 +1,6 @@
 //! What a case stands on: handles to the bus, a topic of its own, and short ways to append, read and compare.
 //!
-//! Invariant: [`Stage::collect`] checks the range of every batch that any case reads, so that no case can be
+//! Invariant: [`collect`] checks the range of every batch that any case reads, so that no case can be
 //! satisfied with a stream that skips, doubles or misnames.
 
 use std::fmt::Debug;

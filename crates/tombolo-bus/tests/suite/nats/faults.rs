@@ -19,6 +19,8 @@ use super::{FILTERS, ROUND, record, shared};
 
 /// How long anything may take that goes on by itself.
 const BOUND: Duration = Duration::from_secs(90);
+/// How often a round is appended, at most: everything is read again at the end, from each of the servers.
+const ROUND_EACH: Duration = Duration::from_millis(50);
 /// How many rounds are appended after a fault before the next one.
 const ROUNDS_BETWEEN: u64 = 20;
 
@@ -185,7 +187,9 @@ async fn relay(
     stop: Arc<AtomicBool>,
 ) -> Vec<EventId> {
     let (mut sent, mut said) = (Vec::new(), Said::default());
+    let mut pace = tokio::time::interval(ROUND_EACH);
     while !stop.load(Ordering::Relaxed) {
+        pace.tick().await;
         let first = sent.len() as u64 + 1;
         let records: Vec<_> = (first..first + ROUND).map(record).collect();
         sent.extend(records.iter().map(|record| record.id));
