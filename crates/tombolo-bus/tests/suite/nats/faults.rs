@@ -24,9 +24,21 @@ const ROUND_EACH: Duration = Duration::from_millis(50);
 /// How many rounds are appended after a fault before the next one.
 const ROUNDS_BETWEEN: u64 = 20;
 
+/// Whether somebody wants the tests on a cluster: they take minutes, and NATS 2.9.10 does not always let a replica catch up that
+/// was stopped.
+fn asked_for(what: &str) -> bool {
+    let asked = std::env::var_os("TOMBOLO_TEST_NATS_CLUSTER").is_some();
+    if !asked {
+        eprintln!(
+            "skipped: {what}: takes minutes, and NATS 2.9 may not mend it; TOMBOLO_TEST_NATS_CLUSTER=1 asks for it"
+        );
+    }
+    asked && shared(what).is_some()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nats_passes_the_suite_on_a_cluster_with_replicas() {
-    if shared("the suite on a NATS cluster").is_none() {
+    if !asked_for("the suite on a NATS cluster") {
         return;
     }
     let cluster = Arc::new(Cluster::start().await);
@@ -112,7 +124,7 @@ impl Load {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_loses_nothing_while_its_servers_are_killed_stopped_and_cut_off() {
-    if shared("a NATS cluster under faults").is_none() {
+    if !asked_for("a NATS cluster under faults") {
         return;
     }
     let cluster = Cluster::start().await;
