@@ -4,7 +4,7 @@
 //! Kafka fences by transactions, per producer and not per place: what is fenced is a *name*, and a name has to be had before
 //! anything is read. Its idempotence is of one session. What it does have is one total order of a partition, the same for
 //! everybody, below a mark that is never taken back as long as no broker leads that lacks what was acknowledged. So the order is
-//! the judge, by the rule of [`judged`](crate::judged), as with RabbitMQ; our partitions are told apart in the messages. The
+//! the judge, by the rule that all engines of this kind share (`judged/`), as with RabbitMQ; our partitions are told apart in the messages. The
 //! price is that all events of a service go through one partition of Kafka's: one broker leads it, and a reader far back is sent
 //! the records of all of our partitions.
 //!

@@ -1,7 +1,7 @@
 //! The connection: made once, reconnecting by itself with a back-off, and saying so once each way.
 //!
-//! A server of a cluster can be there and be of no use: cut off from the others, or stopped. When it lets a request wait for
-//! its whole time, and others are known, the connection is made anew, with whichever of them answers.
+//! A server of a cluster can be there and be of no use: cut off from the others, or stopped. When something fails, others are
+//! known, and nobody who leads the cluster answers through it, the connection is made anew, with whichever of them answers.
 //!
 //! Invariant: whoever uses a link that is closed or away is told so at once; nothing waits for its return.
 
@@ -31,7 +31,7 @@ const CONNECT_SECONDS_MAX: u64 = 2;
 const PING_SECONDS: u64 = 5;
 /// How long a server may take to show that it is not to blame.
 const PROBE_SECONDS_MAX: u64 = 2;
-/// For how long a connection that was just made anew is not given up again, in seconds.
+/// How often it is asked at most whether a server is to be left, in seconds.
 const LEAVE_SECONDS_MIN: u64 = 3;
 /// How many messages may be on their way at once, before an append waits to send more.
 const IN_FLIGHT_MAX: usize = 1 << 20;
@@ -168,12 +168,10 @@ impl Link {
         self.checked.get_or_try_init(|| self.check_server()).await.copied()
     }
 
-    /// What `asked` answers; leaves the server if it let that wait for its whole time, and others are known.
+    /// What `asked` answers; leaves the server if it is to blame for that, silent or cut off, and others are known.
     pub(super) async fn asking<T>(&self, asked: impl Future<Output = Result<T>>) -> Result<T> {
-        let began = Instant::now();
         let answer = asked.await;
-        let silent = began.elapsed() >= Duration::from_secs(REQUEST_SECONDS_MAX);
-        if silent && answer.as_ref().is_err_and(Error::is_transient) {
+        if answer.as_ref().is_err_and(Error::is_transient) {
             self.leave().await;
         }
         answer
@@ -192,8 +190,11 @@ impl Link {
             *left = if just_left { *left } else { Some(Instant::now()) };
             just_left
         };
+        if just_left {
+            return;
+        }
         let probe = tokio::time::timeout(Duration::from_secs(PROBE_SECONDS_MAX), self.check_server());
-        if !just_left && !matches!(probe.await, Ok(Ok(()))) {
+        if !matches!(probe.await, Ok(Ok(()))) {
             tracing::warn!("a NATS server does not answer; connecting to whichever does");
             if let Err(error) = self.client.force_reconnect().await {
                 tracing::debug!(%error, "the connection to NATS had ended before it was left");

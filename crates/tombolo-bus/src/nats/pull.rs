@@ -40,8 +40,9 @@ pub(super) struct Pull {
     losses: watch::Receiver<u64>,
     /// How many messages the server still owes to the last request.
     owed: usize,
-    /// Whether there is something to come: then a request that ends with nothing means that it is gone.
-    expected: bool,
+    /// Whether there is something to come: then a request that is idle, or ends with nothing, means that it is gone, or that the
+    /// place is on a replica that does not have it yet.
+    pub(super) expected: bool,
 }
 
 /// A record, and how many more there are behind it.
@@ -128,7 +129,12 @@ impl Pull {
     fn take(&mut self, message: Message) -> Result<Option<Pulled>> {
         match message.status {
             None | Some(StatusCode::OK) => {}
-            Some(StatusCode::IDLE_HEARTBEAT) => return Ok(None),
+            Some(StatusCode::IDLE_HEARTBEAT) => {
+                if self.expected && self.owed == PULL_MESSAGES_MAX {
+                    return Err(lost("messages that are there are not sent: the reader's replica is behind"));
+                }
+                return Ok(None);
+            }
             Some(StatusCode::NO_RESPONDERS) => return Err(lost("the reader's place is gone")),
             Some(_) => {
                 let ended = message.description.as_deref().unwrap_or_default().to_ascii_lowercase();

@@ -109,6 +109,7 @@ impl Reader {
                     self.pull.insert(Pull::open(&self.log, self.read.partition, from, expected).await?)
                 }
             };
+            pull.expected = !self.read.follow || self.tail > self.last.sequence;
             let pulled = pull.next().await;
             match pulled.and_then(|pulled| self.in_order(pulled)) {
                 Ok(Some(stored)) => {
@@ -164,6 +165,7 @@ impl Reader {
         }
         let end = end(&self.log, &self.read, self.last).await?;
         self.last_at = verify(&self.log, &self.read, self.last, &end).await?;
+        self.tail = self.tail.max(end.sequence);
         Ok(())
     }
 }

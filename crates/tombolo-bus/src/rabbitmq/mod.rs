@@ -2,7 +2,7 @@
 //!
 //! RabbitMQ has no condition on a write and no fence: what anybody sends is stored and confirmed. (Its deduplication makes it
 //! worse: a repeated number with another body is confirmed and dropped; it is not used.) So the order of the stream is the
-//! judge, by the rule of [`judged`](crate::judged).
+//! judge, by the rule that all engines of this kind share (`judged/`).
 //!
 //! **What an acknowledgement means.** RabbitMQ never syncs a stream: a message is confirmed, and readable, when a majority of
 //! the stream's replicas have written it to their operating systems. It survives the death of the server's process. A power

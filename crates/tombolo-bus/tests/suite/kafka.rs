@@ -36,7 +36,9 @@ async fn kafka_passes_the_suite_on_the_cluster_of_tests() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kafka_passes_the_suite_on_real_brokers() {
     let Ok(url) = std::env::var("TOMBOLO_TEST_KAFKA") else {
-        eprintln!("skipped: the suite on real Kafka brokers: TOMBOLO_TEST_KAFKA is not set");
+        eprintln!(
+            "skipped: the suite on real Kafka brokers: there are none, unless TOMBOLO_TEST_KAFKA names them"
+        );
         return;
     };
     let url = format!("{url}?namespace={}&accept=unsynced,one-copy", unique("suite"));
