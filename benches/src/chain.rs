@@ -42,15 +42,17 @@ const FLOW: &str = "sustained throughput, PostgreSQL → NATS → PostgreSQL / b
 pub(crate) async fn measure() -> Result<Vec<Row>> {
     let (Some(server), Ok(nats)) = (Server::from_env(), std::env::var(NATS_VARIABLE)) else {
         let why = format!("{}, and {NATS_VARIABLE} one of NATS", Server::absent());
-        return Ok(vec![
-            Row::absent(VISIBLE, why.clone(), Bar::AtMost(1.5)),
-            Row::absent(FLOW, why, Bar::AtLeast(0.5)),
-        ]);
+        let absent = |what, bar| Row::absent(what, why.clone(), bar);
+        return Ok(vec![absent(VISIBLE, Bar::AtMost(1.5)), absent(FLOW, Bar::AtLeast(0.5))]);
     };
+    on(&server, &nats).await
+}
+
+async fn on(server: &Server, nats: &str) -> Result<Vec<Row>> {
     let address = format!("{nats}/bench-{}?accept=unsynced", uuid::Uuid::new_v4().simple());
     let bus = tombolo_bus::connect(&address, &Identity::Operator).await?;
-    let path = Path::start_on(&server, bus).await?;
-    let hand = HandPath::start(&server).await?;
+    let path = Path::start_on(server, bus).await?;
+    let hand = HandPath::start(server).await?;
     let (mut ours, mut by_hand) = (0, 0);
     let flow = Rounds::measure(
         ROUNDS,

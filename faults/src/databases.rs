@@ -371,7 +371,8 @@ impl Reader {
 
     /// Ends it before anybody does something to the files.
     pub(crate) async fn close(self) -> Outcome<()> {
-        Ok(each!(self, connection => connection.close().await?))
+        each!(self, connection => connection.close().await?);
+        Ok(())
     }
 
     pub(crate) async fn rows(&mut self, query: &str) -> Outcome<Rows> {

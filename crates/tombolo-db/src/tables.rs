@@ -19,7 +19,7 @@ const WITHOUT_SCHEMA: [&str; 4] = ["INDEX", "CONSTRAINT", "TRIGGER", "RULE"];
 /// How the tables of a build are told from those of another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(
-    not(all(feature = "documents", feature = "postgres", any(feature = "sqlite", feature = "mysql"))),
+    not(all(feature = "postgres", any(feature = "sqlite", feature = "mysql"))),
     expect(dead_code, reason = "each database has its own way")
 )]
 pub(crate) enum Apart {

@@ -90,17 +90,24 @@ impl Link {
                 _ = refusals.wait_for(|refused| *refused) => Err(refused_by_server()),
             }
         };
-        let Ok(first) = tokio::time::timeout(Duration::from_secs(CONNECT_SECONDS_MAX), first).await else {
-            tracing::warn!("the NATS server is away; going on without it, with a back-off");
-            return Ok(link);
-        };
-        first?;
-        match link.ready().await {
+        match tokio::time::timeout(Duration::from_secs(CONNECT_SECONDS_MAX), first).await {
+            Ok(first) => first?,
+            Err(_) => {
+                tracing::warn!("the NATS server is away; going on without it, with a back-off");
+                return Ok(link);
+            }
+        }
+        link.greet().await.map(|()| link)
+    }
+
+    /// Looks at the server for the first time; one that does not answer yet is no error.
+    async fn greet(&self) -> Result<()> {
+        match self.ready().await {
             Err(error) if error.is_transient() => {
                 tracing::warn!(%error, "going on without the NATS server for now");
-                Ok(link)
+                Ok(())
             }
-            checked => checked.map(|()| link),
+            checked => checked,
         }
     }
 
