@@ -391,7 +391,7 @@ async fn a_socket_file_is_taken_over_only_if_nobody_answers() {
 async fn a_url_that_cannot_be_used_says_what_was_found_and_what_there_is() {
     for (url, said) in [
         ("localhost", "no scheme"),
-        ("kafka://localhost:9092", "\"kafka\""),
+        ("pulsar://localhost:6650", "\"pulsar\""),
         ("memory:x", "after the colon"),
         ("file://relative/folder", "no absolute path"),
         ("tombolo://nowhere", "no port"),
@@ -410,6 +410,7 @@ async fn an_engine_that_was_not_built_in_is_named_and_no_password_told() {
         ("nats", cfg!(feature = "nats")),
         ("postgres", cfg!(feature = "postgres")),
         ("redis", cfg!(feature = "redis")),
+        ("kafka", cfg!(feature = "kafka")),
     ];
     for (engine, _) in engines.into_iter().filter(|(_, built_in)| !built_in) {
         let url = format!("{engine}://me:secret@localhost:1");

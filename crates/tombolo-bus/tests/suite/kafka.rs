@@ -15,6 +15,7 @@ use tombolo_bus::kafka::{self, Kafka};
 use tombolo_bus::{Append, Bus, Kind, Read, Record, Topic, TopicSpec};
 use tombolo_event::{Cursor, EventId, Generations};
 
+const TRIMS: Ability = Ability::Cannot("a topic of Kafka is one log of all partitions");
 const FILTERS: Ability = Ability::Cannot("Kafka does not filter");
 
 fn unique(prefix: &str) -> String {
@@ -29,7 +30,7 @@ fn orders() -> TopicSpec {
 async fn kafka_passes_the_suite_on_the_cluster_of_tests() {
     let reopens = Ability::Cannot("the cluster of tests keeps nothing when it ends");
     let history = Ability::Cannot("the cluster of tests keeps the last 5 MiB of a partition");
-    let abilities = Abilities { filters: FILTERS, reopens, history, ..Abilities::all() };
+    let abilities = Abilities { filters: FILTERS, trims: TRIMS, reopens, history, ..Abilities::all() };
     conformance::run("kafka, mock", abilities, Arc::new(OnMock::start("suite"))).await;
 }
 
@@ -43,7 +44,7 @@ async fn kafka_passes_the_suite_on_real_brokers() {
     };
     let url = format!("{url}?namespace={}&accept=unsynced,one-copy", unique("suite"));
     let reopens = Ability::Cannot("the brokers are shared, and nobody stops them here");
-    let abilities = Abilities { filters: FILTERS, reopens, ..Abilities::all() };
+    let abilities = Abilities { filters: FILTERS, trims: TRIMS, reopens, ..Abilities::all() };
     conformance::run("kafka", abilities, Arc::new(OnBrokers(url))).await;
 }
 
@@ -210,7 +211,7 @@ mod broken {
     }
 
     async fn play(case: &str, factory: Arc<dyn Factory>) -> Outcome {
-        let abilities = Abilities { filters: FILTERS, ..Abilities::all() };
+        let abilities = Abilities { filters: FILTERS, trims: TRIMS, ..Abilities::all() };
         let mut report =
             conformance::report("kafka, broken?", abilities, factory, &|name| name == case).await;
         report.remove(0).1
