@@ -32,6 +32,10 @@ pub(crate) struct Column {
 pub(crate) struct Common {
     pub(crate) columns: Vec<String>,
     /// The primary key, if both have the same; else a row is known by all of its columns.
+    #[cfg_attr(
+        not(any(feature = "sqlite", feature = "postgres", feature = "mysql")),
+        expect(dead_code, reason = "a document has its key outside")
+    )]
     pub(crate) key: Vec<String>,
 }
 

@@ -9,9 +9,17 @@ use crate::{Error, Kind, Owner, Result};
 
 /// What stands in the database in the place of the number of partitions once there are several generations: programs that
 /// know of one only refuse it.
+#[cfg_attr(
+    not(any(feature = "sqlite", feature = "postgres", feature = "mysql")),
+    expect(dead_code, reason = "only SQL keeps them as text")
+)]
 pub(crate) const SEVERAL: u32 = 0;
 
 /// The generations as a database keeps them: as JSON, or as one number in databases of before.
+#[cfg_attr(
+    not(any(feature = "sqlite", feature = "postgres", feature = "mysql")),
+    expect(dead_code, reason = "only SQL keeps them as text")
+)]
 pub(crate) fn generations(kept: Option<&str>, partitions: i64) -> Result<Generations> {
     let wrong = |found: &dyn std::fmt::Display| {
         let message = format!(
@@ -29,6 +37,10 @@ pub(crate) fn generations(kept: Option<&str>, partitions: i64) -> Result<Generat
 }
 
 /// The generations as a database keeps them.
+#[cfg_attr(
+    not(any(feature = "sqlite", feature = "postgres", feature = "mysql")),
+    expect(dead_code, reason = "only SQL keeps them as text")
+)]
 pub(crate) fn kept(generations: &Generations) -> Result<String> {
     serde_json::to_string(generations).map_err(|error| {
         Error::new(Kind::Database, "the partitions of the topic could not be written").because(error)
