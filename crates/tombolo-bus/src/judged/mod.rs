@@ -28,6 +28,7 @@
 //! from a confirmation or from memory alone.
 
 mod message;
+mod names;
 mod rule;
 mod past;
 mod window;
@@ -52,6 +53,7 @@ use crate::{Error, Kind, Result};
 use message::{Found, Message, Tag};
 #[cfg(feature = "mutants")]
 pub use mutants::Mutant;
+pub(crate) use names::Names;
 pub(crate) use topics::Topics;
 
 /// How long one request may take.

@@ -21,11 +21,11 @@ use tokio::sync::{Notify, watch};
 use tombolo_event::{Backoff, ServiceName};
 
 use super::admin::Admin;
-use super::names::{Address, Names};
+use super::names::Address;
 use super::settings::{MESSAGE_BYTES_MAX, Settings, UNSYNCED};
 use super::stream::{Aside, Feed, Outlet, Pool};
 use crate::accept::Accepted;
-use crate::judged::{self, From, REQUEST_SECONDS_MAX, Root, Streams};
+use crate::judged::{self, From, Names, REQUEST_SECONDS_MAX, Root, Streams};
 use crate::{Error, Kind, Result};
 
 /// Ends the link when nobody is left who uses it.

@@ -1,14 +1,9 @@
-//! Addresses, and the names that a namespace gives to Kafka's topics.
+//! Addresses: some of the brokers, and the namespace.
 //!
-//! Invariant: two namespaces, and two topics of one, never share a name: `.` separates, and no namespace or topic contains
-//! it. An address that is refused is never repeated, because it may hold a password.
+//! Invariant: an address that is refused is never repeated, because it may hold a password.
 
-use tombolo_event::ServiceName;
-
+use crate::judged::Names;
 use crate::{Error, Kind, Result};
-
-/// The namespace of an address that names none.
-const NAMESPACE_DEFAULT: &str = "tombolo";
 
 /// Where the brokers are, and whose topics are meant.
 #[derive(Debug)]
@@ -16,12 +11,6 @@ pub(super) struct Address {
     /// `host:port[,host:port…]`: some of the brokers of one cluster; the others are learned from them.
     pub(super) brokers: String,
     pub(super) names: Names,
-}
-
-/// The names of one namespace.
-#[derive(Debug, Clone)]
-pub(super) struct Names {
-    namespace: String,
 }
 
 fn wrong(found: &str) -> Error {
@@ -47,7 +36,7 @@ impl Address {
         if !brokers.split(',').all(is_place) {
             return Err(wrong("has a broker that is not host:port"));
         }
-        Ok(Self { brokers: brokers.to_owned(), names: Names { namespace: namespace(query)? } })
+        Ok(Self { brokers: brokers.to_owned(), names: Names::parse(query, wrong)? })
     }
 }
 
@@ -55,41 +44,10 @@ fn is_place(place: &str) -> bool {
     place.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
 }
 
-fn namespace(query: &str) -> Result<String> {
-    let mut found = NAMESPACE_DEFAULT;
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        match pair.split_once('=') {
-            Some(("namespace", name)) => found = name,
-            _ => {
-                let key = pair.split('=').next().unwrap_or_default();
-                return Err(wrong(&format!("has {key:?} in its query, which means nothing")));
-            }
-        }
-    }
-    let name = ServiceName::new(found)
-        .map_err(|error| wrong(&format!("has the namespace {found:?}")).because(error))?;
-    Ok(name.as_str().to_owned())
-}
-
-impl Names {
-    /// Kafka's topic for one of ours.
-    pub(super) fn topic(&self, topic: &ServiceName) -> String {
-        format!("tombolo.{}.topic.{topic}", self.namespace)
-    }
-
-    /// The one in which topics and registrations are listed.
-    pub(super) fn directory(&self) -> String {
-        format!("tombolo.{}.directory", self.namespace)
-    }
-
-    /// The one through which signals go.
-    pub(super) fn signals(&self) -> String {
-        format!("tombolo.{}.signals", self.namespace)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use tombolo_event::ServiceName;
+
     use super::*;
 
     #[test]

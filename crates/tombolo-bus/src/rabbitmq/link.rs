@@ -17,10 +17,10 @@ use tokio::sync::{Mutex, watch};
 use tombolo_event::{Backoff, ServiceName};
 
 use super::hello;
-use super::names::{Address, Names};
+use super::names::Address;
 use super::stream::{self, Feed, Outlet};
 pub(super) use crate::judged::REQUEST_SECONDS_MAX;
-use crate::judged::{self, From, Root, Streams};
+use crate::judged::{self, From, Names, Root, Streams};
 use crate::{Error, Kind, Result};
 
 /// Ends the link when nobody is left who uses it.

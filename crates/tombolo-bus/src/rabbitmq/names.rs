@@ -1,16 +1,14 @@
-//! Addresses, and the names that a namespace gives to streams, queues and the exchange.
+//! Addresses, and the names that a namespace gives to queues beside those of the streams.
 //!
 //! Invariant: two namespaces, and two topics of one, never share a name: `.` and `:` separate, and no namespace or topic
 //! contains them. An address that is refused is never repeated, because it may hold a password.
 
 use lapin::uri::AMQPUri;
-use tombolo_event::ServiceName;
 use uuid::Uuid;
 
+use crate::judged::Names;
 use crate::{Error, Kind, Result};
 
-/// The namespace of an address that names none.
-const NAMESPACE_DEFAULT: &str = "tombolo";
 /// The longest name of AMQP, in bytes.
 const NAME_BYTES_MAX: usize = 255;
 /// How often the connection is proved to be alive, in seconds.
@@ -23,12 +21,6 @@ const LONG_NAMES: Uuid = Uuid::from_u128(0x746f_6d62_6f6c_6f00_7261_6262_6974_6d
 pub(super) struct Address {
     pub(super) server: AMQPUri,
     pub(super) names: Names,
-}
-
-/// The names of one namespace.
-#[derive(Debug, Clone)]
-pub(super) struct Names {
-    namespace: String,
 }
 
 fn wrong(found: &str) -> Error {
@@ -56,7 +48,7 @@ impl Address {
         let vhost = if vhost.is_empty() { "%2f" } else { vhost };
         let server: AMQPUri =
             format!("{scheme}://{authority}/{vhost}").parse().map_err(|_| wrong("cannot be read"))?;
-        Ok(Self { server: completed(server, host), names: Names { namespace: namespace(query)? } })
+        Ok(Self { server: completed(server, host), names: Names::parse(query, wrong)? })
     }
 }
 
@@ -69,38 +61,7 @@ fn completed(mut server: AMQPUri, host: &str) -> AMQPUri {
     server
 }
 
-fn namespace(query: &str) -> Result<String> {
-    let mut found = NAMESPACE_DEFAULT;
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        match pair.split_once('=') {
-            Some(("namespace", name)) => found = name,
-            _ => {
-                let key = pair.split('=').next().unwrap_or_default();
-                return Err(wrong(&format!("has {key:?} in its query, which means nothing")));
-            }
-        }
-    }
-    let name = ServiceName::new(found)
-        .map_err(|error| wrong(&format!("has the namespace {found:?}")).because(error))?;
-    Ok(name.as_str().to_owned())
-}
-
 impl Names {
-    /// The stream of a topic.
-    pub(super) fn topic(&self, topic: &ServiceName) -> String {
-        format!("tombolo.{}.topic.{topic}", self.namespace)
-    }
-
-    /// The stream in which topics and registrations are listed.
-    pub(super) fn directory(&self) -> String {
-        format!("tombolo.{}.directory", self.namespace)
-    }
-
-    /// The exchange through which signals go.
-    pub(super) fn signals(&self) -> String {
-        format!("tombolo.{}.signals", self.namespace)
-    }
-
     /// The queue that the members of a group share.
     pub(super) fn group(&self, subject: &str, group: &str) -> String {
         let name = format!("tombolo.{}.group.{subject}:{group}", self.namespace);
@@ -114,6 +75,8 @@ impl Names {
 
 #[cfg(test)]
 mod tests {
+    use tombolo_event::ServiceName;
+
     use super::*;
 
     #[test]
