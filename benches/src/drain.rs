@@ -198,6 +198,7 @@ fn record(position: i64, event: &str) -> Record {
         trace: None,
         correlation: None,
         causation: None,
+        extensions: tombolo_event::envelope::Extensions::new(),
         data: Bytes::copy_from_slice(event.as_bytes()),
     };
     Record {

@@ -31,6 +31,8 @@ pub enum Kind {
     Trimmed,
     /// The caller is not the topic's owner.
     NotOwner,
+    /// The caller does not prove who it is.
+    Unauthenticated,
     /// A batch, event or signal is over its bound.
     TooLarge,
     /// A name is not allowed.

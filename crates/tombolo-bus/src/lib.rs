@@ -38,6 +38,7 @@ mod connect;
 mod copying;
 pub mod moving;
 pub mod archiving;
+pub mod feed;
 mod archived;
 #[cfg(feature = "conformance")]
 pub mod conformance;

@@ -25,7 +25,7 @@
 use std::pin::Pin;
 
 use async_trait::async_trait;
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt};
 use serde::{Deserialize, Serialize};
 use tombolo_event::{Cursor, EventId, Generations, Incarnation, ServiceName};
 
@@ -108,6 +108,26 @@ pub trait Bus: Send + Sync + 'static {
     /// `OtherIncarnation`, `BeyondTail`, `OtherId` if the log is not the one that the cursor was in; `Trimmed` if it lies before what is kept,
     /// also in the middle of a stream; `UnknownTopic`, `UnknownPartition`.
     async fn read(&self, read: Read) -> Result<RecordStream>;
+
+    /// The place after the event with this number, for a reader that does not know the event's id, and so cannot prove that this is the
+    /// log which it read before. Unless an engine knows better, everything up to there is read.
+    ///
+    /// # Errors
+    /// `BeyondTail` if there is no such event yet; `Trimmed`, `UnknownTopic`, `UnknownPartition`.
+    async fn cursor_at(&self, topic: &Topic, partition: u32, sequence: u64) -> Result<Cursor> {
+        let start = Cursor::start(topic.incarnation);
+        if sequence == 0 {
+            return Ok(start);
+        }
+        let mut batches = self.read(Read::to_tail(&topic.name, partition, start)).await?;
+        while let Some(batch) = batches.next().await {
+            if let Some(record) = batch?.records.iter().find(|record| record.sequence == sequence) {
+                return Ok(Cursor::at(topic.incarnation, sequence, record.id));
+            }
+        }
+        let message = format!("{}/{partition} has no event {sequence} yet", topic.name);
+        Err(crate::Error::new(crate::Kind::BeyondTail, message))
+    }
 
     /// Removes for good what lies before the event at `first`, which is proven by its id and stays: so the last event of a partition is
     /// never removed, and sequences, tails and appends go on as before. Removing again, or less, changes nothing. An engine that

@@ -217,6 +217,7 @@ impl Outgoing {
             trace: self.trace,
             correlation: self.correlation.clone(),
             causation,
+            extensions: tombolo_event::envelope::Extensions::new(),
             data: data.into(),
         };
         let bytes = envelope.encode();

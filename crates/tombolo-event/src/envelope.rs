@@ -102,9 +102,41 @@ pub struct Envelope {
     pub correlation: Option<String>,
     /// The event that this one follows from.
     pub causation: Option<EventId>,
+    /// Attributes that Tombolo has no use for and passes on. A `subject` among them is in place of the key; an empty
+    /// one says that the event has none.
+    pub extensions: Extensions,
     /// The data, which the bus never looks into.
     pub data: Bytes,
 }
+
+/// CloudEvents attributes by name.
+pub type Extensions = BTreeMap<String, Attribute>;
+
+/// The value of a CloudEvents attribute: the types of its type system, those that are written as text in one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Attribute {
+    /// True or false.
+    Boolean(bool),
+    /// A whole number of 32 bits.
+    Integer(i32),
+    /// Text, a URI, a time, or bytes in base64.
+    Text(String),
+}
+
+impl fmt::Display for Attribute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Boolean(it) => it.fmt(f),
+            Self::Integer(it) => it.fmt(f),
+            Self::Text(it) => it.fmt(f),
+        }
+    }
+}
+
+/// The attributes that are not extensions, and so are none of [`Envelope::extensions`].
+const OWN: [&str; 7] =
+    ["subject", "partitionkey", "datacontenttype", "traceparent", "correlationid", "causationid", "time"];
 
 impl Envelope {
     /// The bytes that are stored.
@@ -128,6 +160,12 @@ impl Envelope {
         }
         let time = wire::Timestamp { seconds: self.time.as_second(), nanos: self.time.subsec_nanosecond() };
         attributes.insert("time".into(), wire::Value { attr: Some(wire::Attr::Timestamp(time)) });
+        for (name, value) in &self.extensions {
+            attributes.insert(name.clone(), value.into());
+        }
+        if self.has_no_subject() {
+            attributes.remove("subject");
+        }
         let event = wire::CloudEvent {
             id: self.id.to_string(),
             source: self.source.clone(),
@@ -167,6 +205,7 @@ impl Envelope {
             trace: text("traceparent").and_then(|header| header.parse().ok()),
             correlation: text("correlationid").map(str::to_owned),
             causation: text("causationid").and_then(|id| id.parse().ok()),
+            extensions: extensions(&event.attributes, key),
             data,
             source: event.source,
             event_type: event.r#type,
@@ -182,7 +221,9 @@ impl Envelope {
         put("id", json!(self.id));
         put("source", json!(self.source));
         put("type", json!(self.event_type));
-        put("subject", json!(self.key));
+        if !self.has_no_subject() {
+            put("subject", json!(self.key));
+        }
         put("partitionkey", json!(self.key));
         put("time", json!(self.time));
         put("datacontenttype", json!(self.content_type));
@@ -198,11 +239,20 @@ impl Envelope {
         if let Some(causation) = self.causation {
             put("causationid", json!(causation));
         }
+        for (name, value) in &self.extensions {
+            if name != "subject" || !self.has_no_subject() {
+                put(name, json!(value));
+            }
+        }
         match serde_json::from_slice::<Value>(&self.data) {
             Ok(data) if self.content_type == JSON => put("data", data),
             _ => put("data_base64", json!(BASE64.encode(&self.data))),
         };
         Value::Object(json)
+    }
+
+    fn has_no_subject(&self) -> bool {
+        self.extensions.get("subject") == Some(&Attribute::Text(String::new()))
     }
 
     /// Checks key, type and size before anything is stored.
@@ -226,13 +276,25 @@ impl Envelope {
     }
 }
 
+/// The stored attributes that are extensions, of an event with this key.
+fn extensions(attributes: &BTreeMap<String, wire::Value>, key: &str) -> Extensions {
+    let others = attributes.iter().filter(|(name, _)| !OWN.contains(&name.as_str()));
+    let mut extensions: Extensions =
+        others.filter_map(|(name, value)| Some((name.clone(), Attribute::try_from(value).ok()?))).collect();
+    let subject = attributes.get("subject").and_then(wire::Value::as_text).unwrap_or_default();
+    if subject != key {
+        extensions.insert("subject".into(), Attribute::Text(subject.to_owned()));
+    }
+    extensions
+}
+
 fn malformed(found: &str) -> Error {
     Error::new(Kind::Malformed, format!("stored event cannot be read: {found}"))
 }
 
 /// The CloudEvents protobuf messages, as the specification numbers them.
 mod wire {
-    use super::{BTreeMap, Bytes};
+    use super::{Attribute, BASE64, BTreeMap, Bytes, Engine};
 
     #[derive(Clone, PartialEq, prost::Message)]
     pub(super) struct CloudEvent {
@@ -291,6 +353,30 @@ mod wire {
         pub(super) nanos: i32,
     }
 
+    impl From<&Attribute> for Value {
+        fn from(attribute: &Attribute) -> Self {
+            let attr = match attribute {
+                Attribute::Boolean(it) => Attr::Boolean(*it),
+                Attribute::Integer(it) => Attr::Integer(*it),
+                Attribute::Text(it) => Attr::Text(it.clone()),
+            };
+            Self { attr: Some(attr) }
+        }
+    }
+
+    impl TryFrom<&Value> for Attribute {
+        type Error = ();
+        fn try_from(value: &Value) -> Result<Self, ()> {
+            Ok(match value.attr.as_ref().ok_or(())? {
+                Attr::Boolean(it) => Self::Boolean(*it),
+                Attr::Integer(it) => Self::Integer(*it),
+                Attr::Text(it) | Attr::Uri(it) | Attr::UriRef(it) => Self::Text(it.clone()),
+                Attr::Bytes(it) => Self::Text(BASE64.encode(it)),
+                Attr::Timestamp(_) => Self::Text(value.as_time().ok_or(())?.to_string()),
+            })
+        }
+    }
+
     impl Value {
         pub(super) fn as_text(&self) -> Option<&str> {
             match &self.attr {
@@ -324,6 +410,7 @@ pub(crate) mod tests {
             trace: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".parse().unwrap()),
             correlation: Some("checkout-7".into()),
             causation: Some("01890a5d-ac96-774b-bcce-b302099a8056".parse().unwrap()),
+            extensions: Extensions::new(),
             data: Bytes::from_static(br#"{"order":"order-1","cents":1250}"#),
         }
     }
@@ -392,6 +479,10 @@ pub(crate) mod tests {
                 envelope.trace = None;
                 envelope.correlation = None;
                 envelope.causation = None;
+                envelope.extensions.insert("dataschema".into(), Attribute::Text("https://example.org/it".into()));
+                envelope.extensions.insert("myflag".into(), Attribute::Boolean(true));
+                envelope.extensions.insert("mynumber".into(), Attribute::Integer(-7));
+                envelope.extensions.insert("subject".into(), Attribute::Text(if seconds % 2 == 0 { "" } else { "other" }.into()));
             }
             prop_assert_eq!(Envelope::decode(envelope.encode()).unwrap(), envelope);
         }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: [&[&str]; 5] = [
     &["tombolo-event"],
     &["tombolo-db", "tombolo-bus"],
-    &["tombolo"],
+    &["tombolo", "tombolo-http"],
     &["tombolo-gateway", "tombolo-console"],
     &["tombolo-cli"],
 ];

@@ -35,7 +35,7 @@ use async_trait::async_trait;
 use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 use tombolo_event::barrier;
-use tombolo_event::{Generations, Incarnation, ServiceName};
+use tombolo_event::{Cursor, Generations, Incarnation, ServiceName};
 
 pub use inspection::{Damage, InspectedPartition, InspectedTopic, Inspection, verify};
 pub use options::{Cut, Mutant, Options, Recovered, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
@@ -304,6 +304,11 @@ impl Bus for Log {
     async fn read(&self, read: Read) -> Result<RecordStream> {
         self.open_still()?;
         reader::read(self.shared.clone(), read).await
+    }
+
+    async fn cursor_at(&self, topic: &Topic, partition: u32, sequence: u64) -> Result<Cursor> {
+        self.open_still()?;
+        reader::cursor_at(self.shared.clone(), topic, partition, sequence).await
     }
 
     async fn signal(&self, subject: &str, signal: Signal) -> Result<Reach> {

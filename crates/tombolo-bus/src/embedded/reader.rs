@@ -9,14 +9,14 @@ use std::sync::Arc;
 
 use futures_util::stream;
 use tokio::sync::watch;
-use tombolo_event::EventId;
+use tombolo_event::{Cursor, EventId};
 
 use super::Shared;
 use super::format::BlockReader;
 use super::published::TopicView;
 use super::source::{Spare, malformed};
 use super::staging::{check_incarnation, unknown_partition, unknown_topic};
-use crate::{Batch, Error, Kind, Read, RecordStream, Result};
+use crate::{Batch, Error, Kind, Read, RecordStream, Result, Topic};
 
 /// The records for which a batch makes room at once.
 const EXPECTED_RECORDS_MAX: usize = 1024;
@@ -62,6 +62,31 @@ pub(super) async fn read(shared: Arc<Shared>, read: Read) -> Result<RecordStream
         reader.is_over = batch.is_err();
         Some((batch, reader))
     })))
+}
+
+/// The place after the event with this number.
+pub(super) async fn cursor_at(
+    shared: Arc<Shared>,
+    topic: &Topic,
+    partition: u32,
+    sequence: u64,
+) -> Result<Cursor> {
+    let view = shared.published.topic(&topic.name).ok_or_else(|| unknown_topic(&topic.name))?;
+    check_incarnation(&view, topic.incarnation)?;
+    let own = view.partition(partition).ok_or_else(|| unknown_partition(&view, partition))?;
+    if sequence == 0 {
+        return Ok(Cursor::start(topic.incarnation));
+    }
+    let (tail, _) = own.tail();
+    if sequence > tail {
+        let message =
+            format!("{}/{partition} ends at sequence {tail}; there is no event {sequence} yet", topic.name);
+        return Err(Error::new(Kind::BeyondTail, message));
+    }
+    let found = tokio::task::spawn_blocking(move || shared.source.ids(&view, partition, sequence, sequence));
+    let closed = |error| Error::new(Kind::Closed, "the runtime is shutting down").because(error);
+    let id = found.await.map_err(closed)??.first().copied().ok_or_else(malformed)?;
+    Ok(Cursor::at(topic.incarnation, sequence, id))
 }
 
 impl Reader {

@@ -424,6 +424,8 @@ pub enum FailureKind {
     Sealed = 18,
     /// The place lies before what the bus still keeps.
     Trimmed = 19,
+    /// The caller does not prove who it is.
+    Unauthenticated = 20,
 }
 impl FailureKind {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -452,6 +454,7 @@ impl FailureKind {
             Self::Closed => "FAILURE_KIND_CLOSED",
             Self::Sealed => "FAILURE_KIND_SEALED",
             Self::Trimmed => "FAILURE_KIND_TRIMMED",
+            Self::Unauthenticated => "FAILURE_KIND_UNAUTHENTICATED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -477,6 +480,7 @@ impl FailureKind {
             "FAILURE_KIND_CLOSED" => Some(Self::Closed),
             "FAILURE_KIND_SEALED" => Some(Self::Sealed),
             "FAILURE_KIND_TRIMMED" => Some(Self::Trimmed),
+            "FAILURE_KIND_UNAUTHENTICATED" => Some(Self::Unauthenticated),
             _ => None,
         }
     }

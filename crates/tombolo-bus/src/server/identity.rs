@@ -1,23 +1,40 @@
 //! Who calls: what the client says in the metadata, and what the server makes of it.
 //!
-//! Invariant: a topic is changed only by the service of its name. The identity is taken at its word for now;
-//! credentials that prove it will be checked in [`of`], the one place where a caller is recognised.
+//! Invariant: a topic is changed only by the service of its name. Where the server has credentials, an identity is what the
+//! token proves; where it has none, callers are taken at their word. [`of`] is the one place where a caller is recognised.
 
 use tombolo_event::ServiceName;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::{Request, Status};
 
+use super::Credentials;
 use crate::{Error, Identity, Kind, Result};
 
 /// The metadata in which a client says who it is.
 const HEADER: &str = "tombolo-identity";
 
-/// Who sent a request with this metadata.
+/// The metadata in which a client shows its token.
+const AUTHORIZATION: &str = "authorization";
+
+/// Who sent a request.
 ///
 /// # Errors
-/// `Configuration` if it does not say so.
-pub(super) fn of(metadata: &MetadataMap) -> Result<Identity> {
+/// `Configuration` if it does not say so, `Unauthenticated` if it does not prove it.
+pub(super) fn of<T>(request: &Request<T>, credentials: &Credentials) -> Result<Identity> {
+    let metadata = request.metadata();
+    if credentials.is_asked_for() {
+        let shown = metadata.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let token = shown.and_then(|it| it.strip_prefix("Bearer "));
+        if let Some(credential) = credentials.recognise(token, false)? {
+            return Ok(credential.identity);
+        }
+    }
+    said(metadata)
+}
+
+/// Who it says that it is.
+fn said(metadata: &MetadataMap) -> Result<Identity> {
     let said = metadata.get(HEADER).and_then(|value| value.to_str().ok()).ok_or_else(|| {
         let message = format!(
             "the call does not say who makes it; expected {HEADER:?} with \"service/<name>\" or \"operator\""
@@ -75,7 +92,7 @@ mod tests {
     fn a_client_is_recognised_as_what_it_says() {
         for identity in [Identity::Service(ServiceName::new("orders").unwrap()), Identity::Operator] {
             let request = Identified::new(&identity).unwrap().call(Request::new(())).unwrap();
-            assert_eq!(of(request.metadata()).unwrap(), identity);
+            assert_eq!(of(&request, &Credentials::default()).unwrap(), identity);
         }
     }
 

@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -199,11 +200,18 @@ async fn next_connection(listener: &Listener, cut: &CancellationToken) -> Connec
     }
 }
 
+/// An address that is nobody's.
+const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+
 #[derive(Debug)]
 enum Transport {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
+
+/// Where a request comes from: the address of the other end, or none for a socket of this machine. Stands in the request's extensions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer(pub Option<SocketAddr>);
 
 /// One client's connection.
 pub(super) struct Connection {
@@ -212,8 +220,14 @@ pub(super) struct Connection {
 }
 
 impl Connected for Connection {
-    type ConnectInfo = ();
-    fn connect_info(&self) {}
+    type ConnectInfo = Peer;
+    fn connect_info(&self) -> Peer {
+        match &self.transport {
+            // A peer that has gone already is nobody on this machine.
+            Transport::Tcp(stream) => Peer(Some(stream.peer_addr().unwrap_or_else(|_| NOWHERE))),
+            Transport::Unix(_) => Peer(None),
+        }
+    }
 }
 
 impl AsyncRead for Connection {

@@ -12,6 +12,7 @@
 
 mod client;
 mod convert;
+mod credentials;
 mod exchange;
 mod failure;
 #[expect(
@@ -34,7 +35,8 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 pub use client::Client;
-pub use listener::Listen;
+pub use credentials::{Credential, Credentials};
+pub use listener::{Listen, Peer};
 
 use crate::{Bus, Error, Kind, Result};
 use generated::bus_server::BusServer;
@@ -60,6 +62,8 @@ const STOP_GRACE: Duration = Duration::from_secs(2);
 pub struct Server {
     listeners: Vec<Listener>,
     bus: Bound,
+    credentials: Credentials,
+    routes: axum::Router,
 }
 
 struct Bound(Arc<dyn Bus>);
@@ -84,7 +88,26 @@ impl Server {
         for address in listen {
             listeners.push(Listener::bind(address).await?);
         }
-        Ok(Self { listeners, bus: Bound(bus) })
+        Ok(Self {
+            listeners,
+            bus: Bound(bus),
+            credentials: Credentials::default(),
+            routes: axum::Router::new(),
+        })
+    }
+
+    /// Asks callers for one of these. Without any, whoever calls is taken at their word.
+    #[must_use]
+    pub fn with_credentials(mut self, credentials: Credentials) -> Self {
+        self.credentials = credentials;
+        self
+    }
+
+    /// Answers to HTTP on the same addresses by these routes.
+    #[must_use]
+    pub fn beside(mut self, routes: axum::Router) -> Self {
+        self.routes = routes;
+        self
     }
 
     /// The addresses as they were taken: with the port that was chosen where 0 was asked for.
@@ -101,10 +124,13 @@ impl Server {
     pub async fn serve(self, shutdown: CancellationToken) -> Result<()> {
         let cut = CancellationToken::new();
         let _cut_when_dropped = cut.clone().drop_guard();
-        let service = service::Service { bus: self.bus.0, ending: shutdown.clone() };
+        let service =
+            service::Service { bus: self.bus.0, ending: shutdown.clone(), credentials: self.credentials };
         let service = BusServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let incoming = listener::accept(self.listeners, cut.clone());
-        let serving = transport().serve_with_incoming_shutdown(service, incoming, shutdown.cancelled());
+        let routes = tonic::service::Routes::from(self.routes).add_service(service);
+        let serving =
+            transport().add_routes(routes).serve_with_incoming_shutdown(incoming, shutdown.cancelled());
         tokio::pin!(serving);
         let served = tokio::select! {
             served = &mut serving => served,
@@ -124,6 +150,7 @@ async fn after_grace(shutdown: &CancellationToken) {
 
 fn transport() -> tonic::transport::Server {
     tonic::transport::Server::builder()
+        .accept_http1(true)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)

@@ -235,6 +235,7 @@ mod tests {
             trace: None,
             correlation: None,
             causation: None,
+            extensions: tombolo_event::envelope::Extensions::new(),
             data: "{}".into(),
         };
         Record { sequence, id, event_type: "a.b.v1".into(), bytes: envelope.encode() }

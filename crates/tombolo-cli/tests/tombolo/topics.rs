@@ -90,6 +90,7 @@ pub(crate) fn record(sequence: u64, event_type: &str) -> Record {
         trace: None,
         correlation: None,
         causation: None,
+        extensions: tombolo_event::envelope::Extensions::new(),
         data: format!("{{\"number\":{sequence}}}").into(),
     };
     Record { sequence, id, event_type: event_type.to_owned().into(), bytes: envelope.encode() }

@@ -171,6 +171,7 @@ mod tests {
             trace: None,
             correlation: None,
             causation: None,
+            extensions: tombolo_event::envelope::Extensions::new(),
             data: Bytes::from_static(b"{}"),
         };
         let record = Record { sequence, id, event_type: Bytes::new(), bytes: envelope.encode() };

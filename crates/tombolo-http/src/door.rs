@@ -1,0 +1,134 @@
+//! The routes, and what stands behind them.
+//!
+//! Invariant: every answer that is no success is a problem document.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::FromRequestParts;
+use axum::routing::{get, post};
+use futures_util::StreamExt;
+use http::request::Parts;
+use tokio::time::timeout;
+use tombolo_bus::Bus;
+use tombolo_bus::server::{Credentials, Peer};
+
+use crate::access::{Access, Caller};
+use crate::feed::Feeds;
+use crate::index::Index;
+use crate::limits::{BODY_BYTES_MAX, BODY_STILL_MAX};
+use crate::problem::{Problem, Refusal};
+use crate::{publish, reading, topics};
+
+/// What a door needs to know.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// Where it keeps its own files.
+    pub folder: PathBuf,
+    /// Who may come in.
+    pub credentials: Credentials,
+}
+
+/// The bus's side for HTTP.
+pub struct Door {
+    shared: Shared,
+}
+
+/// What the routes share.
+pub(crate) type Shared = Arc<Inside>;
+
+pub(crate) struct Inside {
+    pub(crate) bus: Arc<dyn Bus>,
+    pub(crate) access: Access,
+    pub(crate) feeds: Feeds,
+    index: Arc<Index>,
+}
+
+impl Door {
+    /// Opens it in front of `bus`.
+    ///
+    /// # Errors
+    /// If its files cannot be used.
+    pub async fn open(bus: Arc<dyn Bus>, settings: Settings) -> Result<Self, Problem> {
+        let broken = |error: std::io::Error| {
+            let detail = format!("the folder {} cannot be made: {error}", settings.folder.display());
+            Problem::new(Refusal::Internal, detail)
+        };
+        std::fs::create_dir_all(&settings.folder).map_err(broken)?;
+        let index = Arc::new(Index::open(&settings.folder.join("ids.redb"))?);
+        let feeds = Feeds::new(bus.clone(), index.clone());
+        Ok(Self { shared: Arc::new(Inside { bus, access: Access::new(settings.credentials), feeds, index }) })
+    }
+
+    /// What it answers to.
+    #[must_use]
+    pub fn routes(&self) -> Router {
+        let one = "/topics/{topic}/partitions/{partition}/events";
+        Router::new()
+            .route("/health", get(topics::health))
+            .route("/topics", get(topics::list))
+            .route("/topics/{topic}", get(topics::show).put(topics::ensure))
+            .route("/topics/{topic}/events", post(publish::publish))
+            .route(one, get(reading::read))
+            .fallback(async || {
+                Problem::new(
+                    Refusal::NotFound,
+                    "there is nothing under this address; GET /openapi.json says what there is",
+                )
+            })
+            .with_state(self.shared.clone())
+    }
+
+    /// Waits until nothing is half done. The bus stays open.
+    pub async fn close(&self) {
+        self.shared.feeds.close().await;
+        let index = self.shared.index.clone();
+        if tokio::task::spawn_blocking(move || index.close()).await.is_err() {
+            tracing::error!("the file of ids could not be closed");
+        }
+    }
+}
+
+impl FromRequestParts<Shared> for Caller {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, door: &Shared) -> Result<Self, Problem> {
+        door.access.caller(&parts.headers, address(parts))
+    }
+}
+
+/// Where a request comes from; none is this machine.
+pub(crate) fn address(parts: &Parts) -> Option<IpAddr> {
+    let own = parts.extensions.get::<Peer>().and_then(|peer| peer.0);
+    let plain = parts.extensions.get::<axum::extract::ConnectInfo<std::net::SocketAddr>>().map(|it| it.0);
+    own.or(plain).map(|it| it.ip())
+}
+
+/// A whole body, within its bound and without standing still.
+pub(crate) async fn collect(body: Body) -> Result<Bytes, Problem> {
+    let mut chunks = body.into_data_stream();
+    let mut whole = Vec::new();
+    loop {
+        let chunk = timeout(BODY_STILL_MAX, chunks.next()).await.map_err(|_| {
+            Problem::new(
+                Refusal::Malformed,
+                format!("nothing of the body came for {} seconds", BODY_STILL_MAX.as_secs()),
+            )
+        })?;
+        let Some(chunk) = chunk else { return Ok(whole.into()) };
+        let chunk = chunk
+            .map_err(|error| Problem::new(Refusal::Malformed, format!("the body ended early: {error}")))?;
+        if whole.len() + chunk.len() > BODY_BYTES_MAX {
+            let detail = format!("the body is over {BODY_BYTES_MAX} bytes; send smaller batches");
+            return Err(Problem::new(Refusal::TooLarge, detail));
+        }
+        if whole.is_empty() && chunk.len() == whole.capacity() {
+            whole = chunk.into();
+        } else {
+            whole.extend_from_slice(&chunk);
+        }
+    }
+}
