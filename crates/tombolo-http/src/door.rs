@@ -66,13 +66,13 @@ impl Door {
     /// What it answers to.
     #[must_use]
     pub fn routes(&self) -> Router {
-        let one = "/topics/{topic}/partitions/{partition}/events";
+        let of_partition = "/topics/{topic}/partitions/{partition}/events";
         Router::new()
             .route("/health", get(topics::health))
             .route("/topics", get(topics::list))
             .route("/topics/{topic}", get(topics::show).put(topics::ensure))
-            .route("/topics/{topic}/events", post(publish::publish))
-            .route(one, get(reading::read))
+            .route("/topics/{topic}/events", post(publish::publish).get(reading::of_topic))
+            .route(of_partition, get(reading::of_partition))
             .fallback(async || {
                 Problem::new(
                     Refusal::NotFound,

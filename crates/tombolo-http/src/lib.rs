@@ -8,6 +8,7 @@
 
 mod problem;
 mod limits;
+mod config;
 mod access;
 pub mod cloudevents;
 mod index;
@@ -18,5 +19,6 @@ mod topics;
 mod door;
 
 pub use access::{Access, Caller};
+pub use config::{Config, CredentialTable};
 pub use door::{Door, Settings};
 pub use problem::{Problem, Refusal};
