@@ -11,6 +11,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::FromRequestParts;
 use axum::routing::{get, post};
 use futures_util::StreamExt;
+use http::header;
 use http::request::Parts;
 use tokio::time::timeout;
 use tombolo_bus::Bus;
@@ -22,6 +23,9 @@ use crate::index::Index;
 use crate::limits::{BODY_BYTES_MAX, BODY_STILL_MAX};
 use crate::problem::{Problem, Refusal};
 use crate::{publish, reading, topics};
+
+/// What the routes take and answer, which a generator of requests holds against the running server.
+const OPENAPI: &str = include_str!("../openapi.json");
 
 /// What a door needs to know.
 #[derive(Debug, Clone, Default)]
@@ -69,10 +73,17 @@ impl Door {
         let of_partition = "/topics/{topic}/partitions/{partition}/events";
         Router::new()
             .route("/health", get(topics::health))
+            .route("/openapi.json", get(async || ([(header::CONTENT_TYPE, "application/json")], OPENAPI)))
             .route("/topics", get(topics::list))
             .route("/topics/{topic}", get(topics::show).put(topics::ensure))
             .route("/topics/{topic}/events", post(publish::publish).get(reading::of_topic))
             .route(of_partition, get(reading::of_partition))
+            .method_not_allowed_fallback(async || {
+                Problem::new(
+                    Refusal::Method,
+                    "this address is not for this method; GET /openapi.json says what there is",
+                )
+            })
             .fallback(async || {
                 Problem::new(
                     Refusal::NotFound,

@@ -66,12 +66,20 @@ pub struct Feeds {
     bus: Arc<dyn Bus>,
     index: Arc<Index>,
     topics: Mutex<HashMap<ServiceName, mpsc::Sender<Publish>>>,
+    /// Held while a topic is taken over.
+    opening: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
 }
 
 impl Feeds {
     pub(crate) fn new(bus: Arc<dyn Bus>, index: Arc<Index>) -> Self {
-        Self { bus, index, topics: Mutex::default(), tasks: TaskTracker::new() }
+        Self {
+            bus,
+            index,
+            topics: Mutex::default(),
+            opening: tokio::sync::Mutex::default(),
+            tasks: TaskTracker::new(),
+        }
     }
 
     /// Appends events to `topic`, all of them or, should the bus fail in the middle, so that a retry completes them.
@@ -111,37 +119,38 @@ impl Feeds {
         self.tasks.wait().await;
     }
 
-    async fn feed(&self, topic: &ServiceName) -> Result<mpsc::Sender<Publish>, Problem> {
-        let known = self.topics.lock().unwrap_or_else(PoisonError::into_inner).get(topic).cloned();
-        match known {
-            Some(feed) if !feed.is_closed() => Ok(feed),
-            _ => {
-                let partitions = match self.bus.topic(topic).await {
-                    Ok(found) => found.generations,
-                    Err(error) if error.kind() == tombolo_bus::Kind::UnknownTopic => {
-                        Generations::first(PARTITIONS_DEFAULT)?
-                    }
-                    Err(error) => return Err(error.into()),
-                };
-                let spec = TopicSpec::new(topic.clone(), partitions);
-                let feed = Feed::open(self.bus.clone(), self.index.clone(), &spec).await?;
-                Ok(self.run(topic, feed))
-            }
-        }
+    fn running(&self, topic: &ServiceName) -> Option<mpsc::Sender<Publish>> {
+        let topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
+        topics.get(topic).filter(|feed| !feed.is_closed()).cloned()
     }
 
-    /// Starts the task of a topic, unless another call was first.
-    fn run(&self, topic: &ServiceName, feed: Feed) -> mpsc::Sender<Publish> {
-        let mut topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
-        match topics.get(topic) {
-            Some(running) if !running.is_closed() => running.clone(),
-            _ => {
-                let (sender, waiting) = mpsc::channel(WAITING_MAX);
-                self.tasks.spawn(feed.run(waiting));
-                topics.insert(topic.clone(), sender.clone());
-                sender
-            }
+    async fn feed(&self, topic: &ServiceName) -> Result<mpsc::Sender<Publish>, Problem> {
+        if let Some(running) = self.running(topic) {
+            return Ok(running);
         }
+        // Two that take a topic over would fence each other.
+        let _opening = self.opening.lock().await;
+        if let Some(running) = self.running(topic) {
+            return Ok(running);
+        }
+        let generations = match self.bus.topic(topic).await {
+            Ok(found) => found.generations,
+            Err(error) if error.kind() == tombolo_bus::Kind::UnknownTopic => {
+                Generations::first(PARTITIONS_DEFAULT)?
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let spec = TopicSpec::new(topic.clone(), generations);
+        let feed = Feed::open(self.bus.clone(), self.index.clone(), &spec).await?;
+        Ok(self.run(topic, feed))
+    }
+
+    /// Starts the task of a topic.
+    fn run(&self, topic: &ServiceName, feed: Feed) -> mpsc::Sender<Publish> {
+        let (sender, waiting) = mpsc::channel(WAITING_MAX);
+        self.tasks.spawn(feed.run(waiting));
+        self.topics.lock().unwrap_or_else(PoisonError::into_inner).insert(topic.clone(), sender.clone());
+        sender
     }
 }
 

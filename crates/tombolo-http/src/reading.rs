@@ -9,6 +9,7 @@ mod place;
 
 use std::time::Duration;
 
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
@@ -64,13 +65,14 @@ enum Form {
 pub(crate) async fn of_topic(
     State(door): State<Shared>,
     caller: Caller,
-    Path(topic): Path<String>,
-    Query(parameters): Query<Parameters>,
+    place: Result<Path<String>, PathRejection>,
+    parameters: Result<Query<Parameters>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
+    let Path(topic) = place?;
     let topic = ServiceName::new(topic)?;
     caller.must_read(&topic)?;
-    let asked = Asked::new(parameters, &headers)?;
+    let asked = Asked::new(parameters?.0, &headers)?;
     let topic = door.bus.topic(&topic).await?;
     let places = Places::read(&topic, &asked.after)?;
     match asked.form {
@@ -86,13 +88,14 @@ pub(crate) async fn of_topic(
 pub(crate) async fn of_partition(
     State(door): State<Shared>,
     caller: Caller,
-    Path((topic, partition)): Path<(String, u32)>,
-    Query(parameters): Query<Parameters>,
+    place: Result<Path<(String, u32)>, PathRejection>,
+    parameters: Result<Query<Parameters>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
+    let Path((topic, partition)) = place?;
     let topic = ServiceName::new(topic)?;
     caller.must_read(&topic)?;
-    let asked = Asked::new(parameters, &headers)?;
+    let asked = Asked::new(parameters?.0, &headers)?;
     let topic = door.bus.topic(&topic).await?;
     let cursor = place::of_partition(&*door.bus, &topic, partition, &asked.after).await?;
     match asked.form {
@@ -106,11 +109,12 @@ pub(crate) async fn of_partition(
 
 impl Asked {
     fn new(parameters: Parameters, headers: &HeaderMap) -> Result<Self, Problem> {
-        let last = headers.get("last-event-id").map(|it| it.to_str().unwrap_or_default().to_owned());
+        let last = headers.get("last-event-id").map(|it| it.to_str().unwrap_or("?").to_owned());
+        let last = last.filter(|it| !it.is_empty());
         let accept = headers.get(header::ACCEPT).and_then(|it| it.to_str().ok()).unwrap_or_default();
         Ok(Self {
-            after: last.or(parameters.after).unwrap_or_else(|| "0".into()),
-            limit: parameters.limit.unwrap_or(READ_EVENTS_DEFAULT).clamp(1, READ_EVENTS_MAX),
+            after: last.or(parameters.after).filter(|it| !it.is_empty()).unwrap_or_else(|| "0".into()),
+            limit: limit(parameters.limit.unwrap_or(READ_EVENTS_DEFAULT))?,
             wait: wait(parameters.wait.unwrap_or(0.0))?,
             types: parameters.types.map(|it| it.split(',').map(str::to_owned).collect()),
             form: match accept {
@@ -126,6 +130,17 @@ impl Asked {
     /// The same for at most `limit` events that are there already.
     fn without_waiting(&self, limit: usize) -> Self {
         Self { limit, wait: Duration::ZERO, after: String::new(), types: self.types.clone(), form: self.form }
+    }
+}
+
+fn limit(limit: usize) -> Result<usize, Problem> {
+    match (1..=READ_EVENTS_MAX).contains(&limit) {
+        true => Ok(limit),
+        false => {
+            let detail =
+                format!("limit is {limit}; expected a number of events, from 1 to {READ_EVENTS_MAX}");
+            Err(Problem::new(Refusal::InvalidParameter, detail).with("parameter", "limit"))
+        }
     }
 }
 
