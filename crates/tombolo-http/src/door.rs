@@ -2,7 +2,7 @@
 //!
 //! Invariant: every answer that is no success is a problem document.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -20,7 +20,9 @@ use crate::access::{Access, Caller};
 use crate::feed::Feeds;
 use crate::index::Index;
 use crate::limits::{BODY_BYTES_MAX, BODY_STILL_MAX};
+use crate::plain::{Places, Plain};
 use crate::problem::{Problem, Refusal};
+use crate::push::{self, Subscriptions};
 use crate::{publish, reading, topics};
 
 /// What a door needs to know.
@@ -30,11 +32,16 @@ pub struct Settings {
     pub folder: PathBuf,
     /// Who may come in.
     pub credentials: Credentials,
+    /// Where plain events are taken.
+    pub plain: Vec<Plain>,
+    /// Who is sent events.
+    pub push: push::Settings,
 }
 
 /// The bus's side for HTTP.
 pub struct Door {
     shared: Shared,
+    plain: Places,
 }
 
 /// What the routes share.
@@ -44,6 +51,7 @@ pub(crate) struct Inside {
     pub(crate) bus: Arc<dyn Bus>,
     pub(crate) access: Access,
     pub(crate) feeds: Feeds,
+    pub(crate) push: Subscriptions,
     index: Arc<Index>,
 }
 
@@ -60,7 +68,11 @@ impl Door {
         std::fs::create_dir_all(&settings.folder).map_err(broken)?;
         let index = Arc::new(Index::open(&settings.folder.join("ids.redb"))?);
         let feeds = Feeds::new(bus.clone(), index.clone());
-        Ok(Self { shared: Arc::new(Inside { bus, access: Access::new(settings.credentials), feeds, index }) })
+        let push = Subscriptions::open(bus.clone(), &settings.folder, settings.push).await?;
+        let access = Access::new(settings.credentials);
+        let shared = Arc::new(Inside { bus, access, feeds, push, index });
+        let plain = Places::open(&shared, settings.plain).await?;
+        Ok(Self { shared, plain })
     }
 
     /// What it answers to.
@@ -73,6 +85,7 @@ impl Door {
             .route("/topics/{topic}", get(topics::show).put(topics::ensure))
             .route("/topics/{topic}/events", post(publish::publish))
             .route(one, get(reading::read))
+            .merge(push::routes::routes())
             .fallback(async || {
                 Problem::new(
                     Refusal::NotFound,
@@ -82,8 +95,16 @@ impl Door {
             .with_state(self.shared.clone())
     }
 
+    /// Where plain events are taken, with the ports that were chosen where 0 was asked for.
+    #[must_use]
+    pub fn plain_addresses(&self) -> &[SocketAddr] {
+        self.plain.addresses()
+    }
+
     /// Waits until nothing is half done. The bus stays open.
     pub async fn close(&self) {
+        self.plain.close().await;
+        self.shared.push.close().await;
         self.shared.feeds.close().await;
         let index = self.shared.index.clone();
         if tokio::task::spawn_blocking(move || index.close()).await.is_err() {
@@ -103,7 +124,7 @@ impl FromRequestParts<Shared> for Caller {
 /// Where a request comes from; none is this machine.
 pub(crate) fn address(parts: &Parts) -> Option<IpAddr> {
     let own = parts.extensions.get::<Peer>().and_then(|peer| peer.0);
-    let plain = parts.extensions.get::<axum::extract::ConnectInfo<std::net::SocketAddr>>().map(|it| it.0);
+    let plain = parts.extensions.get::<axum::extract::ConnectInfo<SocketAddr>>().map(|it| it.0);
     own.or(plain).map(|it| it.ip())
 }
 

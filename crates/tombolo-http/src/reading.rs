@@ -218,7 +218,6 @@ fn failed(problem: &Problem) -> Event {
 }
 
 /// A body that is written as it comes.
-#[expect(dead_code, reason = "plain events are streamed by it")]
 pub(crate) fn streamed<S>(chunks: S) -> Body
 where
     S: Stream<Item = Result<bytes::Bytes, Problem>> + Send + 'static,
