@@ -34,7 +34,7 @@ pub(crate) const RESERVED_ENV: [&str; 7] = [
 ];
 
 /// The keys of `[bus]` that the bus itself reads.
-const DOORS: [&str; 3] = ["credential", "plain", "push"];
+const DOORS: [&str; 4] = ["credential", "plain", "push", "webhooks"];
 
 /// A manifest as its author wrote it, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]

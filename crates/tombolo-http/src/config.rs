@@ -9,7 +9,9 @@ use tombolo_bus::Identity;
 use tombolo_bus::server::Credential;
 use tombolo_event::ServiceName;
 
+use crate::plain::Plain;
 use crate::problem::{Problem, Refusal};
+use crate::push::{Subscription, Webhooks};
 
 /// The tables under `[bus]` that are about HTTP.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -18,6 +20,15 @@ pub struct Config {
     /// Who may call, and by which token.
     #[serde(default)]
     pub credential: Vec<CredentialTable>,
+    /// Where plain events are taken, and who is told of them.
+    #[serde(default)]
+    pub plain: Vec<Plain>,
+    /// Who is sent events of topics.
+    #[serde(default)]
+    pub push: Vec<Subscription>,
+    /// What holds for subscriptions that services make themselves.
+    #[serde(default)]
+    pub webhooks: Webhooks,
 }
 
 /// One `[[bus.credential]]`.

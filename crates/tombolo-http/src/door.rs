@@ -2,7 +2,7 @@
 //!
 //! Invariant: every answer that is no success is a problem document.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::FromRequestParts;
 use axum::routing::{get, post};
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use http::header;
 use http::request::Parts;
 use tokio::time::timeout;
@@ -21,7 +21,9 @@ use crate::access::{Access, Caller};
 use crate::feed::Feeds;
 use crate::index::Index;
 use crate::limits::{BODY_BYTES_MAX, BODY_STILL_MAX};
+use crate::plain::{Places, Plain};
 use crate::problem::{Problem, Refusal};
+use crate::push::{self, Subscriptions};
 use crate::{publish, reading, topics};
 
 /// What the routes take and answer, which a generator of requests holds against the running server.
@@ -34,11 +36,16 @@ pub struct Settings {
     pub folder: PathBuf,
     /// Who may come in.
     pub credentials: Credentials,
+    /// Where plain events are taken.
+    pub plain: Vec<Plain>,
+    /// Who is sent events.
+    pub push: push::Settings,
 }
 
 /// The bus's side for HTTP.
 pub struct Door {
     shared: Shared,
+    plain: Places,
 }
 
 /// What the routes share.
@@ -48,6 +55,7 @@ pub(crate) struct Inside {
     pub(crate) bus: Arc<dyn Bus>,
     pub(crate) access: Access,
     pub(crate) feeds: Feeds,
+    pub(crate) push: Subscriptions,
     index: Arc<Index>,
 }
 
@@ -64,7 +72,11 @@ impl Door {
         std::fs::create_dir_all(&settings.folder).map_err(broken)?;
         let index = Arc::new(Index::open(&settings.folder.join("ids.redb"))?);
         let feeds = Feeds::new(bus.clone(), index.clone());
-        Ok(Self { shared: Arc::new(Inside { bus, access: Access::new(settings.credentials), feeds, index }) })
+        let push = Subscriptions::open(bus.clone(), &settings.folder, settings.push).await?;
+        let access = Access::new(settings.credentials);
+        let shared = Arc::new(Inside { bus, access, feeds, push, index });
+        let plain = Places::open(&shared, settings.plain).await?;
+        Ok(Self { shared, plain })
     }
 
     /// What it answers to.
@@ -84,6 +96,7 @@ impl Door {
                     "this address is not for this method; GET /openapi.json says what there is",
                 )
             })
+            .merge(push::routes::routes())
             .fallback(async || {
                 Problem::new(
                     Refusal::NotFound,
@@ -93,8 +106,16 @@ impl Door {
             .with_state(self.shared.clone())
     }
 
+    /// Where plain events are taken, with the ports that were chosen where 0 was asked for.
+    #[must_use]
+    pub fn plain_addresses(&self) -> &[SocketAddr] {
+        self.plain.addresses()
+    }
+
     /// Waits until nothing is half done. The bus stays open.
     pub async fn close(&self) {
+        self.plain.close().await;
+        self.shared.push.close().await;
         self.shared.feeds.close().await;
         let index = self.shared.index.clone();
         if tokio::task::spawn_blocking(move || index.close()).await.is_err() {
@@ -114,8 +135,18 @@ impl FromRequestParts<Shared> for Caller {
 /// Where a request comes from; none is this machine.
 pub(crate) fn address(parts: &Parts) -> Option<IpAddr> {
     let own = parts.extensions.get::<Peer>().and_then(|peer| peer.0);
-    let plain = parts.extensions.get::<axum::extract::ConnectInfo<std::net::SocketAddr>>().map(|it| it.0);
+    let plain = parts.extensions.get::<axum::extract::ConnectInfo<SocketAddr>>().map(|it| it.0);
     own.or(plain).map(|it| it.ip())
+}
+
+/// A body that is written as it comes.
+pub(crate) fn streamed<S>(chunks: S) -> Body
+where
+    S: Stream<Item = Result<Bytes, Problem>> + Send + 'static,
+{
+    Body::from_stream(
+        chunks.map(|chunk| chunk.map_err(|problem| std::io::Error::other(problem.detail().to_owned()))),
+    )
 }
 
 /// A whole body, within its bound and without standing still.

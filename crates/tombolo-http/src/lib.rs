@@ -16,6 +16,8 @@ pub mod feed;
 mod publish;
 mod reading;
 mod topics;
+pub mod push;
+pub mod plain;
 mod door;
 
 pub use access::{Access, Caller};

@@ -39,7 +39,7 @@ impl Stage {
     async fn on(folder: Arc<TempDir>) -> Self {
         let (bus, _) = Log::open(&folder.path().join("log"), Options::default()).unwrap();
         let credentials = Credentials::default();
-        let settings = Settings { folder: folder.path().join("http"), credentials: credentials.clone() };
+        let settings = Settings { folder: folder.path().join("http"), credentials: credentials.clone(), ..Settings::default() };
         let door = Door::open(bus.clone(), settings).await.unwrap();
         let listen = Listen::Tcp { host: "127.0.0.1".into(), port: 0 };
         let server = Server::bind(&[listen], bus.clone()).await.unwrap();

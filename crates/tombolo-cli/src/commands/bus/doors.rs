@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tombolo_bus::Bus;
 use tombolo_bus::server::Credentials;
-use tombolo_http::{Config, Door, Problem, Settings};
+use tombolo_http::{Config, Door, Problem, Settings, push};
 
 use crate::arguments;
 use crate::error::{Error, Result};
@@ -29,7 +29,12 @@ impl Doors {
         let credentials = Credentials::default();
         let config = read(arguments.config.as_deref())?;
         credentials.replace(config.credentials(folder(arguments.config.as_deref())).map_err(refused)?);
-        let settings = Settings { folder: arguments.data.join("http"), credentials: credentials.clone() };
+        let settings = Settings {
+            folder: arguments.data.join("http"),
+            credentials: credentials.clone(),
+            plain: config.plain,
+            push: push::Settings { subscriptions: config.push, webhooks: config.webhooks },
+        };
         let door = Door::open(bus, settings).await.map_err(refused)?;
         Ok(Self { door, credentials, config: arguments.config.clone() })
     }
