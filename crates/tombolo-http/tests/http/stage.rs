@@ -39,7 +39,11 @@ impl Stage {
     async fn on(folder: Arc<TempDir>) -> Self {
         let (bus, _) = Log::open(&folder.path().join("log"), Options::default()).unwrap();
         let credentials = Credentials::default();
-        let settings = Settings { folder: folder.path().join("http"), credentials: credentials.clone(), ..Settings::default() };
+        let settings = Settings {
+            folder: folder.path().join("http"),
+            credentials: credentials.clone(),
+            ..Settings::default()
+        };
         let door = Door::open(bus.clone(), settings).await.unwrap();
         let listen = Listen::Tcp { host: "127.0.0.1".into(), port: 0 };
         let server = Server::bind(&[listen], bus.clone()).await.unwrap();
@@ -71,8 +75,8 @@ impl Stage {
         format!("{}{path}", self.url)
     }
 
-    pub(crate) fn ids_file(folder: &Path) -> PathBuf {
-        folder.join("http/ids.redb")
+    pub(crate) fn ids_folder(folder: &Path) -> PathBuf {
+        folder.join("http/ids")
     }
 
     pub(crate) async fn post(
