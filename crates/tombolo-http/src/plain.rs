@@ -71,7 +71,11 @@ impl Places {
             plain.check()?;
             let topic = door.feeds.ensure(&plain.topic, 1).await?;
             if topic.partitions() != 1 {
-                let detail = format!("topic {} has {} partitions; plain events need a topic with one", topic.name, topic.partitions());
+                let detail = format!(
+                    "topic {} has {} partitions; plain events need a topic with one",
+                    topic.name,
+                    topic.partitions()
+                );
                 return Err(Problem::new(Refusal::TopicDiffers, detail));
             }
             let mut listeners = Vec::new();
@@ -142,7 +146,10 @@ fn routes(place: Place) -> Router {
     let path = place.settings.path.clone();
     let nothing = |State(place): State<Place>| async move {
         let path = &place.settings.path;
-        Problem::new(Refusal::NotFound, format!("there is nothing under this address; expected POST or GET {path}"))
+        Problem::new(
+            Refusal::NotFound,
+            format!("there is nothing under this address; expected POST or GET {path}"),
+        )
     };
     Router::new()
         .route(&path, get(snapshot::all).post(publish).options(options))
@@ -211,7 +218,8 @@ async fn with_cors(State(place): State<Place>, request: Request, next: Next) -> 
     let mut response = next.run(request).await;
     let allowed = &place.settings.cors;
     let is_any = allowed.iter().any(|it| it == "*");
-    let Some(origin) = origin.filter(|it| is_any || allowed.iter().any(|allowed| it == allowed.as_str())) else {
+    let Some(origin) = origin.filter(|it| is_any || allowed.iter().any(|allowed| it == allowed.as_str()))
+    else {
         return response;
     };
     let headers = response.headers_mut();

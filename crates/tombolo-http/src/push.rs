@@ -90,7 +90,9 @@ impl Subscriptions {
         let tasks = TaskTracker::new();
         let state = Arc::new(State::open(&folder.join("push.sqlite"), &tasks).await?);
         let subscriptions = Self {
-            bus, state, tasks,
+            bus,
+            state,
+            tasks,
             webhooks: settings.webhooks,
             running: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
@@ -102,11 +104,15 @@ impl Subscriptions {
         }
         for defined in subscriptions.state.defined().await? {
             if subscriptions.find(&defined.name).is_some() {
-                tracing::warn!(name = defined.name, "a subscription made over the API has the name of a configured one, which counts");
+                tracing::warn!(
+                    name = defined.name,
+                    "a subscription made over the API has the name of a configured one, which counts"
+                );
                 continue;
             }
             let definition = serde_json::from_str(&defined.json);
-            let definition = definition.map_err(|error| Problem::new(Refusal::Internal, error.to_string()))?;
+            let definition =
+                definition.map_err(|error| Problem::new(Refusal::Internal, error.to_string()))?;
             let owner = defined.owner.map(ServiceName::new).transpose()?;
             subscriptions.run(definition, Owner::Made(owner), None).await?;
         }
@@ -127,8 +133,12 @@ impl Subscriptions {
         }
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
         let is_recovering = Arc::new(AtomicBool::new(recovers.is_some()));
-        let handle =
-            Handle { definition: Arc::new(definition.clone()), owner, commands, is_recovering: is_recovering.clone() };
+        let handle = Handle {
+            definition: Arc::new(definition.clone()),
+            owner,
+            commands,
+            is_recovering: is_recovering.clone(),
+        };
         let (reach, origin) = match handle.owner {
             Owner::Configured => (Reach::Anywhere, None),
             Owner::Made(_) => (self.reach(), Some(self.webhooks.origin.clone())),
@@ -161,7 +171,11 @@ impl Subscriptions {
     }
 
     /// Makes a subscription over the API, or changes it; true if it is new.
-    pub(crate) async fn define(&self, definition: Subscription, owner: Option<ServiceName>) -> Result<bool, Problem> {
+    pub(crate) async fn define(
+        &self,
+        definition: Subscription,
+        owner: Option<ServiceName>,
+    ) -> Result<bool, Problem> {
         let _one = self.changing.lock().await;
         let before = self.find(&definition.name);
         if before.is_none() && self.each().len() >= SUBSCRIPTIONS_MAX {

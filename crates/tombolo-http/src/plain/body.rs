@@ -16,13 +16,19 @@ const UNTYPED: &str = "plain";
 /// The type of the event that `body` is: the text of its `type`, where there is one that can be a type.
 pub(super) fn type_of(body: &[u8]) -> Result<String, Problem> {
     let wrong = |what: String| {
-        Problem::new(Refusal::Malformed, format!("the body is no plain event: {what}; expected a JSON object, such as {{\"type\": \"PostCreated\", \"data\": {{}}}}"))
+        Problem::new(
+            Refusal::Malformed,
+            format!(
+                "the body is no plain event: {what}; expected a JSON object, such as {{\"type\": \"PostCreated\", \"data\": {{}}}}"
+            ),
+        )
     };
     let text = std::str::from_utf8(body).map_err(|error| wrong(error.to_string()))?;
     let mut reader = serde_json::Deserializer::from_str(text);
     let found = reader.deserialize_map(Object).map_err(|error| wrong(error.to_string()))?;
     reader.end().map_err(|error| wrong(error.to_string()))?;
-    let fits = |name: &String| !name.is_empty() && name.len() <= TYPE_BYTES_MAX && !name.contains(char::is_control);
+    let fits =
+        |name: &String| !name.is_empty() && name.len() <= TYPE_BYTES_MAX && !name.contains(char::is_control);
     Ok(found.filter(fits).unwrap_or_else(|| UNTYPED.into()))
 }
 
@@ -72,7 +78,19 @@ mod tests {
 
     #[test]
     fn what_is_no_object_is_refused() {
-        for body in ["", "[]", "1", "null", "\"type\"", "{", "{\"a\": }", "{} {}", "{'a': 1}", "\u{feff}{}", "{\"a\": \"\n\"}"] {
+        for body in [
+            "",
+            "[]",
+            "1",
+            "null",
+            "\"type\"",
+            "{",
+            "{\"a\": }",
+            "{} {}",
+            "{'a': 1}",
+            "\u{feff}{}",
+            "{\"a\": \"\n\"}",
+        ] {
             assert_eq!(type_of(body.as_bytes()).unwrap_err().refusal(), Refusal::Malformed, "{body:?}");
         }
         assert!(type_of(b"{\"a\": \"\xff\"}").is_err());

@@ -121,7 +121,10 @@ impl Plain {
             Err(Problem::new(Refusal::InvalidParameter, detail).with("parameter", parameter))
         };
         if self.listen.is_empty() {
-            return wrong("listen", format!("plain events of {} listen nowhere; expected at least one address", self.topic));
+            return wrong(
+                "listen",
+                format!("plain events of {} listen nowhere; expected at least one address", self.topic),
+            );
         }
         if !self.path.starts_with('/') || self.path.contains(['{', '}', '?', '#', ' ']) {
             return wrong("path", format!("path {:?} cannot be one; expected /events", self.path));
@@ -129,7 +132,13 @@ impl Plain {
         for subscriber in &self.subscribers {
             subscriber.subscription(&self.topic).check_bounds()?;
             if subscriber.recovers == Recovers::ByAddress && subscriber.addresses.is_empty() {
-                return wrong("addresses", format!("subscriber {} recovers by address and has none; expected addresses = [\"10.0.0.7\"]", subscriber.name));
+                return wrong(
+                    "addresses",
+                    format!(
+                        "subscriber {} recovers by address and has none; expected addresses = [\"10.0.0.7\"]",
+                        subscriber.name
+                    ),
+                );
             }
         }
         Ok(())

@@ -49,7 +49,15 @@ impl Event {
             Order::Serial => "".into(),
         };
         let place = (partition, record.sequence);
-        Ok(Self { place, id: record.id, key, envelope, attempts: 0, is_repeated: false, cause: String::new() })
+        Ok(Self {
+            place,
+            id: record.id,
+            key,
+            envelope,
+            attempts: 0,
+            is_repeated: false,
+            cause: String::new(),
+        })
     }
 }
 

@@ -36,7 +36,10 @@ pub(crate) fn routes() -> Router<Shared> {
 fn theirs(door: &Shared, caller: &Caller, name: &str) -> Result<Handle, Problem> {
     let found = door.push.find(name).filter(|handle| is_theirs(caller, handle));
     found.ok_or_else(|| {
-        Problem::new(Refusal::NotFound, format!("there is no subscription {name} here; PUT one, or GET /subscriptions"))
+        Problem::new(
+            Refusal::NotFound,
+            format!("there is no subscription {name} here; PUT one, or GET /subscriptions"),
+        )
     })
 }
 
@@ -53,7 +56,11 @@ async fn list(State(door): State<Shared>, caller: Caller) -> Result<Json<Value>,
     Ok(Json(json!({"subscriptions": each})))
 }
 
-async fn show(State(door): State<Shared>, caller: Caller, Path(name): Path<String>) -> Result<Json<Value>, Problem> {
+async fn show(
+    State(door): State<Shared>,
+    caller: Caller,
+    Path(name): Path<String>,
+) -> Result<Json<Value>, Problem> {
     let handle = theirs(&door, &caller, &name)?;
     let mut standing = handle.stands().await?;
     standing["definition"] = json!(*handle.definition);
@@ -69,7 +76,10 @@ async fn define(
 ) -> Result<Response, Problem> {
     let definition: Subscription = read(&body, r#"{"topic": "posts", "url": "https://host/path"}"#)?;
     if !definition.name.is_empty() && definition.name != name {
-        let detail = format!("the body names subscription {}, the address {name}; leave it out of the body", definition.name);
+        let detail = format!(
+            "the body names subscription {}, the address {name}; leave it out of the body",
+            definition.name
+        );
         return Err(Problem::new(Refusal::InvalidName, detail));
     }
     let definition = Subscription { name: name.clone(), ..definition };
@@ -79,7 +89,12 @@ async fn define(
         may_change(&caller, &before, &definition)?;
     }
     within_reach(&door, &definition).await?;
-    let is_new = door.push.define(definition, caller.service().cloned()).await?;
+    // An operator who changes it does not become its owner.
+    let owner = match door.push.find(&name).map(|before| before.owner) {
+        Some(Owner::Made(owner)) => owner,
+        _ => caller.service().cloned(),
+    };
+    let is_new = door.push.define(definition, owner).await?;
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     let stands = door.push.find(&name).ok_or_else(super::ended)?.stands().await?;
     Ok((status, Json(stands)).into_response())
@@ -126,7 +141,11 @@ async fn within_reach(door: &Shared, definition: &Subscription) -> Result<(), Pr
     Err(Problem::new(Refusal::Forbidden, detail).with("parameter", "url"))
 }
 
-async fn remove(State(door): State<Shared>, caller: Caller, Path(name): Path<String>) -> Result<StatusCode, Problem> {
+async fn remove(
+    State(door): State<Shared>,
+    caller: Caller,
+    Path(name): Path<String>,
+) -> Result<StatusCode, Problem> {
     let handle = theirs(&door, &caller, &name)?;
     if handle.owner == Owner::Configured {
         let detail = format!("subscription {name} is in the configuration of the bus; remove it there");
@@ -155,7 +174,8 @@ async fn act(
     body: Bytes,
 ) -> Result<Json<Value>, Problem> {
     let handle = theirs(&door, &caller, &name)?;
-    let told: Told = if body.is_empty() { Told::default() } else { read(&body, "nothing, or a JSON object")? };
+    let told: Told =
+        if body.is_empty() { Told::default() } else { read(&body, "nothing, or a JSON object")? };
     let answer = match action.as_str() {
         "pause" => {
             let reason = told.reason.unwrap_or_else(|| "by request".into());
@@ -177,7 +197,9 @@ async fn act(
             Value::Null
         }
         _ => {
-            let detail = format!("{action} is nothing that a subscription does; expected pause, resume, redrive, skip or reset");
+            let detail = format!(
+                "{action} is nothing that a subscription does; expected pause, resume, redrive, skip or reset"
+            );
             return Err(Problem::new(Refusal::NotFound, detail));
         }
     };

@@ -38,8 +38,8 @@ use super::state::{Change, Kept, Parked, State};
 use crate::problem::Problem;
 
 pub(crate) use commands::Command;
-pub(crate) use redrive::unknown;
 use reading::Reading;
+pub(crate) use redrive::unknown;
 use settling::Settling;
 
 /// How long deliveries that are under way may still take when the bus closes.
@@ -72,6 +72,8 @@ pub(crate) struct Runner {
     readers: FuturesUnordered<BoxFuture<'static, Reading>>,
     resting: HashMap<u32, RecordStream>,
     reading: HashSet<u32>,
+    /// Whether the log is not one that can be read on.
+    is_unreadable: bool,
     lanes: Vec<Lane>,
     flights: FuturesUnordered<BoxFuture<'static, Flight>>,
     under_way: usize,
@@ -145,12 +147,20 @@ impl Runner {
         let (is_new, paused) = (kept.standings.is_empty(), kept.paused.clone());
         let mut runner = Self {
             queue: Queue::new(definition.order, HashMap::new()),
-            bus, state, reach, writing, is_new, paused, permission, definition,
+            bus,
+            state,
+            reach,
+            writing,
+            is_new,
+            paused,
+            permission,
+            definition,
             topic: None,
             kept: HashMap::new(),
             readers: FuturesUnordered::new(),
             resting: HashMap::new(),
             reading: HashSet::new(),
+            is_unreadable: false,
             lanes: Vec::new(),
             flights: FuturesUnordered::new(),
             under_way: 0,
@@ -364,9 +374,8 @@ impl Runner {
 
 fn writing(definition: &Subscription) -> Result<Writing, Problem> {
     let target = target(&definition.url)?;
-    let wrong = |error: header::InvalidHeaderValue| {
-        Problem::new(crate::Refusal::InvalidParameter, error.to_string())
-    };
+    let wrong =
+        |error: header::InvalidHeaderValue| Problem::new(crate::Refusal::InvalidParameter, error.to_string());
     let host = target.authority().map_or("", |it| it.as_str());
     Ok(Writing {
         subscription: HeaderValue::from_str(&definition.name).map_err(wrong)?,

@@ -52,7 +52,7 @@ pub enum Mode {
     /// All of it as one JSON object.
     Structured,
     /// The data alone, as JSON: a plain event.
-    #[serde(skip)]
+    #[serde(skip_deserializing)]
     Plain,
 }
 
@@ -181,13 +181,9 @@ impl Subscription {
         ];
         for (parameter, found, min, max) in bounds {
             if !(min..=max).contains(&found) {
-                let detail = format!(
-                    "{parameter} of subscription {} is {found}; expected {min} to {max}",
-                    self.name
-                );
-                return Err(
-                    Problem::new(Refusal::InvalidParameter, detail).with("parameter", parameter)
-                );
+                let detail =
+                    format!("{parameter} of subscription {} is {found}; expected {min} to {max}", self.name);
+                return Err(Problem::new(Refusal::InvalidParameter, detail).with("parameter", parameter));
             }
         }
         Ok(())

@@ -149,7 +149,9 @@ impl State {
 
     /// The subscriptions that were made over the API.
     pub(crate) async fn defined(&self) -> Result<Vec<Defined>, Problem> {
-        let rows = sqlx::query("SELECT name, definition, owner FROM subscription WHERE definition IS NOT NULL ORDER BY name");
+        let rows = sqlx::query(
+            "SELECT name, definition, owner FROM subscription WHERE definition IS NOT NULL ORDER BY name",
+        );
         let rows = rows.fetch_all(&self.readers).await.map_err(broken)?;
         let defined = |row: &SqliteRow| {
             Ok(Defined { name: row.try_get(0)?, json: row.try_get(1)?, owner: row.try_get(2)? })
@@ -169,18 +171,24 @@ impl State {
             Some(row) => (row.try_get(0)?, row.try_get(1)?),
             None => (None, None),
         };
-        let rows = sqlx::query("SELECT partition, incarnation, sequence, id, done, repeated_to, started_to FROM standing WHERE subscription = ?");
+        let rows = sqlx::query(
+            "SELECT partition, incarnation, sequence, id, done, repeated_to, started_to FROM standing WHERE subscription = ?",
+        );
         let rows = rows.bind(subscription).fetch_all(&self.readers).await?;
         let standings = rows.iter().map(standing).collect::<sqlx::Result<_>>()?;
-        let rows = sqlx::query("SELECT partition, sequence, attempts, cause FROM failed WHERE subscription = ?");
+        let rows =
+            sqlx::query("SELECT partition, sequence, attempts, cause FROM failed WHERE subscription = ?");
         let rows = rows.bind(subscription).fetch_all(&self.readers).await?;
         let failed = rows.iter().map(|row| Ok((place(row)?, (row.try_get(2)?, row.try_get(3)?))));
         Ok(Kept { standings, failed: failed.collect::<sqlx::Result<_>>()?, paused, allowed })
     }
 
-    /// Parked events, in the order of their partitions.
+    /// Parked events, in the order of their partitions; those too that were handed over and are not committed yet.
     pub(crate) async fn parked(&self, subscription: &str) -> Result<Vec<Parked>, Problem> {
-        let rows = sqlx::query("SELECT partition, sequence, id, key, type, attempts, cause, at_ms FROM parked WHERE subscription = ? ORDER BY partition, sequence");
+        drop(self.write(subscription, Vec::new()).await.await);
+        let rows = sqlx::query(
+            "SELECT partition, sequence, id, key, type, attempts, cause, at_ms FROM parked WHERE subscription = ? ORDER BY partition, sequence",
+        );
         let rows = rows.bind(subscription).fetch_all(&self.readers).await.map_err(broken)?;
         rows.iter().map(parked).collect::<sqlx::Result<_>>().map_err(broken)
     }
@@ -236,10 +244,12 @@ async fn is_same_boot(writer: &mut SqliteConnection) -> sqlx::Result<bool> {
     let now = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let before: Option<String> =
         sqlx::query_scalar("SELECT boot FROM boot").fetch_optional(&mut *writer).await?;
-    sqlx::query("INSERT INTO boot (id, boot) VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET boot = excluded.boot")
-        .bind(&now)
-        .execute(writer)
-        .await?;
+    sqlx::query(
+        "INSERT INTO boot (id, boot) VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET boot = excluded.boot",
+    )
+    .bind(&now)
+    .execute(writer)
+    .await?;
     Ok(before.is_none_or(|before| before == now && !now.is_empty()))
 }
 
@@ -344,6 +354,7 @@ async fn remove(writer: &mut SqliteConnection, subscription: &str) -> sqlx::Resu
 }
 
 fn broken(error: sqlx::Error) -> Problem {
-    let detail = format!("where subscriptions stand (push.sqlite in the bus's folder) cannot be used: {error}");
+    let detail =
+        format!("where subscriptions stand (push.sqlite in the bus's folder) cannot be used: {error}");
     Problem::new(Refusal::Internal, detail)
 }

@@ -58,7 +58,10 @@ impl Runner {
             }
             Command::Reset(cursors, to) => match self.settling.is_some() {
                 true => {
-                    reply(to, Err(Problem::new(Refusal::Unavailable, "the cursor is being moved; ask again")));
+                    reply(
+                        to,
+                        Err(Problem::new(Refusal::Unavailable, "the cursor is being moved; ask again")),
+                    );
                 }
                 false => self.settle_at(cursors, to),
             },
@@ -75,6 +78,7 @@ impl Runner {
 
     async fn resume(&mut self) {
         self.paused = None;
+        self.is_unreadable = false;
         self.away = Away::default();
         drop(self.state.write(&self.definition.name, vec![Change::Paused(None)]).await.await);
         self.look().await;
@@ -82,9 +86,12 @@ impl Runner {
 
     /// Goes past an event that fails, undelivered. Of its key the next ones follow.
     async fn skip(&mut self, place: Option<Place>) -> Result<Value, Problem> {
-        let waiting = self.queue.firsts().filter(|event| place.map_or_else(|| event.attempts > 0 || self.away.tries > 0, |it| it == event.place));
+        let waiting = self.queue.firsts().filter(|event| {
+            place.map_or_else(|| event.attempts > 0 || self.away.tries > 0, |it| it == event.place)
+        });
         let Some(event) = waiting.min_by_key(|event| event.place).cloned() else {
-            let detail = "no event that is next would be skipped by this; GET the subscription to see which fail";
+            let detail =
+                "no event that is next would be skipped by this; GET the subscription to see which fail";
             return Err(Problem::new(Refusal::NotFound, detail));
         };
         let timer = self.later.iter().find(|(_, key)| **key == event.key).map(|(at, _)| *at);
@@ -121,7 +128,7 @@ impl Runner {
             "name": self.definition.name, "topic": self.definition.topic, "url": self.definition.url,
             "state": self.word(), "detail": self.detail(),
             "lag": {"events": self.queue.lag(), "ms": age_ms.unwrap_or(0) as i64},
-            "in_flight": self.under_way, "parked": self.parked.values().sum::<usize>(),
+            "in_flight": self.under_way + self.committing, "parked": self.parked.values().sum::<usize>(),
             "cursors": cursors.collect::<Vec<_>>(), "failing": failing.collect::<Vec<_>>(),
         })
     }

@@ -26,7 +26,10 @@ impl Runner {
             Flight::Probe(lane, found) => {
                 self.landed(lane);
                 match found {
-                    Ok(()) => self.recovery.found(Instant::now()),
+                    Ok(()) => {
+                        self.away = Away::default();
+                        self.recovery.found(Instant::now());
+                    }
                     Err(cause) => self.note(&Outcome::NotReached(cause)),
                 }
             }
@@ -112,7 +115,8 @@ impl Runner {
             Outcome::NotNow(..) => self.again_marked(&event.key),
             Outcome::Gone(cause) => {
                 self.again_marked(&event.key);
-                self.pause(format!("{cause}: it does not want any more events; resume it when it does")).await;
+                self.pause(format!("{cause}: it does not want any more events; resume it when it does"))
+                    .await;
             }
             Outcome::Failed(_, cause) => {
                 (event.attempts, event.cause) = (event.attempts + 1, cause);
@@ -145,7 +149,12 @@ impl Runner {
         if let Some(first) = self.queue.first_mut(&event.key) {
             *first = Event { is_repeated: true, ..event.clone() };
         }
-        drop(self.state.write(&self.definition.name, vec![Change::Failed { place, attempts, cause }]).await.await);
+        drop(
+            self.state
+                .write(&self.definition.name, vec![Change::Failed { place, attempts, cause }])
+                .await
+                .await,
+        );
         self.timers += 1;
         self.later.insert((at, self.timers), event.key);
     }

@@ -36,18 +36,21 @@ impl Runner {
         };
         let is_read = (0..topic.partitions()).all(|partition| self.reading.contains(&partition));
         self.topic = Some(topic.clone());
-        if is_read || self.paused.is_some() {
+        if is_read || self.is_unreadable {
             return;
         }
         match self.bus.tails(&topic.name).await {
             Ok(tails) => self.open(&topic, &tails).await,
-            Err(error) => tracing::debug!(subscription = %self.definition.name, %error, "the topic cannot be read now"),
+            Err(error) => {
+                tracing::debug!(subscription = %self.definition.name, %error, "the topic cannot be read now")
+            }
         }
     }
 
     async fn open(&mut self, topic: &Topic, tails: &[Tail]) {
         if std::mem::take(&mut self.is_new) && self.definition.from == From::Now {
-            let at = |tail: &Tail| Cursor { incarnation: topic.incarnation, sequence: tail.sequence, id: tail.id };
+            let at =
+                |tail: &Tail| Cursor { incarnation: topic.incarnation, sequence: tail.sequence, id: tail.id };
             let at_tail = |tail: &Tail| (tail.partition, Standing::new(tail.partition, at(tail)));
             self.kept = tails.iter().map(at_tail).collect();
         }
@@ -86,7 +89,9 @@ impl Runner {
     }
 
     async fn read(&mut self, partition: u32) {
-        let (false, Some(after)) = (self.reading.contains(&partition), self.queue.end(partition)) else { return };
+        let (false, Some(after)) = (self.reading.contains(&partition), self.queue.end(partition)) else {
+            return;
+        };
         let read = Read {
             types: self.definition.types.clone(),
             batch_bytes_max: READ_BYTES_MAX,
@@ -126,7 +131,11 @@ impl Runner {
         let wanted = |name: &str| types.as_ref().is_none_or(|types| types.iter().any(|it| it == name));
         match self.queue.take(partition, batch, wanted) {
             Ok(moved) => self.has_taken(partition, moved).await,
-            Err(error) => return self.pause(format!("an event of partition {partition} cannot be read: {error}")).await,
+            Err(error) => {
+                return self
+                    .cannot_go_on(format!("an event of partition {partition} cannot be read: {error}"))
+                    .await;
+            }
         }
         match self.queue.has_room(partition) {
             true => self.next_of(partition, stream),
@@ -147,7 +156,8 @@ impl Runner {
 
     /// Reads on where there is room again.
     pub(super) fn read_on(&mut self) {
-        let with_room: Vec<u32> = self.resting.keys().copied().filter(|it| self.queue.has_room(*it)).collect();
+        let with_room: Vec<u32> =
+            self.resting.keys().copied().filter(|it| self.queue.has_room(*it)).collect();
         for partition in with_room {
             if let Some(stream) = self.resting.remove(&partition) {
                 self.next_of(partition, stream);
@@ -158,8 +168,16 @@ impl Runner {
     async fn cannot_read(&mut self, partition: u32, error: &tombolo_bus::Error) {
         self.reading.remove(&partition);
         match error.kind() {
-            Kind::Unavailable => tracing::debug!(subscription = %self.definition.name, %error, "reading again soon"),
-            _ => self.pause(format!("partition {partition} cannot be read: {error}")).await,
+            Kind::Unavailable => {
+                tracing::debug!(subscription = %self.definition.name, %error, "reading again soon")
+            }
+            _ => self.cannot_go_on(format!("partition {partition} cannot be read: {error}")).await,
         }
+    }
+
+    /// Stops until somebody has seen to it.
+    async fn cannot_go_on(&mut self, reason: String) {
+        self.is_unreadable = true;
+        self.pause(reason).await;
     }
 }

@@ -24,12 +24,13 @@ pub(super) async fn fetched(
     let gone = |cause: String| Outcome::Failed(Failure::Refused, cause);
     let topic = topic.ok_or_else(|| Outcome::NotReached("the topic is not there now".into()))?;
     let (partition, sequence) = parked.place;
-    let bytes = record_at(bus, topic, partition, sequence, parked.id).await.map_err(|problem| {
-        match problem.refusal() {
-            Refusal::Unavailable => Outcome::NotReached(problem.detail().to_owned()),
-            _ => gone(problem.detail().to_owned()),
-        }
-    })?;
+    let bytes =
+        record_at(bus, topic, partition, sequence, parked.id).await.map_err(|problem| {
+            match problem.refusal() {
+                Refusal::Unavailable => Outcome::NotReached(problem.detail().to_owned()),
+                _ => gone(problem.detail().to_owned()),
+            }
+        })?;
     let record = Record { sequence, id: parked.id, event_type: bytes::Bytes::new(), bytes };
     let event = Event::new(partition, record, order).map_err(|error| gone(error.to_string()))?;
     Ok(Event { attempts: parked.attempts, is_repeated: true, ..event })
@@ -55,6 +56,10 @@ impl Runner {
             }
         }
         let count = lines.values().map(VecDeque::len).sum();
+        // A key that waits for room is free for what is parked of it.
+        for key in self.full.extract_if(.., |key| lines.contains_key(key)) {
+            self.queue.again(&key);
+        }
         self.redrive.extend(lines);
         Ok(count)
     }

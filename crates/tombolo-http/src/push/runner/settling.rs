@@ -23,7 +23,11 @@ impl Runner {
     }
 
     /// An operator moves the cursors.
-    pub(super) fn settle_at(&mut self, cursors: Vec<(u32, Cursor)>, asked: oneshot::Sender<Result<(), Problem>>) {
+    pub(super) fn settle_at(
+        &mut self,
+        cursors: Vec<(u32, Cursor)>,
+        asked: oneshot::Sender<Result<(), Problem>>,
+    ) {
         self.settling = Some(Settling { cursors, asked: Some(asked) });
     }
 
@@ -102,6 +106,7 @@ impl Runner {
         self.queue = Queue::new(self.definition.order, std::collections::HashMap::new());
         self.readers.clear();
         self.reading.clear();
+        self.is_unreadable = false;
         self.resting.clear();
         self.later.clear();
         self.full.clear();
