@@ -374,8 +374,8 @@ mod tests {
     #[test]
     fn what_is_not_wanted_is_passed_over_and_moves_the_cursor() {
         let mut queue = queue(Order::Key);
-        assert!(queue.take(0, batch(1, &["a", "b"], 2), |_| false).unwrap());
-        assert_eq!((queue.standing(0).unwrap().cursor.sequence, queue.lag()), (2, 0));
+        assert!(queue.take(0, batch(1, &["a", "b", "a", "b"], 4), |_| false).unwrap());
+        assert_eq!((queue.standing(0).unwrap().cursor.sequence, queue.lag()), (4, 0));
         assert!(queue.is_at_tail(0));
     }
 }

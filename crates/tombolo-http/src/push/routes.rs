@@ -89,7 +89,12 @@ async fn define(
         may_change(&caller, &before, &definition)?;
     }
     within_reach(&door, &definition).await?;
-    let is_new = door.push.define(definition, caller.service().cloned()).await?;
+    // An operator who changes it does not become its owner.
+    let owner = match door.push.find(&name).map(|before| before.owner) {
+        Some(Owner::Made(owner)) => owner,
+        _ => caller.service().cloned(),
+    };
+    let is_new = door.push.define(definition, owner).await?;
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     let stands = door.push.find(&name).ok_or_else(super::ended)?.stands().await?;
     Ok((status, Json(stands)).into_response())

@@ -72,6 +72,8 @@ pub(crate) struct Runner {
     readers: FuturesUnordered<BoxFuture<'static, Reading>>,
     resting: HashMap<u32, RecordStream>,
     reading: HashSet<u32>,
+    /// Whether the log is not one that can be read on.
+    is_unreadable: bool,
     lanes: Vec<Lane>,
     flights: FuturesUnordered<BoxFuture<'static, Flight>>,
     under_way: usize,
@@ -158,6 +160,7 @@ impl Runner {
             readers: FuturesUnordered::new(),
             resting: HashMap::new(),
             reading: HashSet::new(),
+            is_unreadable: false,
             lanes: Vec::new(),
             flights: FuturesUnordered::new(),
             under_way: 0,

@@ -52,7 +52,7 @@ pub enum Mode {
     /// All of it as one JSON object.
     Structured,
     /// The data alone, as JSON: a plain event.
-    #[serde(skip)]
+    #[serde(skip_deserializing)]
     Plain,
 }
 

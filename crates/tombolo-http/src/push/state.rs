@@ -183,8 +183,9 @@ impl State {
         Ok(Kept { standings, failed: failed.collect::<sqlx::Result<_>>()?, paused, allowed })
     }
 
-    /// Parked events, in the order of their partitions.
+    /// Parked events, in the order of their partitions; those too that were handed over and are not committed yet.
     pub(crate) async fn parked(&self, subscription: &str) -> Result<Vec<Parked>, Problem> {
+        drop(self.write(subscription, Vec::new()).await.await);
         let rows = sqlx::query(
             "SELECT partition, sequence, id, key, type, attempts, cause, at_ms FROM parked WHERE subscription = ? ORDER BY partition, sequence",
         );

@@ -9,7 +9,7 @@ use tombolo_bus::feed::{FED_BY_BUS, is_fed_by_bus};
 use tombolo_bus::{Bus, Kind, TopicSpec};
 use tombolo_event::{Generations, ServiceName};
 
-use crate::stage::{BATCH, Stage, event};
+use crate::served::{BATCH, Stage, event};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_is_stored_before_it_is_answered_and_read_as_it_was_given() {
@@ -166,7 +166,7 @@ async fn making_a_topic_again_does_not_disturb_who_publishes_to_it() {
     let make = async |partitions: u32| {
         let request =
             stage.client.put(stage.at("/topics/posts")).body(json!({"partitions": partitions}).to_string());
-        crate::stage::read(request.send().await.unwrap()).await
+        crate::served::read(request.send().await.unwrap()).await
     };
     assert_eq!(make(3).await.1["generations"], json!([3]));
     for id in 0..20 {

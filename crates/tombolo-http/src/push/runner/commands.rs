@@ -78,6 +78,7 @@ impl Runner {
 
     async fn resume(&mut self) {
         self.paused = None;
+        self.is_unreadable = false;
         self.away = Away::default();
         drop(self.state.write(&self.definition.name, vec![Change::Paused(None)]).await.await);
         self.look().await;
@@ -127,7 +128,7 @@ impl Runner {
             "name": self.definition.name, "topic": self.definition.topic, "url": self.definition.url,
             "state": self.word(), "detail": self.detail(),
             "lag": {"events": self.queue.lag(), "ms": age_ms.unwrap_or(0) as i64},
-            "in_flight": self.under_way, "parked": self.parked.values().sum::<usize>(),
+            "in_flight": self.under_way + self.committing, "parked": self.parked.values().sum::<usize>(),
             "cursors": cursors.collect::<Vec<_>>(), "failing": failing.collect::<Vec<_>>(),
         })
     }

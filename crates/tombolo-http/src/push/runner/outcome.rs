@@ -26,7 +26,10 @@ impl Runner {
             Flight::Probe(lane, found) => {
                 self.landed(lane);
                 match found {
-                    Ok(()) => self.recovery.found(Instant::now()),
+                    Ok(()) => {
+                        self.away = Away::default();
+                        self.recovery.found(Instant::now());
+                    }
                     Err(cause) => self.note(&Outcome::NotReached(cause)),
                 }
             }

@@ -36,7 +36,7 @@ impl Runner {
         };
         let is_read = (0..topic.partitions()).all(|partition| self.reading.contains(&partition));
         self.topic = Some(topic.clone());
-        if is_read || self.paused.is_some() {
+        if is_read || self.is_unreadable {
             return;
         }
         match self.bus.tails(&topic.name).await {
@@ -133,7 +133,7 @@ impl Runner {
             Ok(moved) => self.has_taken(partition, moved).await,
             Err(error) => {
                 return self
-                    .pause(format!("an event of partition {partition} cannot be read: {error}"))
+                    .cannot_go_on(format!("an event of partition {partition} cannot be read: {error}"))
                     .await;
             }
         }
@@ -171,7 +171,13 @@ impl Runner {
             Kind::Unavailable => {
                 tracing::debug!(subscription = %self.definition.name, %error, "reading again soon")
             }
-            _ => self.pause(format!("partition {partition} cannot be read: {error}")).await,
+            _ => self.cannot_go_on(format!("partition {partition} cannot be read: {error}")).await,
         }
+    }
+
+    /// Stops until somebody has seen to it.
+    async fn cannot_go_on(&mut self, reason: String) {
+        self.is_unreadable = true;
+        self.pause(reason).await;
     }
 }

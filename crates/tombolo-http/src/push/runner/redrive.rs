@@ -56,6 +56,10 @@ impl Runner {
             }
         }
         let count = lines.values().map(VecDeque::len).sum();
+        // A key that waits for room is free for what is parked of it.
+        for key in self.full.extract_if(.., |key| lines.contains_key(key)) {
+            self.queue.again(&key);
+        }
         self.redrive.extend(lines);
         Ok(count)
     }

@@ -106,6 +106,7 @@ impl Runner {
         self.queue = Queue::new(self.definition.order, std::collections::HashMap::new());
         self.readers.clear();
         self.reading.clear();
+        self.is_unreadable = false;
         self.resting.clear();
         self.later.clear();
         self.full.clear();
