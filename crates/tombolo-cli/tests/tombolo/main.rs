@@ -11,3 +11,4 @@ mod schema;
 mod new;
 mod doctor;
 mod publishing;
+mod blog;
