@@ -31,19 +31,29 @@ impl Blog {
     fn start() -> Self {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/blog");
         let mut manifest = std::fs::read_to_string(folder.join("tombolo.toml")).unwrap();
-        let mut ports = BTreeMap::new();
-        for (name, port) in [
-            ("posts", 4000),
-            ("comments", 4001),
-            ("query", 4002),
-            ("moderation", 4003),
-            ("events", 4005),
-            ("http", 7200),
-        ] {
-            let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-            manifest = manifest.replace(&port.to_string(), &free.to_string());
-            ports.insert(name, free);
+        let names = [
+            ("posts", "4000"),
+            ("comments", "4001"),
+            ("query", "4002"),
+            ("moderation", "4003"),
+            ("events", "4005"),
+            ("http", "7200"),
+        ];
+        // All at once, so that no port is given twice; by way of marks, because a free port may look like one of the others.
+        let free: Vec<_> =
+            names.iter().map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let ports: BTreeMap<&str, u16> = names
+            .iter()
+            .zip(&free)
+            .map(|((name, _), free)| (*name, free.local_addr().unwrap().port()))
+            .collect();
+        for (name, port) in names {
+            manifest = manifest.replace(port, &format!("<{name}>"));
         }
+        for (name, port) in &ports {
+            manifest = manifest.replace(&format!("<{name}>"), &port.to_string());
+        }
+        drop(free);
         let events =
             format!("env = {{ BUS = \"http://127.0.0.1:{}/events\" }}\ndatabase = \"none\"", ports["events"]);
         let manifest = manifest.replace("database = \"none\"", &events);
