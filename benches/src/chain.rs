@@ -115,12 +115,15 @@ async fn relay(producer: Postgres, consumer: Postgres) -> Result<()> {
     woken.listen("hand").await?;
     loop {
         let rows = producer.hand_take(CARRIED_ROWS).await?;
-        let Some((last, _)) = rows.last() else {
+        if rows.is_empty() {
             woken.recv().await?;
             continue;
-        };
+        }
         consumer.hand_apply(&rows).await?;
-        producer.hand_remove(*last).await?;
+        // Exactly those: of two at once, the one with the earlier position may commit later, and must not go with the other.
+        let done: Vec<i64> = rows.iter().map(|(position, _)| *position).collect();
+        let remove = sqlx::query("DELETE FROM hand_outbox WHERE position = ANY($1)").bind(done);
+        remove.execute(producer.pool()).await?;
     }
 }
 

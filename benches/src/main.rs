@@ -15,6 +15,7 @@ mod engines;
 mod error;
 mod flow;
 mod hops;
+mod http;
 mod idle;
 mod observed;
 mod poison;
@@ -70,6 +71,8 @@ enum Figure {
     Single,
     /// Appending through the server.
     Server,
+    /// Publishing over HTTP.
+    Http,
     /// Reading back, in process and through the server.
     Read,
     /// From a commit to visible in another process's database.
@@ -170,6 +173,7 @@ async fn one(figure: Figure, scratch: &Scratch, way: &mut String) -> Result<Vec<
         Figure::Append => append::in_process(scratch).await,
         Figure::Single => append::single(scratch).await,
         Figure::Server => append::through_server(scratch).await,
+        Figure::Http => http::measure(scratch).await,
         Figure::Read => reading::back(scratch).await,
         Figure::Visible => {
             let (rows, hops) = visible::measure(scratch).await?;

@@ -93,6 +93,11 @@ pub(crate) fn url(socket: &Path) -> String {
     format!("tombolo+unix://{}", socket.display())
 }
 
+/// Where a bus process writes the port at which it answers HTTP.
+pub(crate) fn port_file(socket: &Path) -> PathBuf {
+    socket.with_extension("port")
+}
+
 /// A client of a bus process.
 pub(crate) async fn client(socket: &Path, service: &str) -> Result<Arc<dyn Bus>> {
     Ok(connect(&url(socket), &Identity::Service(ServiceName::new(service)?)).await?)
@@ -120,8 +125,13 @@ pub(crate) async fn run(folder: PathBuf, socket: PathBuf, hops: Option<PathBuf>)
         Some(_) => Arc::new(ObservedBus::at_server(log.clone(), seen.clone())),
         None => log.clone(),
     };
-    let listen: Listen = url(&socket).parse()?;
-    let server = Server::bind(&[listen], bus).await?;
+    let listen = [url(&socket).parse()?, Listen::Tcp { host: "127.0.0.1".into(), port: 0 }];
+    let settings = tombolo_http::Settings { folder: folder.join("http"), ..Default::default() };
+    let door = tombolo_http::Door::open(bus.clone(), settings).await.map_err(|it| Error::new(it.detail()))?;
+    let server = Server::bind(&listen, bus).await?.beside(door.routes().merge(crate::http::nothing()));
+    if let Some(Listen::Tcp { port, .. }) = server.addresses().last() {
+        std::fs::write(port_file(&socket), port.to_string())?;
+    }
     let stop = CancellationToken::new();
     say("ready");
     let until = stop.clone();
@@ -130,6 +140,7 @@ pub(crate) async fn run(folder: PathBuf, socket: PathBuf, hops: Option<PathBuf>)
         stop.cancel();
         ended
     });
+    door.close().await;
     log.close().await;
     served?;
     ended?;

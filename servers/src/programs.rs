@@ -74,16 +74,29 @@ fn may_install(asked: bool) -> bool {
     (asked || ci) && geteuid().is_root() && Path::new("/usr/bin/apt-get").exists()
 }
 
+/// Whether packages may be fetched that need no root.
+#[must_use]
+pub fn may_fetch(asked: bool) -> bool {
+    asked || std::env::var("CI").is_ok_and(|value| value == "true")
+}
+
 /// What builds the client library of Kafka, which all features together have: its own Makefile, with a C and a C++ compiler.
 /// Installed if that is allowed, as the programs are.
 ///
 /// # Errors
 /// If something is missing and may not or cannot be installed.
 pub fn build_tools(install: bool) -> Result<(), Error> {
+    commands(&[("make", "make"), ("cc", "gcc"), ("c++", "g++")], install)
+}
+
+/// Commands, each with its Debian package, which is installed if that is allowed.
+///
+/// # Errors
+/// If something is missing and may not or cannot be installed.
+pub fn commands(wanted: &[(&str, &'static str)], install: bool) -> Result<(), Error> {
     let missing = || {
-        let tools = [("make", "make"), ("cc", "gcc"), ("c++", "g++")];
-        let missing = tools.into_iter().filter(|(tool, _)| on_path(tool).is_none());
-        missing.map(|(_, package)| package).collect::<Vec<_>>()
+        let missing = wanted.iter().filter(|(command, _)| on_path(command).is_none());
+        missing.map(|(_, package)| *package).collect::<Vec<_>>()
     };
     if !missing().is_empty() && may_install(install) {
         apt(&missing())?;
@@ -93,9 +106,9 @@ pub fn build_tools(install: bool) -> Result<(), Error> {
         return Ok(());
     }
     Err(Error::new(format!(
-        "missing on this machine: {missing}, with which the client of Kafka is built (feature `kafka`)\n\
+        "missing on this machine: {missing}\n\
          \x20 Debian, Ubuntu: sudo apt-get install -y --no-install-recommends {missing}\n\
-         \x20 macOS:          xcode-select --install"
+         \x20 elsewhere:      install what these packages are called there"
     )))
 }
 

@@ -7,6 +7,7 @@ mod ci;
 mod faults;
 mod interrupt;
 mod proto;
+mod packages;
 mod services;
 mod shop;
 mod test;

@@ -5,6 +5,7 @@ mod tally;
 
 use crate::chore;
 use crate::interrupt::Interrupt;
+use crate::packages;
 use crate::services::Servers;
 use crate::workspace::Workspace;
 use clap::Args;
@@ -40,11 +41,13 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<(), Error>
     let interrupt = Interrupt::watch()?;
     programs::build_tools(options.install)?;
     let servers = if options.quick { None } else { Some(servers(workspace, options, &interrupt)?) };
+    let packages = if options.quick { None } else { Some(packages::folder(workspace, options.install)?) };
     let mut tally = Tally::default();
     for mut command in commands(workspace, options.quick) {
         // Shown before the servers' passwords are added.
         let shown = chore::shown(&command);
         command.envs(servers.iter().flat_map(Servers::variables).map(|(name, value)| (name, value)));
+        command.envs(packages.iter().map(|folder| (packages::VARIABLE, folder)));
         let status = follow(&mut command, &shown, &mut tally, &interrupt)?;
         tally.ended(status.success());
     }

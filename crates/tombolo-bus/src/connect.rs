@@ -17,6 +17,10 @@ const FORMS: &str = "memory: (this process only), file:///folder (the log of one
     postgres://user@host:port/database (PostgreSQL), redis://host:port (Redis), \
     amqp://user:password@host:port (RabbitMQ streams), kafka://host:port (Kafka)";
 
+/// The environment variable with the token that a `tombolo bus` with credentials asks for; a URL would show it in logs.
+#[cfg(feature = "server")]
+const TOKEN: &str = "TOMBOLO_BUS_TOKEN";
+
 /// Who uses a bus.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Identity {
@@ -126,7 +130,12 @@ async fn in_folder(folder: &str) -> Result<Arc<dyn Bus>> {
 
 #[cfg(feature = "server")]
 async fn to_server(url: &str, identity: &Identity) -> Result<Arc<dyn Bus>> {
-    let client = crate::server::Client::new(&url.parse()?, identity)?;
+    let client = match std::env::var(TOKEN) {
+        Ok(token) if !token.is_empty() => {
+            crate::server::Client::with_token(&url.parse()?, identity, token.trim())?
+        }
+        _ => crate::server::Client::new(&url.parse()?, identity)?,
+    };
     match client.ping().await {
         Ok(_) => {}
         Err(error) if error.is_transient() => tracing::info!(%error, "going on without the bus for now"),

@@ -221,6 +221,9 @@ pub(crate) struct Bus {
     /// Where to answer GET /metrics, in the format of Prometheus
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) metrics: Option<SocketAddr>,
+    /// A file whose `[bus]` table says who may call and who is told: a `tombolo.toml`; read again on SIGHUP
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
 }
 
 /// What can be seen of topics.

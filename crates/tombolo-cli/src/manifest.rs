@@ -33,6 +33,9 @@ pub(crate) const RESERVED_ENV: [&str; 7] = [
     "TOMBOLO_RUN",
 ];
 
+/// The keys of `[bus]` that the bus itself reads.
+const DOORS: [&str; 4] = ["credential", "plain", "push", "webhooks"];
+
 /// A manifest as its author wrote it, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Manifest {
@@ -42,6 +45,8 @@ pub(crate) struct Manifest {
     pub(crate) bus: Option<String>,
     /// Where the runner's own bus listens; any free port if absent or 0.
     pub(crate) listen: Option<SocketAddr>,
+    /// Whether it says who may call the runner's own bus, and whom it tells (`tombolo bus --config`).
+    pub(crate) has_doors: bool,
     /// The services, in the order of the file.
     pub(crate) services: Vec<Service>,
 }
@@ -178,6 +183,8 @@ impl<'t> Reader<'t> {
         let root = document.get_ref();
         self.only_known(root, "the manifest", &["bus", "services"]);
         let (bus, listen) = root.get("bus").map(|bus| self.bus(bus)).unwrap_or_default();
+        let has_doors =
+            root.get("bus").is_some_and(|bus| DOORS.iter().any(|key| bus.get_ref().get(*key).is_some()));
         let services = match root.get("services") {
             Some(services) => self.services(services),
             None => {
@@ -186,12 +193,12 @@ impl<'t> Reader<'t> {
                 Vec::new()
             }
         };
-        Manifest { path: path.to_owned(), bus, listen, services }
+        Manifest { path: path.to_owned(), bus, listen, has_doors, services }
     }
 
     fn bus(&mut self, value: &Value<'t>) -> (Option<String>, Option<SocketAddr>) {
         let Some(table) = self.table(value, "[bus]") else { return (None, None) };
-        self.only_known(table, "[bus]", &["url", "listen"]);
+        self.only_known(table, "[bus]", &[&["url", "listen"][..], &DOORS].concat());
         if let (Some(_), Some(listen)) = (table.get("url"), table.get("listen")) {
             let advice = "remove one: the bus at url is run by somebody else, and listens where they say";
             self.wrong(listen.span(), "[bus] has a url and an address to listen on", advice);

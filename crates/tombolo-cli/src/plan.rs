@@ -181,6 +181,9 @@ impl Planner {
         arguments.extend(["--listen".into(), listen.to_string()]);
         let metrics = SocketAddr::new(asked.ip(), self.free_port(asked.ip(), "bus-metrics", 1)?);
         arguments.extend(["--metrics".into(), metrics.to_string()]);
+        if self.manifest.has_doors {
+            arguments.extend(["--config".into(), self.manifest.path.display().to_string()]);
+        }
         let mut url = format!("tombolo://{listen}");
         if let Some(socket) = self.folder.bus_socket() {
             arguments.extend(["--socket".into(), socket.display().to_string()]);

@@ -10,7 +10,8 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::FromRequestParts;
 use axum::routing::{get, post};
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
+use http::header;
 use http::request::Parts;
 use tokio::time::timeout;
 use tombolo_bus::Bus;
@@ -24,6 +25,9 @@ use crate::plain::{Places, Plain};
 use crate::problem::{Problem, Refusal};
 use crate::push::{self, Subscriptions};
 use crate::{publish, reading, topics};
+
+/// What the routes take and answer, which a generator of requests holds against the running server.
+const OPENAPI: &str = include_str!("../openapi.json");
 
 /// What a door needs to know.
 #[derive(Debug, Clone, Default)]
@@ -78,13 +82,20 @@ impl Door {
     /// What it answers to.
     #[must_use]
     pub fn routes(&self) -> Router {
-        let one = "/topics/{topic}/partitions/{partition}/events";
+        let of_partition = "/topics/{topic}/partitions/{partition}/events";
         Router::new()
             .route("/health", get(topics::health))
+            .route("/openapi.json", get(async || ([(header::CONTENT_TYPE, "application/json")], OPENAPI)))
             .route("/topics", get(topics::list))
             .route("/topics/{topic}", get(topics::show).put(topics::ensure))
-            .route("/topics/{topic}/events", post(publish::publish))
-            .route(one, get(reading::read))
+            .route("/topics/{topic}/events", post(publish::publish).get(reading::of_topic))
+            .route(of_partition, get(reading::of_partition))
+            .method_not_allowed_fallback(async || {
+                Problem::new(
+                    Refusal::Method,
+                    "this address is not for this method; GET /openapi.json says what there is",
+                )
+            })
             .merge(push::routes::routes())
             .fallback(async || {
                 Problem::new(
@@ -126,6 +137,16 @@ pub(crate) fn address(parts: &Parts) -> Option<IpAddr> {
     let own = parts.extensions.get::<Peer>().and_then(|peer| peer.0);
     let plain = parts.extensions.get::<axum::extract::ConnectInfo<SocketAddr>>().map(|it| it.0);
     own.or(plain).map(|it| it.ip())
+}
+
+/// A body that is written as it comes.
+pub(crate) fn streamed<S>(chunks: S) -> Body
+where
+    S: Stream<Item = Result<Bytes, Problem>> + Send + 'static,
+{
+    Body::from_stream(
+        chunks.map(|chunk| chunk.map_err(|problem| std::io::Error::other(problem.detail().to_owned()))),
+    )
 }
 
 /// A whole body, within its bound and without standing still.

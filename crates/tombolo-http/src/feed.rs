@@ -9,7 +9,7 @@
 //!
 //! Invariant: an event is acknowledged when it is on disk, and one source and id of a topic is one event for as long as the topic keeps it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -66,12 +66,20 @@ pub struct Feeds {
     bus: Arc<dyn Bus>,
     index: Arc<Index>,
     topics: Mutex<HashMap<ServiceName, mpsc::Sender<Publish>>>,
+    /// Held while a topic is taken over.
+    opening: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
 }
 
 impl Feeds {
     pub(crate) fn new(bus: Arc<dyn Bus>, index: Arc<Index>) -> Self {
-        Self { bus, index, topics: Mutex::default(), tasks: TaskTracker::new() }
+        Self {
+            bus,
+            index,
+            topics: Mutex::default(),
+            opening: tokio::sync::Mutex::default(),
+            tasks: TaskTracker::new(),
+        }
     }
 
     /// Appends events to `topic`, all of them or, should the bus fail in the middle, so that a retry completes them.
@@ -111,37 +119,38 @@ impl Feeds {
         self.tasks.wait().await;
     }
 
-    async fn feed(&self, topic: &ServiceName) -> Result<mpsc::Sender<Publish>, Problem> {
-        let known = self.topics.lock().unwrap_or_else(PoisonError::into_inner).get(topic).cloned();
-        match known {
-            Some(feed) if !feed.is_closed() => Ok(feed),
-            _ => {
-                let partitions = match self.bus.topic(topic).await {
-                    Ok(found) => found.generations,
-                    Err(error) if error.kind() == tombolo_bus::Kind::UnknownTopic => {
-                        Generations::first(PARTITIONS_DEFAULT)?
-                    }
-                    Err(error) => return Err(error.into()),
-                };
-                let spec = TopicSpec::new(topic.clone(), partitions);
-                let feed = Feed::open(self.bus.clone(), self.index.clone(), &spec).await?;
-                Ok(self.run(topic, feed))
-            }
-        }
+    fn running(&self, topic: &ServiceName) -> Option<mpsc::Sender<Publish>> {
+        let topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
+        topics.get(topic).filter(|feed| !feed.is_closed()).cloned()
     }
 
-    /// Starts the task of a topic, unless another call was first.
-    fn run(&self, topic: &ServiceName, feed: Feed) -> mpsc::Sender<Publish> {
-        let mut topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
-        match topics.get(topic) {
-            Some(running) if !running.is_closed() => running.clone(),
-            _ => {
-                let (sender, waiting) = mpsc::channel(WAITING_MAX);
-                self.tasks.spawn(feed.run(waiting));
-                topics.insert(topic.clone(), sender.clone());
-                sender
-            }
+    async fn feed(&self, topic: &ServiceName) -> Result<mpsc::Sender<Publish>, Problem> {
+        if let Some(running) = self.running(topic) {
+            return Ok(running);
         }
+        // Two that take a topic over would fence each other.
+        let _opening = self.opening.lock().await;
+        if let Some(running) = self.running(topic) {
+            return Ok(running);
+        }
+        let generations = match self.bus.topic(topic).await {
+            Ok(found) => found.generations,
+            Err(error) if error.kind() == tombolo_bus::Kind::UnknownTopic => {
+                Generations::first(PARTITIONS_DEFAULT)?
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let spec = TopicSpec::new(topic.clone(), generations);
+        let feed = Feed::open(self.bus.clone(), self.index.clone(), &spec).await?;
+        Ok(self.run(topic, feed))
+    }
+
+    /// Starts the task of a topic.
+    fn run(&self, topic: &ServiceName, feed: Feed) -> mpsc::Sender<Publish> {
+        let (sender, waiting) = mpsc::channel(WAITING_MAX);
+        self.tasks.spawn(feed.run(waiting));
+        self.topics.lock().unwrap_or_else(PoisonError::into_inner).insert(topic.clone(), sender.clone());
+        sender
     }
 }
 
@@ -252,11 +261,14 @@ impl Feed {
         let mut places: HashMap<EventId, Place> = HashMap::new();
         let known = tokio::task::block_in_place(|| self.index.find(&ids))?;
         places.extend(ids.iter().zip(known).filter_map(|(id, place)| Some((*id, place?))));
-        let differing = self.differing(&events, &places).await?;
+        let mut differing = self.differing(&events, &places).await?;
         let mut runs: HashMap<u32, Vec<&Event>> = HashMap::new();
-        let mut fresh = std::collections::HashSet::new();
+        let mut fresh: HashMap<EventId, &Event> = HashMap::new();
         for event in events {
-            if !places.contains_key(&event.id) && fresh.insert(event.id) {
+            if let Some(first) = fresh.get(&event.id) {
+                differing.extend((!is_same(event, &first.bytes)).then_some(event.id));
+            } else if !places.contains_key(&event.id) {
+                fresh.insert(event.id, event);
                 let partition = self.topic.generations.partition(event.key_hash);
                 let run = runs.entry(partition).or_default();
                 run.push(event);
@@ -272,8 +284,8 @@ impl Feed {
             }
             self.note(partition, first, ids)?;
         }
-        let mut told = group.iter().map(|publish| placed(publish, &places, &mut fresh, &differing));
-        Ok(told.by_ref().collect())
+        let mut fresh: HashSet<EventId> = fresh.into_keys().collect();
+        Ok(group.iter().map(|publish| placed(publish, &places, &mut fresh, &differing)).collect())
     }
 
     fn tail(&self, partition: u32) -> Tail {
@@ -308,24 +320,22 @@ impl Feed {
     ) -> Result<Vec<EventId>, Problem> {
         let mut differing = Vec::new();
         for event in events {
-            if let Some(place) = places.get(&event.id) {
-                if !self.is_same(event, *place).await? {
-                    differing.push(event.id);
-                }
-            }
+            let Some((partition, sequence)) = places.get(&event.id).copied() else { continue };
+            let stored = record_at(&*self.bus, &self.topic, partition, sequence, event.id).await?;
+            differing.extend((!is_same(event, &stored)).then_some(event.id));
         }
         Ok(differing)
     }
+}
 
-    async fn is_same(&self, event: &Event, (partition, sequence): Place) -> Result<bool, Problem> {
-        let stored = record_at(&*self.bus, &self.topic, partition, sequence, event.id).await?;
-        let (Ok(stored), Ok(sent)) = (Envelope::decode(stored), Envelope::decode(event.bytes.clone())) else {
-            return Ok(false);
-        };
-        // The time is that of the first where the publisher gives none.
-        let sent = Envelope { time: stored.time, trace: stored.trace, ..sent };
-        Ok(stored == sent)
-    }
+/// Whether an event is what is stored under its id. Its time is that of the first where the publisher gives none.
+fn is_same(event: &Event, stored: &Bytes) -> bool {
+    let (Ok(stored), Ok(sent)) = (Envelope::decode(stored.clone()), Envelope::decode(event.bytes.clone()))
+    else {
+        return false;
+    };
+    let sent = Envelope { time: stored.time, trace: stored.trace, ..sent };
+    stored == sent
 }
 
 /// The bytes of one event whose place is known.
@@ -342,11 +352,7 @@ pub(crate) async fn record_at(
             format!("event {id} is not at {}/{partition}/{sequence}, where the index has it", topic.name),
         )
     };
-    let before = match sequence {
-        1 => Cursor::start(topic.incarnation),
-        // The id before is not known here, and not asked for.
-        _ => Cursor { incarnation: topic.incarnation, sequence: sequence - 1, id: None },
-    };
+    let before = bus.cursor_at(topic, partition, sequence - 1).await?;
     let read = Read { batch_bytes_max: 1, ..Read::to_tail(&topic.name, partition, before) };
     let batch = bus.read(read).await?.next().await.ok_or_else(missing)??;
     let record = batch.records.into_iter().find(|record| record.id == id);
@@ -356,7 +362,7 @@ pub(crate) async fn record_at(
 fn placed(
     publish: &Publish,
     places: &HashMap<EventId, Place>,
-    fresh: &mut std::collections::HashSet<EventId>,
+    fresh: &mut HashSet<EventId>,
     differing: &[EventId],
 ) -> Result<Vec<Placed>, Problem> {
     let one = |(index, event): (usize, &Event)| {

@@ -8,6 +8,7 @@
 
 mod problem;
 mod limits;
+mod config;
 mod access;
 pub mod cloudevents;
 mod index;
@@ -20,5 +21,6 @@ pub mod plain;
 mod door;
 
 pub use access::{Access, Caller};
+pub use config::{Config, CredentialTable};
 pub use door::{Door, Settings};
 pub use problem::{Problem, Refusal};

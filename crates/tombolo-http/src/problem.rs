@@ -4,6 +4,7 @@
 //!
 //! Source: <https://www.rfc-editor.org/rfc/rfc9457>.
 
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Map, Value, json};
@@ -39,6 +40,8 @@ pub enum Refusal {
     UnknownTopic,
     /// There is nothing under this address.
     NotFound,
+    /// There is something under this address, but not by this method.
+    Method,
     /// The topic is fed by the outbox of its service, and takes nothing else.
     FedByOutbox,
     /// The topic is there, and is another.
@@ -70,6 +73,7 @@ impl Refusal {
             Self::Forbidden => "forbidden",
             Self::UnknownTopic => "unknown-topic",
             Self::NotFound => "not-found",
+            Self::Method => "method",
             Self::FedByOutbox => "fed-by-outbox",
             Self::TopicDiffers => "topic-differs",
             Self::OtherPlace => "other-place",
@@ -96,6 +100,7 @@ impl Refusal {
             Self::FedByOutbox | Self::TopicDiffers | Self::OtherPlace | Self::IdReused => {
                 StatusCode::CONFLICT
             }
+            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Trimmed => StatusCode::GONE,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -116,6 +121,7 @@ impl Refusal {
             Self::Forbidden => "Not allowed",
             Self::UnknownTopic => "There is no such topic",
             Self::NotFound => "There is nothing here",
+            Self::Method => "Not by this method",
             Self::FedByOutbox => "The topic is fed by an outbox",
             Self::TopicDiffers => "The topic is another",
             Self::OtherPlace => "The place is not in this topic",
@@ -223,11 +229,24 @@ impl From<tombolo_event::Error> for Problem {
     fn from(error: tombolo_event::Error) -> Self {
         let refusal = match error.kind() {
             tombolo_event::Kind::InvalidName => Refusal::InvalidName,
+            tombolo_event::Kind::InvalidGenerations => Refusal::InvalidParameter,
             tombolo_event::Kind::InvalidKey => Refusal::InvalidAttribute,
             tombolo_event::Kind::TooLarge => Refusal::TooLarge,
             tombolo_event::Kind::Malformed => Refusal::Malformed,
             _ => Refusal::Internal,
         };
         Self::new(refusal, error.to_string())
+    }
+}
+
+impl From<QueryRejection> for Problem {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::new(Refusal::InvalidParameter, rejection.body_text())
+    }
+}
+
+impl From<PathRejection> for Problem {
+    fn from(rejection: PathRejection) -> Self {
+        Self::new(Refusal::InvalidParameter, rejection.body_text())
     }
 }

@@ -4,6 +4,7 @@
 
 use axum::Json;
 use axum::body::Bytes;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderValue, StatusCode};
@@ -20,10 +21,11 @@ use crate::problem::Problem;
 pub(crate) async fn publish(
     State(door): State<Shared>,
     caller: Caller,
-    Path(topic): Path<String>,
+    place: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
     body: axum::body::Body,
 ) -> Result<Response, Problem> {
+    let Path(topic) = place?;
     let topic = ServiceName::new(topic)?;
     caller.must_own(&topic)?;
     let body: Bytes = collect(body).await?;

@@ -3,16 +3,17 @@
 //! Invariant: what is told is asked of the bus at that moment.
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tombolo_bus::Topic;
 use tombolo_bus::feed::is_fed_by_bus;
 use tombolo_event::ServiceName;
-use tombolo_event::key::PARTITIONS_DEFAULT;
+use tombolo_event::key::{PARTITIONS_DEFAULT, PARTITIONS_MAX};
 
 use crate::access::Caller;
-use crate::door::Shared;
+use crate::door::{Shared, collect};
 use crate::problem::{Problem, Refusal};
 
 /// What a topic is to be.
@@ -20,12 +21,22 @@ use crate::problem::{Problem, Refusal};
 #[serde(deny_unknown_fields)]
 struct Wanted {
     /// How many partitions it has.
-    #[serde(default = "partitions_default")]
-    partitions: u32,
+    partitions: Option<f64>,
 }
 
-fn partitions_default() -> u32 {
-    PARTITIONS_DEFAULT
+impl Wanted {
+    /// JSON knows no whole numbers: 8 and 8.0 are the same.
+    fn partitions(&self) -> Result<u32, Problem> {
+        let partitions = self.partitions.unwrap_or(f64::from(PARTITIONS_DEFAULT));
+        match partitions.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(&partitions) {
+            true => Ok(partitions as u32),
+            false => {
+                let detail =
+                    format!("partitions is {partitions}; expected a whole number from 1 to {PARTITIONS_MAX}");
+                Err(Problem::new(Refusal::InvalidParameter, detail).with("parameter", "partitions"))
+            }
+        }
+    }
 }
 
 pub(crate) async fn list(State(door): State<Shared>, caller: Caller) -> Result<Json<Value>, Problem> {
@@ -41,8 +52,9 @@ pub(crate) async fn list(State(door): State<Shared>, caller: Caller) -> Result<J
 pub(crate) async fn show(
     State(door): State<Shared>,
     caller: Caller,
-    Path(topic): Path<String>,
+    place: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, Problem> {
+    let Path(topic) = place?;
     let topic = ServiceName::new(topic)?;
     caller.must_read(&topic)?;
     let topic = door.bus.topic(&topic).await?;
@@ -53,23 +65,22 @@ pub(crate) async fn show(
 pub(crate) async fn ensure(
     State(door): State<Shared>,
     caller: Caller,
-    Path(topic): Path<String>,
-    body: axum::body::Bytes,
+    place: Result<Path<String>, PathRejection>,
+    body: axum::body::Body,
 ) -> Result<Json<Value>, Problem> {
+    let Path(topic) = place?;
     let topic = ServiceName::new(topic)?;
     caller.must_own(&topic)?;
-    let wanted = if body.is_empty() {
-        Ok(Wanted { partitions: PARTITIONS_DEFAULT })
-    } else {
-        serde_json::from_slice(&body)
-    };
+    let body = collect(body).await?;
+    let wanted =
+        if body.is_empty() { Ok(Wanted { partitions: None }) } else { serde_json::from_slice(&body) };
     let wanted: Wanted = wanted.map_err(|error| {
         Problem::new(
             Refusal::Malformed,
             format!("the body cannot be read: {error}; expected nothing, or {{\"partitions\": 8}}"),
         )
     })?;
-    let topic = door.feeds.ensure(&topic, wanted.partitions).await?;
+    let topic = door.feeds.ensure(&topic, wanted.partitions()?).await?;
     Ok(Json(described(&door, topic).await?))
 }
 

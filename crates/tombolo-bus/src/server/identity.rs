@@ -60,26 +60,43 @@ pub(super) fn must_own(caller: &Identity, topic: &ServiceName, act: &str) -> Res
     }
 }
 
-/// Puts the client's identity on each of its calls.
-#[derive(Debug, Clone)]
-pub(super) struct Identified(MetadataValue<Ascii>);
+/// Puts the client's identity, and its token if it has one, on each of its calls.
+#[derive(Clone)]
+pub(super) struct Identified {
+    identity: MetadataValue<Ascii>,
+    authorization: Option<MetadataValue<Ascii>>,
+}
+
+impl std::fmt::Debug for Identified {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Identified").field("identity", &self.identity).finish_non_exhaustive()
+    }
+}
 
 impl Identified {
     /// # Errors
-    /// `Configuration`, which no checked name causes.
-    pub(super) fn new(identity: &Identity) -> Result<Self> {
-        let value =
-            identity.to_string().parse().map_err(|error| {
-                Error::new(Kind::Configuration, format!("{identity} cannot be sent as metadata"))
-                    .because(Box::<dyn std::error::Error + Send + Sync>::from(format!("{error}")))
-            })?;
-        Ok(Self(value))
+    /// `Configuration` if the token has what no header can hold.
+    pub(super) fn new(identity: &Identity, token: Option<&str>) -> Result<Self> {
+        let value = |what: &str, text: String| {
+            text.parse().map_err(|error| {
+                Error::new(
+                    Kind::Configuration,
+                    format!("the {what} of {identity} cannot be sent as metadata"),
+                )
+                .because(Box::<dyn std::error::Error + Send + Sync>::from(format!("{error}")))
+            })
+        };
+        let authorization = token.map(|token| value("token", format!("Bearer {token}"))).transpose()?;
+        Ok(Self { identity: value("name", identity.to_string())?, authorization })
     }
 }
 
 impl Interceptor for Identified {
     fn call(&mut self, mut request: Request<()>) -> std::result::Result<Request<()>, Status> {
-        request.metadata_mut().insert(HEADER, self.0.clone());
+        request.metadata_mut().insert(HEADER, self.identity.clone());
+        if let Some(authorization) = &self.authorization {
+            request.metadata_mut().insert(AUTHORIZATION, authorization.clone());
+        }
         Ok(request)
     }
 }
@@ -91,7 +108,7 @@ mod tests {
     #[test]
     fn a_client_is_recognised_as_what_it_says() {
         for identity in [Identity::Service(ServiceName::new("orders").unwrap()), Identity::Operator] {
-            let request = Identified::new(&identity).unwrap().call(Request::new(())).unwrap();
+            let request = Identified::new(&identity, None).unwrap().call(Request::new(())).unwrap();
             assert_eq!(of(&request, &Credentials::default()).unwrap(), identity);
         }
     }

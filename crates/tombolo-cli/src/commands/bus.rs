@@ -2,6 +2,7 @@
 //!
 //! Invariant: it listens only once the log is recovered, and ends only once the log is closed.
 
+mod doors;
 mod metrics;
 
 use std::io::IsTerminal;
@@ -15,6 +16,7 @@ use tombolo_bus::server::{Listen, Server};
 use tracing_subscriber::EnvFilter;
 
 use crate::arguments::Bus;
+use crate::commands::bus::doors::Doors;
 pub(super) use crate::commands::bus::metrics::CONTENT_TYPE;
 use crate::commands::bus::metrics::Metrics;
 use crate::commands::say;
@@ -27,7 +29,7 @@ pub(crate) async fn bus(arguments: Bus) -> Result<()> {
     check_free(arguments.listen, "the bus")?;
     let (log, recovered) = Log::open(&arguments.data, Options::default())?;
     say(&told(&arguments, &recovered))?;
-    let served = serve(&arguments, log.clone()).await;
+    let served = Box::pin(serve(&arguments, log.clone())).await;
     tombolo_bus::Bus::close(&*log).await;
     served
 }
@@ -38,6 +40,8 @@ async fn serve(arguments: &Bus, log: Arc<Log>) -> Result<()> {
     let shutdown = CancellationToken::new();
     let ended = end_on_signal(shutdown.clone(), Some("ending"))?;
     let server = Server::bind(&addresses, log.clone()).await?;
+    let doors = Doors::open(arguments, log.clone()).await?;
+    let server = server.with_credentials(doors.credentials()).beside(doors.routes());
     for address in server.addresses() {
         say(&format!("listening on {address}"))?;
     }
@@ -55,13 +59,22 @@ async fn serve(arguments: &Bus, log: Arc<Log>) -> Result<()> {
             None => Ok(()),
         }
     };
-    // Whichever fails first ends the other.
-    let both = async { tokio::try_join!(served, measured) };
-    tokio::pin!(both, ended);
-    tokio::select! {
-        outcome = &mut both => outcome.map(drop),
-        () = &mut ended => both.await.map(drop),
-    }
+    let reading = async {
+        doors.read_again(shutdown.clone()).await;
+        Ok(())
+    };
+    // Whichever fails first ends the others.
+    let all = async { tokio::try_join!(served, measured, reading) };
+    tokio::pin!(ended);
+    let outcome = {
+        tokio::pin!(all);
+        tokio::select! {
+            outcome = &mut all => outcome.map(drop),
+            () = &mut ended => all.await.map(drop),
+        }
+    };
+    doors.close().await;
+    outcome
 }
 
 /// Cancels the token when the process is told to end, after some last words.

@@ -10,3 +10,4 @@ mod archive;
 mod schema;
 mod new;
 mod doctor;
+mod publishing;

@@ -34,10 +34,17 @@ pub(super) fn event(
     attributes.with_data(body.clone())
 }
 
+/// The text of a header: percent-encoded UTF-8, or UTF-8 as it is. Some clients send letters beyond ASCII in the older coding of
+/// headers, ISO 8859-1, which is known by being no UTF-8.
 fn decoded(name: &str, value: &[u8]) -> Result<String, Problem> {
-    let text = percent_decode(value).decode_utf8();
-    text.map(|it| it.trim_matches('"').to_owned())
-        .map_err(|_| invalid(name, "is not UTF-8 after percent-decoding"))
+    let text = match percent_decode(value).decode_utf8() {
+        Ok(text) => text.into_owned(),
+        Err(_) if !value.is_ascii() && std::str::from_utf8(value).is_err() => {
+            value.iter().copied().map(char::from).collect()
+        }
+        Err(_) => return Err(invalid(name, "is not UTF-8 after percent-decoding")),
+    };
+    Ok(text.trim_matches('"').to_owned())
 }
 
 #[cfg(test)]
@@ -80,6 +87,9 @@ mod tests {
         let problem = Body::read(&without("ce-specversion"), &Bytes::new()).unwrap_err();
         assert_eq!(problem.refusal(), Refusal::ContentType);
         let mut odd = headers(&WHOLE);
+        odd.insert("ce-subject", http::HeaderValue::from_bytes(b"gr\xfcn").unwrap());
+        let Body::One(event) = Body::read(&odd, &Bytes::new()).unwrap() else { panic!("expected one event") };
+        assert_eq!(event.subject.as_deref(), Some("grün"));
         odd.insert("ce-subject", "%ff".parse().unwrap());
         assert_eq!(Body::read(&odd, &Bytes::new()).unwrap_err().refusal(), Refusal::InvalidAttribute);
     }

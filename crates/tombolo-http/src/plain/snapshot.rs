@@ -15,9 +15,9 @@ use tombolo_event::envelope::JSON;
 use tombolo_event::{Cursor, Envelope};
 
 use super::{Caller, Inside, Place, Recovers};
+use crate::door::streamed;
 use crate::problem::Problem;
 use crate::push::Handle;
-use crate::reading::streamed;
 
 /// An answer while it is written.
 struct Writing {

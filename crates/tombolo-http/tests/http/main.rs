@@ -1,9 +1,10 @@
-//! The door against real sockets and real processes.
+//! The bus over HTTP, as its users meet it: real sockets, a real log on disk.
 //!
-//! Invariant: what is asserted was seen by a subscriber or answered by the door; nothing is assumed of the inside.
+//! Invariant: every server that a test starts ends with the test.
 
 mod stage;
-mod subscriber;
-mod plain;
-mod recovery;
-mod push;
+mod publishing;
+mod reading;
+mod refusing;
+mod languages;
+mod sending;

@@ -51,8 +51,8 @@ struct Known {
 }
 
 impl Connection {
-    pub(super) fn new(address: &Listen, identity: &Identity) -> Result<Self> {
-        let identified = Identified::new(identity)?;
+    pub(super) fn new(address: &Listen, identity: &Identity, token: Option<&str>) -> Result<Self> {
+        let identified = Identified::new(identity, token)?;
         let calls = || -> Result<Calls> {
             let client = BusClient::with_interceptor(channel(address)?, identified.clone());
             Ok(client.max_decoding_message_size(MESSAGE_BYTES_MAX))

@@ -37,7 +37,19 @@ impl Client {
     /// # Errors
     /// `Configuration` if the address cannot be one.
     pub fn new(address: &Listen, identity: &Identity) -> Result<Self> {
-        let connection = Connection::new(address, identity)?;
+        Self::showing(address, identity, None)
+    }
+
+    /// The same, which proves who it is by a bearer token that the server knows.
+    ///
+    /// # Errors
+    /// `Configuration` if the address cannot be one, or the token cannot be shown.
+    pub fn with_token(address: &Listen, identity: &Identity, token: &str) -> Result<Self> {
+        Self::showing(address, identity, Some(token))
+    }
+
+    fn showing(address: &Listen, identity: &Identity, token: Option<&str>) -> Result<Self> {
+        let connection = Connection::new(address, identity, token)?;
         let (appends, signals) = (Lane::new(connection.clone()), Lane::new(connection.clone()));
         Ok(Self { connection, appends, signals })
     }
