@@ -176,7 +176,17 @@ async fn act(
     let handle = theirs(&door, &caller, &name)?;
     let told: Told =
         if body.is_empty() { Told::default() } else { read(&body, "nothing, or a JSON object")? };
-    let answer = match action.as_str() {
+    let answer = done(&door, &handle, &action, told).await?;
+    let mut stands = handle.stands().await?;
+    if let (Some(stands), Some(answer)) = (stands.as_object_mut(), answer.as_object()) {
+        stands.extend(answer.clone());
+    }
+    Ok(Json(stands))
+}
+
+/// Does what is asked, and gives what there is to say of it.
+async fn done(door: &Shared, handle: &Handle, action: &str, told: Told) -> Result<Value, Problem> {
+    Ok(match action {
         "pause" => {
             let reason = told.reason.unwrap_or_else(|| "by request".into());
             handle.ask(|to| Command::Pause(reason, to)).await?;
@@ -192,7 +202,7 @@ async fn act(
             json!({"skipped": handle.ask(|to| Command::Skip(place, to)).await?})
         }
         "reset" => {
-            let cursors = places(&door, &handle, &told).await?;
+            let cursors = places(door, handle, &told).await?;
             handle.ask(|to| Command::Reset(cursors, to)).await?;
             Value::Null
         }
@@ -202,12 +212,7 @@ async fn act(
             );
             return Err(Problem::new(Refusal::NotFound, detail));
         }
-    };
-    let mut stands = handle.stands().await?;
-    if let (Some(stands), Some(answer)) = (stands.as_object_mut(), answer.as_object()) {
-        stands.extend(answer.clone());
-    }
-    Ok(Json(stands))
+    })
 }
 
 /// Where a reset leads: `{"to": "start"}`, `{"to": "now"}`, or `{"partition": 0, "sequence": 7}`, after which it goes on.

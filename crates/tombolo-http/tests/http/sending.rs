@@ -7,3 +7,4 @@ mod subscriber;
 mod plain;
 mod recovery;
 mod push;
+mod crash;

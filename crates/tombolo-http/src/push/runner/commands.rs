@@ -66,14 +66,16 @@ impl Runner {
                 false => self.settle_at(cursors, to),
             },
             Command::Stands(to) => reply(to, self.stands()),
-            Command::Snapshot(to, ended) => {
-                let counts = self.recovery.begins();
-                if counts {
-                    self.flights.push(Box::pin(async { Flight::Snapshot(ended.await.ok()) }));
-                }
-                reply(to, counts);
-            }
+            Command::Snapshot(to, ended) => reply(to, self.begin_snapshot(ended)),
         }
+    }
+
+    fn begin_snapshot(&mut self, ended: oneshot::Receiver<Cursor>) -> bool {
+        let counts = self.recovery.begins();
+        if counts {
+            self.flights.push(Box::pin(async { Flight::Snapshot(ended.await.ok()) }));
+        }
+        counts
     }
 
     async fn resume(&mut self) {
