@@ -104,7 +104,7 @@ struct Away {
 /// What was under way, and has ended.
 enum Flight {
     /// A delivery.
-    Delivery(Lane, Job, Outcome),
+    Delivery(Box<Landed>),
     /// A connection that was to show whether the subscriber is there.
     Probe(Lane, Result<(), String>),
     /// The handshake.
@@ -115,10 +115,17 @@ enum Flight {
     Snapshot(Option<Cursor>),
 }
 
+/// A delivery that has ended.
+struct Landed {
+    lane: Lane,
+    job: Job,
+    outcome: Outcome,
+}
+
 /// What a delivery is of.
 #[derive(Debug, Clone)]
 enum Job {
-    Event(Event),
+    Event(Box<Event>),
     Parked(Key, Parked),
 }
 
@@ -300,7 +307,7 @@ impl Runner {
         while let Some(event) = self.queue.start() {
             let waits = self.definition.order == Order::Key && self.parked.contains_key(&event.key);
             if !waits {
-                return Some(Job::Event(event));
+                return Some(Job::Event(Box::new(event)));
             }
             self.park_behind(event).await;
         }
@@ -322,14 +329,14 @@ impl Runner {
         let (bus, topic, order) = (self.bus.clone(), self.topic.clone(), self.definition.order);
         self.flights.push(Box::pin(async move {
             let event = match &job {
-                Job::Event(event) => Ok(event.clone()),
+                Job::Event(event) => Ok(Event::clone(event)),
                 Job::Parked(_, parked) => redrive::fetched(&*bus, topic.as_ref(), parked, order).await,
             };
             let outcome = match event {
                 Ok(event) => lane.deliver(request(&writing, &event), patience, is_retried).await,
                 Err(outcome) => outcome,
             };
-            Flight::Delivery(lane, job, outcome)
+            Flight::Delivery(Box::new(Landed { lane, job, outcome }))
         }));
     }
 
