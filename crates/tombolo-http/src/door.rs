@@ -70,7 +70,7 @@ impl Door {
             Problem::new(Refusal::Internal, detail)
         };
         std::fs::create_dir_all(&settings.folder).map_err(broken)?;
-        let index = Arc::new(Index::open(&settings.folder.join("ids.redb"))?);
+        let index = Arc::new(Index::open(&settings.folder.join("ids"))?);
         let feeds = Feeds::new(bus.clone(), index.clone());
         let push = Subscriptions::open(bus.clone(), &settings.folder, settings.push).await?;
         let access = Access::new(settings.credentials);

@@ -225,7 +225,7 @@ impl Feed {
 
     fn note(&self, partition: u32, first: u64, ids: Vec<EventId>) -> Result<(), Problem> {
         let (topic, incarnation) = (self.topic.name.clone(), self.topic.incarnation);
-        tokio::task::block_in_place(|| self.index.note(Run { topic, incarnation, partition, first, ids }))
+        self.index.note(Run { topic, incarnation, partition, first, ids })
     }
 
     /// Feeds the topic until nobody is left who could publish, or somebody else feeds it.
@@ -259,7 +259,7 @@ impl Feed {
         let events: Vec<&Event> = group.iter().flat_map(|publish| &publish.events).collect();
         let ids: Vec<EventId> = events.iter().map(|event| event.id).collect();
         let mut places: HashMap<EventId, Place> = HashMap::new();
-        let known = tokio::task::block_in_place(|| self.index.find(&ids))?;
+        let known = self.index.find(&ids)?;
         places.extend(ids.iter().zip(known).filter_map(|(id, place)| Some((*id, place?))));
         let mut differing = self.differing(&events, &places).await?;
         let mut runs: HashMap<u32, Vec<&Event>> = HashMap::new();

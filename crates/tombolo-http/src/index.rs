@@ -1,32 +1,31 @@
 //! Where each event is that came with an id of its publisher's: how a retry is told from a second event.
 //!
-//! A file of redb, written behind the log: what it does not have yet is in memory. The log is the truth; the file says how far of each
-//! partition it has, and what is behind that is read from the log when it is opened. So it needs no sync of its own in the way of
-//! a publisher, and may be removed.
+//! A folder of fjall, written behind the log: what it does not have yet is in memory. The log is the truth; the folder says how far of
+//! each partition it has, in the same batch as the ids up to there, and what is behind that is read from the log when it is opened. So it
+//! needs no sync of its own in the way of a publisher, and may be removed.
 //!
 //! Invariant: an id that is in a topic is found, whatever crashed meanwhile, with memory that does not grow with their number.
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use redb::{Database, Durability, ReadableDatabase, TableDefinition};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use tombolo_event::{Cursor, EventId, Incarnation, ServiceName};
+use uuid::Uuid;
 
 use crate::problem::{Problem, Refusal};
 
 /// Where an event is: partition and sequence.
 pub(crate) type Place = (u32, u64);
 
-const PLACES: TableDefinition<'_, u128, Place> = TableDefinition::new("places");
-/// Of each topic and partition: incarnation, last sequence, its id.
-const REACHED: TableDefinition<'_, (&str, u32), (u128, u64, u128)> = TableDefinition::new("reached");
-
-/// How much of the file is kept in memory, in bytes.
-const CACHE_BYTES: usize = 64 << 20;
+/// How much of what is on disk is kept in memory, in bytes.
+const CACHE_BYTES: u64 = 32 << 20;
+/// How much is gathered in memory before it goes to a table on disk, in bytes.
+const TABLE_BYTES: u64 = 16 << 20;
 /// The most runs of events that wait for the writer; then publishers wait too.
 const RUNS_WAITING_MAX: usize = 256;
 /// The most events that the writer puts into one commit.
@@ -46,32 +45,35 @@ pub(crate) struct Run {
 }
 
 /// The ids of all topics.
-#[derive(Debug)]
 pub(crate) struct Index {
     file: Arc<File>,
     runs: Mutex<Option<SyncSender<Run>>>,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
 
-#[derive(Debug)]
 struct File {
     database: Database,
-    /// What the file does not have yet.
+    places: Keyspace,
+    /// How far there is what: by topic and partition.
+    reached: Keyspace,
+    /// What is not there yet.
     recent: Mutex<HashMap<EventId, Place>>,
 }
 
 impl Index {
-    /// Opens the file, or makes it.
+    /// Opens the folder, or makes it.
     ///
     /// # Errors
     /// If it cannot be read or written.
     pub(crate) fn open(path: &Path) -> Result<Self, Problem> {
-        let database = Database::builder().set_cache_size(CACHE_BYTES).create(path).map_err(broken)?;
-        let transaction = database.begin_write().map_err(broken)?;
-        transaction.open_table(PLACES).map_err(broken)?;
-        transaction.open_table(REACHED).map_err(broken)?;
-        transaction.commit().map_err(broken)?;
-        let file = Arc::new(File { database, recent: Mutex::default() });
+        let database =
+            Database::builder(path).cache_size(CACHE_BYTES).worker_threads(1).open().map_err(broken)?;
+        let keyspace = |name: &str| {
+            let options = || KeyspaceCreateOptions::default().max_memtable_size(TABLE_BYTES);
+            database.keyspace(name, options).map_err(broken)
+        };
+        let (places, reached) = (keyspace("places")?, keyspace("reached")?);
+        let file = Arc::new(File { database, places, reached, recent: Mutex::default() });
         let (runs, waiting) = sync_channel(RUNS_WAITING_MAX);
         let written = file.clone();
         let writer = std::thread::Builder::new().name("ids".into()).spawn(move || written.write_on(&waiting));
@@ -79,16 +81,16 @@ impl Index {
         Ok(Self { file, runs: Mutex::new(Some(runs)), writer: Mutex::new(Some(writer)) })
     }
 
-    /// Where each of these events is, if it is anywhere. May wait for the disk.
+    /// Where each of these events is, if it is anywhere. One that is nowhere is known as such from memory, but for one in many; one that is
+    /// somewhere may have to be read from the disk.
     pub(crate) fn find(&self, ids: &[EventId]) -> Result<Vec<Option<Place>>, Problem> {
         let mut found: Vec<Option<Place>> = {
             let recent = self.file.recent.lock().unwrap_or_else(PoisonError::into_inner);
             ids.iter().map(|id| recent.get(id).copied()).collect()
         };
-        let transaction = self.file.database.begin_read().map_err(broken)?;
-        let places = transaction.open_table(PLACES).map_err(broken)?;
         for (place, id) in found.iter_mut().zip(ids).filter(|(place, _)| place.is_none()) {
-            *place = places.get(id.0.as_u128()).map_err(broken)?.map(|it| it.value());
+            let value = self.file.places.get(id.0.as_bytes()).map_err(broken)?;
+            *place = value.map(|bytes| read_place(&bytes)).transpose()?;
         }
         Ok(found)
     }
@@ -103,23 +105,27 @@ impl Index {
         }
         let runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let closed = || Problem::new(Refusal::Unavailable, "the bus is closing");
-        runs.ok_or_else(closed)?.send(run).map_err(|_| closed())
+        let runs = runs.ok_or_else(closed)?;
+        match runs.try_send(run) {
+            Ok(()) => Ok(()),
+            // Others on this thread have to get on meanwhile.
+            Err(TrySendError::Full(run)) => {
+                tokio::task::block_in_place(|| runs.send(run)).map_err(|_| closed())
+            }
+            Err(TrySendError::Disconnected(_)) => Err(closed()),
+        }
     }
 
-    /// How far the file has a partition; the start, if it has nothing of this life of the topic.
+    /// How far a partition is there; the start, if there is nothing of this life of the topic.
     pub(crate) fn reached(
         &self,
         topic: &ServiceName,
         incarnation: Incarnation,
         partition: u32,
     ) -> Result<Cursor, Problem> {
-        let transaction = self.file.database.begin_read().map_err(broken)?;
-        let reached = transaction.open_table(REACHED).map_err(broken)?;
-        let found = reached.get((topic.as_str(), partition)).map_err(broken)?.map(|it| it.value());
-        Ok(match found {
-            Some((of, sequence, id)) if of == incarnation.0.as_u128() => {
-                Cursor::at(incarnation, sequence, EventId(uuid::Uuid::from_u128(id)))
-            }
+        let value = self.file.reached.get(reached_key(topic, partition)).map_err(broken)?;
+        Ok(match value.and_then(|bytes| read_reached(&bytes)) {
+            Some(cursor) if cursor.incarnation == incarnation => cursor,
             _ => Cursor::start(incarnation),
         })
     }
@@ -170,35 +176,57 @@ impl File {
     }
 
     fn write(&self, runs: &[Run], is_synced: bool) -> Result<(), Problem> {
-        let mut transaction = self.database.begin_write().map_err(broken)?;
-        let durability = if is_synced { Durability::Immediate } else { Durability::None };
-        transaction.set_durability(durability).map_err(broken)?;
-        let mut all: Vec<(u128, Place)> = Vec::new();
+        let mut batch = self.database.batch();
         for run in runs {
-            all.extend(run.ids.iter().zip(run.first..).map(|(id, at)| (id.0.as_u128(), (run.partition, at))));
-        }
-        // In the order of the tree, so that neighbours share their pages.
-        all.sort_unstable_by_key(|it| it.0);
-        {
-            let mut places = transaction.open_table(PLACES).map_err(broken)?;
-            let mut reached = transaction.open_table(REACHED).map_err(broken)?;
-            for (id, place) in &all {
-                places.insert(id, place).map_err(broken)?;
+            for (id, sequence) in run.ids.iter().zip(run.first..) {
+                batch.insert(
+                    &self.places,
+                    id.0.as_bytes().as_slice(),
+                    written_place((run.partition, sequence)),
+                );
             }
-            for run in runs {
-                let Some(last) = run.ids.last() else { continue };
-                let at =
-                    (run.incarnation.0.as_u128(), run.first + run.ids.len() as u64 - 1, last.0.as_u128());
-                reached.insert((run.topic.as_str(), run.partition), at).map_err(broken)?;
+            if let Some(last) = run.ids.last() {
+                let end = Cursor::at(run.incarnation, run.first + run.ids.len() as u64 - 1, *last);
+                batch.insert(&self.reached, reached_key(&run.topic, run.partition), written_reached(&end));
             }
         }
-        transaction.commit().map_err(broken)?;
+        batch.commit().map_err(broken)?;
+        if is_synced {
+            self.database.persist(PersistMode::SyncAll).map_err(broken)?;
+        }
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        for (id, _) in &all {
-            recent.remove(&EventId(uuid::Uuid::from_u128(*id)));
+        for id in runs.iter().flat_map(|run| &run.ids) {
+            recent.remove(id);
         }
         Ok(())
     }
+}
+
+fn written_place((partition, sequence): Place) -> Vec<u8> {
+    [&partition.to_be_bytes()[..], &sequence.to_be_bytes()].concat()
+}
+
+fn read_place(bytes: &[u8]) -> Result<Place, Problem> {
+    let parts = bytes.split_first_chunk::<4>().and_then(|(partition, rest)| {
+        Some((u32::from_be_bytes(*partition), u64::from_be_bytes(rest.try_into().ok()?)))
+    });
+    parts.ok_or_else(|| broken("a place in it is damaged"))
+}
+
+fn reached_key(topic: &ServiceName, partition: u32) -> Vec<u8> {
+    [topic.as_str().as_bytes(), b"/", &partition.to_be_bytes()].concat()
+}
+
+fn written_reached(cursor: &Cursor) -> Vec<u8> {
+    let id = cursor.id.map_or(Uuid::nil(), |id| id.0);
+    [&cursor.incarnation.0.as_bytes()[..], &cursor.sequence.to_be_bytes(), id.as_bytes()].concat()
+}
+
+fn read_reached(bytes: &[u8]) -> Option<Cursor> {
+    let (incarnation, rest) = bytes.split_first_chunk::<16>()?;
+    let (sequence, id) = rest.split_first_chunk::<8>()?;
+    let id = EventId(Uuid::from_slice(id).ok()?);
+    Some(Cursor::at(Incarnation(Uuid::from_bytes(*incarnation)), u64::from_be_bytes(*sequence), id))
 }
 
 /// What waits, up to the bound of a commit.
@@ -217,7 +245,7 @@ fn broken(error: impl std::fmt::Display) -> Problem {
     Problem::new(
         Refusal::Internal,
         format!(
-            "the file of ids cannot be used: {error}; it may be removed while the bus is stopped, and is made again from the log"
+            "the folder of ids cannot be used: {error}; it may be removed while the bus is stopped, and is made again from the log"
         ),
     )
 }

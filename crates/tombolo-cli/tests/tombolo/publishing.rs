@@ -110,7 +110,7 @@ async fn a_bus_that_is_killed_while_others_publish_loses_and_doubles_nothing() {
             let lose_ids = kill % 3 == 0;
             bus.crash(|data| {
                 if lose_ids {
-                    std::fs::remove_file(data.join("http/ids.redb")).unwrap();
+                    std::fs::remove_dir_all(data.join("http/ids")).unwrap();
                 }
             });
         }

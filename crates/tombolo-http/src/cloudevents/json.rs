@@ -137,14 +137,24 @@ impl Members<'_> {
         if raw.get() == "null" {
             return Ok(());
         }
-        let put = match serde_json::from_str::<Attribute>(raw.get()) {
-            Ok(value) => attributes.put(name, value),
-            Err(_) => Err(invalid(name, "is not text, true, false, or a whole number of 32 bits")),
+        let put = match attribute(raw.get()) {
+            Some(value) => attributes.put(name, value),
+            None => Err(invalid(name, "is not text, true, false, or a whole number of 32 bits")),
         };
         if let Err(problem) = put {
             self.attributes = Err(problem);
         }
         Ok(())
+    }
+}
+
+/// The value of an attribute, whose kind its first letter says.
+fn attribute(json: &str) -> Option<Attribute> {
+    match json {
+        "true" => Some(Attribute::Boolean(true)),
+        "false" => Some(Attribute::Boolean(false)),
+        text if text.starts_with('"') => serde_json::from_str(text).ok().map(Attribute::Text),
+        number => number.parse().ok().map(Attribute::Integer),
     }
 }
 

@@ -9,7 +9,7 @@ use std::process::Stdio;
 use serde_json::json;
 use tokio::process::Command;
 
-use crate::stage::Stage;
+use crate::served::Stage;
 
 /// Names the folder that `cargo xtask test` fills: `python/bin/…`, `node_modules/…`.
 const PACKAGES: &str = "TOMBOLO_TEST_PACKAGES";

@@ -1,10 +1,15 @@
-//! The bus over HTTP, as its users meet it: real sockets, a real log on disk.
+//! The bus over HTTP, as its users meet it: real sockets, real processes, a real log on disk.
 //!
-//! Invariant: every server that a test starts ends with the test.
+//! Invariant: what is asserted was seen by a subscriber or answered by the bus; every server that a test starts ends with the test.
 
-mod stage;
+mod served;
 mod publishing;
 mod reading;
 mod refusing;
 mod languages;
-mod sending;
+mod stage;
+mod subscriber;
+mod plain;
+mod recovery;
+mod push;
+mod crash;

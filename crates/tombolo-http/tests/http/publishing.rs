@@ -1,6 +1,7 @@
 //! What is published is there once, whatever is repeated, restarted or removed.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -8,7 +9,7 @@ use tombolo_bus::feed::{FED_BY_BUS, is_fed_by_bus};
 use tombolo_bus::{Bus, Kind, TopicSpec};
 use tombolo_event::{Generations, ServiceName};
 
-use crate::stage::{BATCH, Stage, event};
+use crate::served::{BATCH, Stage, event};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_is_stored_before_it_is_answered_and_read_as_it_was_given() {
@@ -75,7 +76,7 @@ async fn fifty_at_once_with_one_id_are_one_event() {
 }
 
 /// Whether ids are found again after what was done to their file.
-async fn are_found_after(meanwhile: impl FnOnce(&std::path::Path)) {
+async fn are_found_after(meanwhile: impl FnOnce(&Path)) {
     let stage = Stage::start().await;
     let batch: Vec<Value> = (0..500).map(|at| event(&at.to_string(), &format!("p{}", at % 7))).collect();
     let body = Value::Array(batch).to_string();
@@ -95,19 +96,35 @@ async fn ids_are_found_after_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ids_are_found_where_their_file_was_removed() {
-    are_found_after(|folder| std::fs::remove_file(Stage::ids_file(folder)).unwrap()).await;
+async fn ids_are_found_where_their_folder_was_removed() {
+    are_found_after(|folder| std::fs::remove_dir_all(Stage::ids_folder(folder)).unwrap()).await;
+}
+
+fn copied(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        match entry.file_type().unwrap().is_dir() {
+            true => copied(&entry.path(), &to.join(entry.file_name())),
+            false => drop(std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap()),
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ids_are_found_where_their_file_is_an_older_copy() {
+async fn ids_are_found_where_their_folder_is_an_older_copy() {
     let stage = Stage::start().await;
     stage.publish("posts", &event("a", "p")).await;
-    let mut copy = Vec::new();
-    let stage = stage.again(|folder| copy = std::fs::read(Stage::ids_file(folder)).unwrap()).await;
+    let copy = tempfile::tempdir().unwrap();
+    let stage = stage.again(|folder| copied(&Stage::ids_folder(folder), copy.path())).await;
     stage.publish("posts", &event("b", "p")).await;
     stage.publish("posts", &event("c", "q")).await;
-    let stage = stage.again(|folder| std::fs::write(Stage::ids_file(folder), copy).unwrap()).await;
+    let stage = stage
+        .again(|folder| {
+            std::fs::remove_dir_all(Stage::ids_folder(folder)).unwrap();
+            copied(copy.path(), &Stage::ids_folder(folder));
+        })
+        .await;
     for (id, subject) in [("a", "p"), ("b", "p"), ("c", "q")] {
         assert_eq!(stage.publish("posts", &event(id, subject)).await.0, StatusCode::OK, "{id}");
     }
@@ -149,7 +166,7 @@ async fn making_a_topic_again_does_not_disturb_who_publishes_to_it() {
     let make = async |partitions: u32| {
         let request =
             stage.client.put(stage.at("/topics/posts")).body(json!({"partitions": partitions}).to_string());
-        crate::stage::read(request.send().await.unwrap()).await
+        crate::served::read(request.send().await.unwrap()).await
     };
     assert_eq!(make(3).await.1["generations"], json!([3]));
     for id in 0..20 {

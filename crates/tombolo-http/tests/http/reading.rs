@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tombolo_bus::Bus;
 use tombolo_event::ServiceName;
 
-use crate::stage::{BATCH, Stage, event, read};
+use crate::served::{BATCH, Stage, event, read};
 
 const BOUND: Duration = Duration::from_secs(20);
 

@@ -6,7 +6,7 @@ use tombolo_bus::server::Credential;
 use tombolo_bus::{Bus, Identity};
 use tombolo_event::ServiceName;
 
-use crate::stage::{BATCH, STRUCTURED, Stage, event, read};
+use crate::served::{BATCH, STRUCTURED, Stage, event, read};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_event_is_refused_by_name_and_nothing_is_stored() {

@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::sending::ground::{Made, Stage, credential};
-use crate::sending::subscriber::{Does, Got, Subscriber, nobody};
+use crate::stage::{Made, Stage, credential};
+use crate::subscriber::{Does, Got, Subscriber, nobody};
 
 /// Plain events with subscribers at these addresses, tried again quickly.
 fn to(urls: &[(&str, String)]) -> Value {
@@ -136,7 +136,7 @@ async fn subscribers_publish_from_inside_their_handlers() {
     publish_to.set(format!("http://{}/events", stage.plain())).unwrap();
     stage.post_numbers(1..=1).await;
     for expected in 1..=20 {
-        let n = tokio::time::timeout(crate::sending::ground::SOON, numbers.recv()).await.unwrap();
+        let n = tokio::time::timeout(crate::stage::SOON, numbers.recv()).await.unwrap();
         assert_eq!(n, Some(expected));
     }
     stage.end().await;

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 
-use crate::sending::ground::{Made, Stage, credential};
-use crate::sending::subscriber::{Does, Got, Subscriber, nobody};
+use crate::stage::{Made, Stage, credential};
+use crate::subscriber::{Does, Got, Subscriber, nobody};
 
 /// A subscription to `posts` that is tried again quickly.
 fn to(url: &str, more: Value) -> Value {

@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
 
-use crate::sending::ground::{Made, SOON, Stage, credential};
-use crate::sending::subscriber::{Does, Got, Subscriber, nobody};
+use crate::stage::{Made, SOON, Stage, credential};
+use crate::subscriber::{Does, Got, Subscriber, nobody};
 
 /// Plain events with one subscriber, which is waited for as long as a test takes.
 fn recovering(url: &str, recovers: &str) -> Value {

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::sending::ground::SOON;
+use crate::stage::SOON;
 
 /// A request as it came.
 #[derive(Debug, Clone, PartialEq)]

@@ -22,8 +22,8 @@ use serde_json::{Value, json};
 use tombolo_bus::server::{Listen, Server};
 use tombolo_http::{Door, Settings, push};
 
-use crate::sending::ground::open_log;
-use crate::sending::subscriber::nobody;
+use crate::stage::open_log;
+use crate::subscriber::nobody;
 
 const ROLE: &str = "TOMBOLO_CRASH_ROLE";
 const TOLD: &str = "TOMBOLO_CRASH_TOLD";
@@ -48,7 +48,7 @@ impl Process {
 
     fn spawn(role: &str, told: &Value) -> Child {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "sending::crash::a_process_of_the_crash_test", "--nocapture"]);
+        command.args(["--exact", "crash::a_process_of_the_crash_test", "--nocapture"]);
         command.env(ROLE, role).env(TOLD, told.to_string()).stdout(Stdio::null());
         command.spawn().unwrap()
     }
