@@ -56,6 +56,9 @@ pub(crate) struct Assignment {
     pub(crate) origin: Option<String>,
     /// How long a subscriber that is back is waited for to ask for a snapshot; none where it never does.
     pub(crate) recovers: Option<Duration>,
+    /// A deliberate fault.
+    #[cfg(feature = "mutants")]
+    pub(crate) mutant: Option<super::Mutant>,
 }
 
 /// One subscription.
@@ -91,6 +94,8 @@ pub(crate) struct Runner {
     settling: Option<Settling>,
     commands: mpsc::Receiver<Command>,
     is_recovering: Arc<AtomicBool>,
+    #[cfg(feature = "mutants")]
+    mutant: Option<super::Mutant>,
 }
 
 /// How long nothing is sent because the subscriber cannot be reached, or asked for time.
@@ -146,7 +151,7 @@ impl Runner {
         order: Assignment,
         wires: Wires,
     ) -> Result<Self, Problem> {
-        let Assignment { definition, reach, origin, recovers } = order;
+        let Assignment { definition, reach, origin, recovers, .. } = order;
         let kept = state.kept(&definition.name).await?;
         let parked = state.parked(&definition.name).await?;
         let writing = writing(&definition)?;
@@ -183,6 +188,8 @@ impl Runner {
             settling: None,
             commands: wires.commands,
             is_recovering: wires.is_recovering,
+            #[cfg(feature = "mutants")]
+            mutant: order.mutant,
         };
         runner.remember(kept);
         for event in parked {
@@ -198,6 +205,10 @@ impl Runner {
             if !survived && it.started_to > 0 {
                 // The file may lie behind what was delivered before the machine went down.
                 it.repeated_to = u64::MAX;
+            }
+            #[cfg(feature = "mutants")]
+            if self.mutant == Some(super::Mutant::MarksNothing) {
+                it.started_to = 0;
             }
             (it.partition, it)
         });
@@ -296,8 +307,24 @@ impl Runner {
                 return;
             }
             let Some(job) = self.next_job().await else { return };
+            #[cfg(feature = "mutants")]
+            self.mutated(&job).await;
             self.fly(job);
         }
+    }
+
+    /// The cursor is moved before the delivery, as a naive bus does it.
+    #[cfg(feature = "mutants")]
+    async fn mutated(&mut self, job: &Job) {
+        let (Some(super::Mutant::MovesFirst), Job::Event(event)) = (self.mutant, job) else { return };
+        let (partition, sequence) = event.place;
+        let Some(mut standing) = self.queue.standing(partition).cloned() else { return };
+        if standing.cursor.sequence + 1 == sequence {
+            standing.cursor = Cursor::at(standing.cursor.incarnation, sequence, event.id);
+        } else {
+            standing.done.insert(sequence);
+        }
+        drop(self.state.write(&self.definition.name, vec![Change::Stands(standing)]).await.await);
     }
 
     async fn next_job(&mut self) -> Option<Job> {

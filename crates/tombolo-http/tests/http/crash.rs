@@ -93,10 +93,7 @@ async fn be_the_bus(told: Value) {
     let settings = Settings {
         folder: folder.join("http"),
         plain: serde_json::from_value(told["plain"].clone()).unwrap(),
-        push: push::Settings {
-            subscriptions: serde_json::from_value(told["push"].clone()).unwrap(),
-            ..push::Settings::default()
-        },
+        push: push(&told),
         ..Settings::default()
     };
     let door = Door::open(bus.clone(), settings).await.unwrap();
@@ -104,6 +101,17 @@ async fn be_the_bus(told: Value) {
     let listen = [Listen::Tcp { host: "127.0.0.1".into(), port }];
     let server = Server::bind(&listen, bus).await.unwrap().beside(door.routes());
     server.serve(tokio_util::sync::CancellationToken::new()).await.unwrap();
+}
+
+fn push(told: &Value) -> push::Settings {
+    let subscriptions = serde_json::from_value(told["push"].clone()).unwrap();
+    #[cfg_attr(not(feature = "mutants"), expect(unused_mut, reason = "only a mutant changes it"))]
+    let mut settings = push::Settings::new(subscriptions, push::Webhooks::default());
+    #[cfg(feature = "mutants")]
+    {
+        settings.mutant = serde_json::from_value(told["mutant"].clone()).unwrap();
+    }
+    settings
 }
 
 async fn be_a_subscriber(told: Value) {
@@ -164,7 +172,7 @@ struct Load {
 }
 
 impl Load {
-    async fn start(folder: &Path) -> (Arc<Self>, Processes) {
+    async fn start(folder: &Path, mutant: Value) -> (Arc<Self>, Processes) {
         let (plain, api) = (nobody().await, nobody().await);
         let mut processes = Vec::new();
         let mut url = async |name: &str| {
@@ -178,7 +186,7 @@ impl Load {
         let named =
             named.map(|(name, url)| json!({"name": name, "url": url, "timeout_ms": 60_000, "retry": retry}));
         let told = json!({
-            "folder": folder.join("bus"), "port": api.port(),
+            "folder": folder.join("bus"), "port": api.port(), "mutant": mutant,
             "plain": [{"listen": [plain], "topic": "events", "subscribers": named}],
             "push": [{"name": "keyed", "topic": "posts", "url": url("keyed").await, "timeout_ms": 60_000, "retry": retry}],
         });
@@ -271,12 +279,26 @@ async fn pause(ms: u64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_subscriber_has_every_event_in_order_whoever_is_killed() {
+    run(Value::Null).await;
+}
+
+#[cfg(feature = "mutants")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bus_that_marks_nothing_or_moves_cursors_first_is_caught() {
+    for (mutant, caught) in [("marks-nothing", "twice without a mark"), ("moves-first", "was next")] {
+        let broken = tokio::spawn(run(json!(mutant))).await.unwrap_err().into_panic();
+        let said = broken.downcast_ref::<String>().cloned().unwrap_or_default();
+        assert!(said.contains(caught) || said.contains("missed events"), "{mutant}: {said}");
+    }
+}
+
+async fn run(mutant: Value) {
     let number = |name: &str| std::env::var(name).ok().and_then(|it| it.parse::<u64>().ok());
     let seed = number("TOMBOLO_CRASH_SEED").unwrap_or(20_261_129);
     let faults = number("TOMBOLO_CRASH_FAULTS").map_or(FAULTS, |it| u32::try_from(it).unwrap());
     println!("seed {seed}, {faults} faults");
     let folder = tempfile::tempdir().unwrap();
-    let (load, mut processes) = Load::start(folder.path()).await;
+    let (load, mut processes) = Load::start(folder.path(), mutant).await;
     let (plain, keyed) = (load.clone(), load.clone());
     let plain = tokio::spawn(async move { plain.publish_plain().await });
     let keyed = tokio::spawn(async move { keyed.publish_keyed().await });
