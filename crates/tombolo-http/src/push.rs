@@ -31,6 +31,8 @@ use tokio_util::task::TaskTracker;
 use tombolo_bus::Bus;
 use tombolo_event::{Cursor, ServiceName};
 
+#[cfg(feature = "mutants")]
+pub use settings::Mutant;
 pub use settings::{From, Mode, Order, Retry, Settings, Subscription, Webhooks};
 
 use crate::problem::{Problem, Refusal};
@@ -53,6 +55,8 @@ pub(crate) struct Subscriptions {
     changing: tokio::sync::Mutex<()>,
     stop: CancellationToken,
     tasks: TaskTracker,
+    #[cfg(feature = "mutants")]
+    mutant: Option<Mutant>,
 }
 
 /// A subscription that runs.
@@ -94,6 +98,8 @@ impl Subscriptions {
             state,
             tasks,
             webhooks: settings.webhooks,
+            #[cfg(feature = "mutants")]
+            mutant: settings.mutant,
             running: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
             stop: CancellationToken::new(),
@@ -143,7 +149,14 @@ impl Subscriptions {
             Owner::Configured => (Reach::Anywhere, None),
             Owner::Made(_) => (self.reach(), Some(self.webhooks.origin.clone())),
         };
-        let assignment = Assignment { definition, reach, origin, recovers };
+        let assignment = Assignment {
+            definition,
+            reach,
+            origin,
+            recovers,
+            #[cfg(feature = "mutants")]
+            mutant: self.mutant,
+        };
         let wires = Wires { commands: receiver, is_recovering };
         let runner = Runner::load(self.bus.clone(), self.state.clone(), assignment, wires).await?;
         let stop = self.stop.child_token();

@@ -72,9 +72,11 @@ struct Connection {
     _task: AbortOnDropHandle<()>,
 }
 
-enum Sent {
+/// What became of a request.
+enum Ending {
     Answer(http::Response<Incoming>),
-    NotSent(Request<Body>, String),
+    /// It was not sent, and is here.
+    Kept(Request<Body>, String),
     Broken(String),
     Unanswered,
 }
@@ -103,8 +105,8 @@ impl Lane {
         if let Some(mut connection) = self.kept.take() {
             let again = request.clone();
             match connection.send(request, patience).await {
-                Sent::NotSent(unsent, _) => request = unsent,
-                Sent::Broken(_) if is_retried => {
+                Ending::Kept(unsent, _) => request = unsent,
+                Ending::Broken(_) if is_retried => {
                     request = again;
                     request.headers_mut().insert(REDELIVERY, possible());
                 }
@@ -128,18 +130,18 @@ impl Lane {
         self.kept = None;
         let mut connection = connect(&self.target, &self.reach).await?;
         match connection.send(request, patience).await {
-            Sent::Answer(answer) => Ok((answer.status(), answer.headers().clone())),
-            Sent::NotSent(_, cause) | Sent::Broken(cause) => Err(cause),
-            Sent::Unanswered => Err("no answer came in time".into()),
+            Ending::Answer(answer) => Ok((answer.status(), answer.headers().clone())),
+            Ending::Kept(_, cause) | Ending::Broken(cause) => Err(cause),
+            Ending::Unanswered => Err("no answer came in time".into()),
         }
     }
 
-    async fn ended(&mut self, connection: Connection, sent: Sent) -> Outcome {
+    async fn ended(&mut self, connection: Connection, sent: Ending) -> Outcome {
         match sent {
-            Sent::NotSent(_, cause) => Outcome::NotReached(cause),
-            Sent::Broken(cause) => Outcome::Failed(Failure::Broken, cause),
-            Sent::Unanswered => Outcome::Failed(Failure::Unanswered, "no answer came in time".into()),
-            Sent::Answer(answer) => {
+            Ending::Kept(_, cause) => Outcome::NotReached(cause),
+            Ending::Broken(cause) => Outcome::Failed(Failure::Broken, cause),
+            Ending::Unanswered => Outcome::Failed(Failure::Unanswered, "no answer came in time".into()),
+            Ending::Answer(answer) => {
                 let outcome = judged(answer.status(), answer.headers().get(RETRY_AFTER));
                 if is_read(answer.into_body()).await {
                     self.kept = Some(connection);
@@ -151,19 +153,19 @@ impl Lane {
 }
 
 impl Connection {
-    async fn send(&mut self, request: Request<Body>, patience: Duration) -> Sent {
+    async fn send(&mut self, request: Request<Body>, patience: Duration) -> Ending {
         let until = Instant::now() + patience;
         match timeout_at(until, self.sender.ready()).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => return Sent::NotSent(request, said(&error)),
-            Err(_) => return Sent::NotSent(request, "the connection did not become free in time".into()),
+            Ok(Err(error)) => return Ending::Kept(request, said(&error)),
+            Err(_) => return Ending::Kept(request, "the connection did not become free in time".into()),
         }
         match timeout_at(until, self.sender.try_send_request(request)).await {
-            Err(_) => Sent::Unanswered,
-            Ok(Ok(answer)) => Sent::Answer(answer),
+            Err(_) => Ending::Unanswered,
+            Ok(Ok(answer)) => Ending::Answer(answer),
             Ok(Err(mut error)) => match error.take_message() {
-                Some(unsent) => Sent::NotSent(unsent, said(error.error())),
-                None => Sent::Broken(said(error.error())),
+                Some(unsent) => Ending::Kept(unsent, said(error.error())),
+                None => Ending::Broken(said(error.error())),
             },
         }
     }

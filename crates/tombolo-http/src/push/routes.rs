@@ -48,10 +48,32 @@ fn is_theirs(caller: &Caller, handle: &Handle) -> bool {
     is_own || caller.must_operate().is_ok()
 }
 
+/// Where a subscription stands against the topic as it is at this moment.
+async fn standing(door: &Shared, handle: &Handle) -> Result<Value, Problem> {
+    let mut stands = handle.stands().await?;
+    let tails = match door.bus.tails(&handle.definition.topic).await {
+        Ok(tails) => tails,
+        // It waits for the topic, and says so.
+        Err(error) if error.kind() == tombolo_bus::Kind::UnknownTopic => return Ok(stands),
+        Err(error) => return Err(error.into()),
+    };
+    let done = |cursor: &Value| {
+        let after = cursor["done_after"].as_array().map_or(0, |it| it.len() as u64);
+        cursor["sequence"].as_u64().unwrap_or(0) + after
+    };
+    let done: u64 = stands["cursors"].as_array().into_iter().flatten().map(done).sum();
+    let lag = tails.iter().map(|tail| tail.sequence).sum::<u64>().saturating_sub(done);
+    stands["lag"]["events"] = json!(lag);
+    if lag > 0 && stands["state"] == "current" {
+        stands["state"] = json!("behind");
+    }
+    Ok(stands)
+}
+
 async fn list(State(door): State<Shared>, caller: Caller) -> Result<Json<Value>, Problem> {
     let mut each = Vec::new();
     for handle in door.push.each().into_iter().filter(|handle| is_theirs(&caller, handle)) {
-        each.push(handle.stands().await?);
+        each.push(standing(&door, &handle).await?);
     }
     Ok(Json(json!({"subscriptions": each})))
 }
@@ -62,10 +84,10 @@ async fn show(
     Path(name): Path<String>,
 ) -> Result<Json<Value>, Problem> {
     let handle = theirs(&door, &caller, &name)?;
-    let mut standing = handle.stands().await?;
-    standing["definition"] = json!(*handle.definition);
-    standing["configured"] = json!(handle.owner == Owner::Configured);
-    Ok(Json(standing))
+    let mut stands = standing(&door, &handle).await?;
+    stands["definition"] = json!(*handle.definition);
+    stands["configured"] = json!(handle.owner == Owner::Configured);
+    Ok(Json(stands))
 }
 
 async fn define(
@@ -176,7 +198,17 @@ async fn act(
     let handle = theirs(&door, &caller, &name)?;
     let told: Told =
         if body.is_empty() { Told::default() } else { read(&body, "nothing, or a JSON object")? };
-    let answer = match action.as_str() {
+    let answer = done(&door, &handle, &action, told).await?;
+    let mut stands = standing(&door, &handle).await?;
+    if let (Some(stands), Some(answer)) = (stands.as_object_mut(), answer.as_object()) {
+        stands.extend(answer.clone());
+    }
+    Ok(Json(stands))
+}
+
+/// Does what is asked, and gives what there is to say of it.
+async fn done(door: &Shared, handle: &Handle, action: &str, told: Told) -> Result<Value, Problem> {
+    Ok(match action {
         "pause" => {
             let reason = told.reason.unwrap_or_else(|| "by request".into());
             handle.ask(|to| Command::Pause(reason, to)).await?;
@@ -192,7 +224,7 @@ async fn act(
             json!({"skipped": handle.ask(|to| Command::Skip(place, to)).await?})
         }
         "reset" => {
-            let cursors = places(&door, &handle, &told).await?;
+            let cursors = places(door, handle, &told).await?;
             handle.ask(|to| Command::Reset(cursors, to)).await?;
             Value::Null
         }
@@ -202,12 +234,7 @@ async fn act(
             );
             return Err(Problem::new(Refusal::NotFound, detail));
         }
-    };
-    let mut stands = handle.stands().await?;
-    if let (Some(stands), Some(answer)) = (stands.as_object_mut(), answer.as_object()) {
-        stands.extend(answer.clone());
-    }
-    Ok(Json(stands))
+    })
 }
 
 /// Where a reset leads: `{"to": "start"}`, `{"to": "now"}`, or `{"partition": 0, "sequence": 7}`, after which it goes on.

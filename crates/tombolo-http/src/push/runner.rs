@@ -56,6 +56,9 @@ pub(crate) struct Assignment {
     pub(crate) origin: Option<String>,
     /// How long a subscriber that is back is waited for to ask for a snapshot; none where it never does.
     pub(crate) recovers: Option<Duration>,
+    /// A deliberate fault.
+    #[cfg(feature = "mutants")]
+    pub(crate) mutant: Option<super::Mutant>,
 }
 
 /// One subscription.
@@ -91,6 +94,8 @@ pub(crate) struct Runner {
     settling: Option<Settling>,
     commands: mpsc::Receiver<Command>,
     is_recovering: Arc<AtomicBool>,
+    #[cfg(feature = "mutants")]
+    mutant: Option<super::Mutant>,
 }
 
 /// How long nothing is sent because the subscriber cannot be reached, or asked for time.
@@ -104,7 +109,7 @@ struct Away {
 /// What was under way, and has ended.
 enum Flight {
     /// A delivery.
-    Delivery(Lane, Job, Outcome),
+    Delivery(Box<Landed>),
     /// A connection that was to show whether the subscriber is there.
     Probe(Lane, Result<(), String>),
     /// The handshake.
@@ -115,10 +120,17 @@ enum Flight {
     Snapshot(Option<Cursor>),
 }
 
+/// A delivery that has ended.
+struct Landed {
+    lane: Lane,
+    job: Job,
+    outcome: Outcome,
+}
+
 /// What a delivery is of.
 #[derive(Debug, Clone)]
 enum Job {
-    Event(Event),
+    Event(Box<Event>),
     Parked(Key, Parked),
 }
 
@@ -139,7 +151,7 @@ impl Runner {
         order: Assignment,
         wires: Wires,
     ) -> Result<Self, Problem> {
-        let Assignment { definition, reach, origin, recovers } = order;
+        let Assignment { definition, reach, origin, recovers, .. } = order;
         let kept = state.kept(&definition.name).await?;
         let parked = state.parked(&definition.name).await?;
         let writing = writing(&definition)?;
@@ -176,6 +188,8 @@ impl Runner {
             settling: None,
             commands: wires.commands,
             is_recovering: wires.is_recovering,
+            #[cfg(feature = "mutants")]
+            mutant: order.mutant,
         };
         runner.remember(kept);
         for event in parked {
@@ -191,6 +205,10 @@ impl Runner {
             if !survived && it.started_to > 0 {
                 // The file may lie behind what was delivered before the machine went down.
                 it.repeated_to = u64::MAX;
+            }
+            #[cfg(feature = "mutants")]
+            if self.mutant == Some(super::Mutant::MarksNothing) {
+                it.started_to = 0;
             }
             (it.partition, it)
         });
@@ -289,8 +307,24 @@ impl Runner {
                 return;
             }
             let Some(job) = self.next_job().await else { return };
+            #[cfg(feature = "mutants")]
+            self.mutated(&job).await;
             self.fly(job);
         }
+    }
+
+    /// The cursor is moved before the delivery, as a naive bus does it.
+    #[cfg(feature = "mutants")]
+    async fn mutated(&mut self, job: &Job) {
+        let (Some(super::Mutant::MovesFirst), Job::Event(event)) = (self.mutant, job) else { return };
+        let (partition, sequence) = event.place;
+        let Some(mut standing) = self.queue.standing(partition).cloned() else { return };
+        if standing.cursor.sequence + 1 == sequence {
+            standing.cursor = Cursor::at(standing.cursor.incarnation, sequence, event.id);
+        } else {
+            standing.done.insert(sequence);
+        }
+        drop(self.state.write(&self.definition.name, vec![Change::Stands(standing)]).await.await);
     }
 
     async fn next_job(&mut self) -> Option<Job> {
@@ -300,7 +334,7 @@ impl Runner {
         while let Some(event) = self.queue.start() {
             let waits = self.definition.order == Order::Key && self.parked.contains_key(&event.key);
             if !waits {
-                return Some(Job::Event(event));
+                return Some(Job::Event(Box::new(event)));
             }
             self.park_behind(event).await;
         }
@@ -322,14 +356,14 @@ impl Runner {
         let (bus, topic, order) = (self.bus.clone(), self.topic.clone(), self.definition.order);
         self.flights.push(Box::pin(async move {
             let event = match &job {
-                Job::Event(event) => Ok(event.clone()),
+                Job::Event(event) => Ok(Event::clone(event)),
                 Job::Parked(_, parked) => redrive::fetched(&*bus, topic.as_ref(), parked, order).await,
             };
             let outcome = match event {
                 Ok(event) => lane.deliver(request(&writing, &event), patience, is_retried).await,
                 Err(outcome) => outcome,
             };
-            Flight::Delivery(lane, job, outcome)
+            Flight::Delivery(Box::new(Landed { lane, job, outcome }))
         }));
     }
 

@@ -24,6 +24,33 @@ pub struct Settings {
     pub subscriptions: Vec<Subscription>,
     /// What holds for those that services make over the API, `[bus.webhooks]`.
     pub webhooks: Webhooks,
+    /// A deliberate fault, for the tests that must catch it.
+    #[cfg(feature = "mutants")]
+    pub mutant: Option<Mutant>,
+}
+
+impl Settings {
+    /// With these subscriptions, and this for those that services make.
+    #[must_use]
+    pub fn new(subscriptions: Vec<Subscription>, webhooks: Webhooks) -> Self {
+        Self {
+            subscriptions,
+            webhooks,
+            #[cfg(feature = "mutants")]
+            mutant: None,
+        }
+    }
+}
+
+/// A deliberate fault of deliveries, each of which the tests must catch.
+#[cfg(feature = "mutants")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mutant {
+    /// What may have been under way when the bus ended is not marked.
+    MarksNothing,
+    /// An event is done before the subscriber has answered.
+    MovesFirst,
 }
 
 /// What holds for targets that are not the operator's own.

@@ -2,6 +2,8 @@
 //!
 //! Invariant: what is asserted was seen by a subscriber or answered by the bus; every server that a test starts ends with the test.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
 mod served;
 mod publishing;
 mod reading;
@@ -12,3 +14,4 @@ mod subscriber;
 mod plain;
 mod recovery;
 mod push;
+mod crash;

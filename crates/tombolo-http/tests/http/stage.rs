@@ -66,7 +66,7 @@ impl Made {
             folder: folder.path().join("http"),
             credentials: credentials.clone(),
             plain: self.plain.clone(),
-            push: push::Settings { subscriptions: self.push.clone(), webhooks: self.webhooks.clone() },
+            push: push::Settings::new(self.push.clone(), self.webhooks.clone()),
         };
         let door = Arc::new(Door::open(bus.clone(), settings).await.unwrap());
         let listen = [Listen::Tcp { host: "127.0.0.1".into(), port: 0 }];

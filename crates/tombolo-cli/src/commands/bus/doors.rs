@@ -33,7 +33,7 @@ impl Doors {
             folder: arguments.data.join("http"),
             credentials: credentials.clone(),
             plain: config.plain,
-            push: push::Settings { subscriptions: config.push, webhooks: config.webhooks },
+            push: push::Settings::new(config.push, config.webhooks),
         };
         let door = Door::open(bus, settings).await.map_err(refused)?;
         Ok(Self { door, credentials, config: arguments.config.clone() })

@@ -66,14 +66,16 @@ impl Runner {
                 false => self.settle_at(cursors, to),
             },
             Command::Stands(to) => reply(to, self.stands()),
-            Command::Snapshot(to, ended) => {
-                let counts = self.recovery.begins();
-                if counts {
-                    self.flights.push(Box::pin(async { Flight::Snapshot(ended.await.ok()) }));
-                }
-                reply(to, counts);
-            }
+            Command::Snapshot(to, ended) => reply(to, self.begin_snapshot(ended)),
         }
+    }
+
+    fn begin_snapshot(&mut self, ended: oneshot::Receiver<Cursor>) -> bool {
+        let counts = self.recovery.begins();
+        if counts {
+            self.flights.push(Box::pin(async { Flight::Snapshot(ended.await.ok()) }));
+        }
+        counts
     }
 
     async fn resume(&mut self) {
@@ -115,7 +117,9 @@ impl Runner {
     fn stands(&self) -> Value {
         let oldest = self.queue.events().map(|event| event.envelope.time).min();
         let age_ms = oldest.map(|time| jiff::Timestamp::now().duration_since(time).as_millis().max(0));
-        let cursors = self.queue.partitions().chain(self.kept.values()).map(|it| {
+        let mut standings: Vec<_> = self.queue.partitions().chain(self.kept.values()).collect();
+        standings.sort_by_key(|it| it.partition);
+        let cursors = standings.into_iter().map(|it| {
             json!({"partition": it.partition, "sequence": it.cursor.sequence, "id": it.cursor.id, "done_after": it.done})
         });
         let failing = self.failing().map(|event| {
@@ -136,9 +140,9 @@ impl Runner {
     fn word(&self) -> &'static str {
         match () {
             () if self.paused.is_some() => "paused",
-            () if self.topic.is_none() => "no-topic",
+            () if self.topic.is_none() => "waiting-for-topic",
             () if self.permission.is_asked_for() => "not-allowed-yet",
-            () if self.away.tries > 0 || self.is_stuck() => "stuck",
+            () if self.is_stuck() || (self.away.tries > 0 && self.queue.lag() > 0) => "stuck",
             () if self.queue.lag() > 0 => "behind",
             () => "current",
         }

@@ -4,7 +4,7 @@
 
 use tokio::time::Instant;
 
-use super::{Away, Change, Flight, Job, Key, Parked, Runner};
+use super::{Away, Change, Flight, Job, Key, Landed, Parked, Runner};
 use crate::push::event::Event;
 use crate::push::handshake::Permission;
 use crate::push::lane::{Failure, Lane, Outcome};
@@ -14,12 +14,13 @@ impl Runner {
     /// Goes on after something that was under way has ended.
     pub(super) async fn ended(&mut self, flight: Flight) {
         match flight {
-            Flight::Delivery(lane, job, outcome) => {
+            Flight::Delivery(landed) => {
+                let Landed { lane, job, outcome } = *landed;
                 self.landed(lane);
                 let outcome = self.judged(outcome);
                 self.note(&outcome);
                 match job {
-                    Job::Event(event) => self.delivered(event, outcome).await,
+                    Job::Event(event) => self.delivered(*event, outcome).await,
                     Job::Parked(key, parked) => self.redriven(key, parked, outcome).await,
                 }
             }
