@@ -161,11 +161,15 @@ struct Prepared<D: Database> {
     descriptor: Descriptor,
     bus: Arc<dyn Bus>,
     builds: Arc<Builds<D>>,
+    #[cfg(feature = "auth")]
+    auth: Option<crate::auth::Opened>,
 }
 
 /// Makes the database ready, joins the bus, and makes the tables of the views.
 async fn prepare<D: Database>(service: &mut Service<D>, settings: &Settings) -> Result<Prepared<D>> {
     let descriptor = service.describe()?;
+    #[cfg(feature = "auth")]
+    let auth = service.auth.take().map(|auth| auth.open(&service.clock)).transpose()?;
     let owner = Owner { service: descriptor.service.clone(), partitions: descriptor.partitions };
     service.database.prepare(&owner, settings.schema).await?;
     if let Some(setup) = service.setup.take() {
@@ -180,7 +184,13 @@ async fn prepare<D: Database>(service: &mut Service<D>, settings: &Settings) -> 
     let leases = Arc::new(database.clone());
     let sharing = Sharing::new(leases, holder, settings.lease, Arc::clone(&bus), &descriptor.service);
     let builds = Arc::new(Builds::prepare(views, database, Arc::clone(&bus), Arc::new(sharing)).await?);
-    Ok(Prepared { descriptor, bus, builds })
+    Ok(Prepared {
+        descriptor,
+        bus,
+        builds,
+        #[cfg(feature = "auth")]
+        auth,
+    })
 }
 
 /// The bus that the settings name, with its archive if they name one.
@@ -267,14 +277,16 @@ impl Starting {
     async fn spawn<D: Database>(
         self,
         mut service: Service<D>,
-        prepared: Prepared<D>,
+        mut prepared: Prepared<D>,
         listener: Option<TcpListener>,
         url: String,
         grace: Duration,
     ) -> Running<D> {
         let mut tasks = Tasks::new(self.life.clone());
+        let app = self.app(&mut service, &prepared.builds);
+        let routes = std::mem::take(&mut service.routes);
+        let (routes, loaded) = self.guard(&mut prepared, &app, routes, &mut tasks);
         let Prepared { descriptor, builds, .. } = prepared;
-        let app = self.app(&mut service, &builds);
         if !descriptor.publishes.is_empty() {
             tasks.spawn(self.relay(&service.database, app.recovery()).run());
         }
@@ -288,7 +300,8 @@ impl Starting {
         let mut is_registered = self.spawn_questions(&app, &mut tasks);
         let stop = self.stop.clone();
         let (ready, is_ready) = watch::channel(false);
-        let router = self.life.over(edge::router(app.clone(), service.routes, descriptor, is_ready));
+        let all_ready = std::iter::once(is_ready).chain(loaded.clone()).collect();
+        let router = self.life.over(edge::router(app.clone(), routes, descriptor, all_ready));
         if let Some(listener) = listener {
             tasks.spawn(serve(listener, router.clone(), stop.clone()));
         }
@@ -296,10 +309,47 @@ impl Starting {
             tasks.spawn(self.keeper(&app, builds, states).run());
         }
         // Without the bus the service serves all the same; it only waits a moment for it.
-        timeout(READY_WITHOUT_BUS, is_registered.wait_for(|&registered| registered)).await.ok();
+        let all = async {
+            is_registered.wait_for(|&registered| registered).await.ok();
+            if let Some(mut loaded) = loaded {
+                loaded.wait_for(|&loaded| loaded).await.ok();
+            }
+        };
+        timeout(READY_WITHOUT_BUS, all).await.ok();
         ready.send_replace(true);
         tracing::info!(service = %app.service(), url, "ready");
         Running { app, url, router, stop, tasks, grace }
+    }
+
+    /// The user's routes behind the checks of who is asking, and whether what those need is loaded.
+    #[cfg(feature = "auth")]
+    fn guard<D: Database>(
+        &self,
+        prepared: &mut Prepared<D>,
+        app: &App<D>,
+        routes: Router<App<D>>,
+        tasks: &mut Tasks,
+    ) -> (Router<App<D>>, Option<watch::Receiver<bool>>) {
+        let Some(opened) = prepared.auth.take() else { return (routes, None) };
+        let loaded = opened.feed.map(|feed| {
+            let loaded = feed.heard.is_loaded();
+            let reading = feed.reading(app.clone(), Arc::clone(&self.bus), self.directory.changes());
+            tasks.spawn(reading.run(self.stop.clone()));
+            loaded
+        });
+        (opened.checks.over(routes), loaded)
+    }
+
+    #[cfg(not(feature = "auth"))]
+    #[expect(clippy::unused_self, reason = "the same call as with the feature")]
+    fn guard<D: Database>(
+        &self,
+        _prepared: &mut Prepared<D>,
+        _app: &App<D>,
+        routes: Router<App<D>>,
+        _tasks: &mut Tasks,
+    ) -> (Router<App<D>>, Option<watch::Receiver<bool>>) {
+        (routes, None)
     }
 
     /// Answers and asks, and registers once everybody who asks would be heard.
