@@ -1,0 +1,8 @@
+//! The identity service and a service that checks its tokens, each with its own database, over one bus.
+
+mod stage;
+mod signing_in;
+mod doors;
+mod rotation;
+mod blocks;
+mod secrets;
