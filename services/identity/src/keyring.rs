@@ -166,7 +166,7 @@ fn make(config: &Config, state: &'static str, since: Timestamp) -> Result<Stored
     let secret = match config.algorithm {
         Algorithm::EdDSA => {
             let pair = Ed25519KeyPair::generate().map_err(failed())?;
-            pair.to_pkcs8().map_err(failed())?.as_ref().to_vec()
+            pair.to_pkcs8v1().map_err(failed())?.as_ref().to_vec()
         }
         _ => {
             let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).map_err(failed())?;

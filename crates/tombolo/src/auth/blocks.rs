@@ -17,6 +17,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use tombolo_event::Envelope;
 
+use super::mutant::{Mutant, Mutation};
 use super::token::Claims;
 
 /// What identity said of a user or a session.
@@ -100,8 +101,7 @@ struct Standing {
 pub struct Blocks {
     users: HashMap<String, Standing>,
     sessions: HashMap<String, Timestamp>,
-    #[cfg(feature = "mutants")]
-    last_wins: bool,
+    mutation: Mutation,
 }
 
 /// What becomes of a token that is right by itself.
@@ -114,11 +114,8 @@ pub enum Verdict {
 }
 
 impl Blocks {
-    /// Blocks that believe whatever was said last, for the test that has to catch it.
-    #[cfg(feature = "mutants")]
-    #[must_use]
-    pub fn last_wins() -> Self {
-        Self { last_wins: true, ..Self::default() }
+    pub(crate) fn new(mutation: Mutation) -> Self {
+        Self { mutation, ..Self::default() }
     }
 
     /// Takes in what was said.
@@ -127,7 +124,7 @@ impl Blocks {
             self.sessions.entry(session).and_modify(|at| *at = (*at).max(said.at)).or_insert(said.at);
             return;
         }
-        let last_wins = self.believes_the_last();
+        let last_wins = self.mutation.is(Mutant::LastWins);
         let standing = self.users.entry(said.user).or_default();
         standing.at = standing.at.max(said.at);
         let is_newer = |known: u64| last_wins || said.version >= known;
@@ -143,17 +140,6 @@ impl Blocks {
             What::Roles(roles) if is_newer(standing.roles.0) => standing.roles = (said.version, roles),
             _ => {}
         }
-    }
-
-    #[cfg(feature = "mutants")]
-    fn believes_the_last(&self) -> bool {
-        self.last_wins
-    }
-
-    #[cfg(not(feature = "mutants"))]
-    #[expect(clippy::unused_self, reason = "the same call as with the feature")]
-    fn believes_the_last(&self) -> bool {
-        false
     }
 
     /// What becomes of a token that says `claims`.
@@ -244,7 +230,11 @@ mod tests {
         };
         assert_eq!(late_unblock(Blocks::default()), Verdict::Ended);
         #[cfg(feature = "mutants")]
-        assert_ne!(late_unblock(Blocks::last_wins()), Verdict::Ended, "the mutant is caught");
+        assert_ne!(
+            late_unblock(Blocks::new(Mutation(Some(Mutant::LastWins)))),
+            Verdict::Ended,
+            "the mutant is caught"
+        );
     }
 
     #[test]

@@ -14,7 +14,7 @@ use futures_util::StreamExt;
 use futures_util::stream::{SelectAll, select_all};
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tombolo_bus::{Batch, Bus, Read};
 use tombolo_db::{Claim, Database, Holder, Share, StartAt, Transaction};
@@ -22,8 +22,9 @@ use tombolo_event::{Cursor, Envelope, ServiceName};
 use uuid::Uuid;
 
 use super::blocks::{Blocks, Said, Verdict};
+use super::mutant::{Mutant, Mutation};
 use super::token::Claims;
-use crate::{App, Error, Result};
+use crate::{App, Clock, Error, Result};
 
 /// The name of the cursor in the service's database.
 const SUBSCRIPTION: &str = "auth-blocks";
@@ -43,13 +44,12 @@ pub(crate) struct Heard {
     cut_since: Mutex<Option<Instant>>,
 }
 
-impl Default for Heard {
-    fn default() -> Self {
-        Self { blocks: RwLock::default(), loaded: watch::Sender::new(false), cut_since: Mutex::default() }
-    }
-}
-
 impl Heard {
+    pub(crate) fn new(mutation: Mutation) -> Self {
+        let loaded = watch::Sender::new(mutation.is(Mutant::OpensUnloaded));
+        Self { blocks: RwLock::new(Blocks::new(mutation)), loaded, cut_since: Mutex::default() }
+    }
+
     /// What becomes of a token; none before everything is loaded.
     pub(crate) fn judge(&self, claims: &Claims) -> Option<Verdict> {
         if !*self.loaded.borrow() {
@@ -87,6 +87,7 @@ pub(crate) struct Feed {
     pub(crate) types: String,
     pub(crate) kept: Duration,
     pub(crate) heard: Arc<Heard>,
+    pub(crate) clock: Clock,
 }
 
 /// Where one partition is read.
@@ -164,9 +165,7 @@ impl<D: Database> Reading<D> {
         let mut open: BTreeMap<u32, u64> = tails.iter().map(|tail| (tail.partition, tail.sequence)).collect();
         let mut batches = self.open().await?;
         *self.feed.heard.cut() = None;
-        let mut tidy = interval(TIDY_EVERY);
-        tidy.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        tidy.reset();
+        let mut tidy_at = self.tidy_next();
         let mut changes = self.changes.clone();
         changes.mark_unchanged();
         loop {
@@ -178,7 +177,10 @@ impl<D: Database> Reading<D> {
             }
             tokio::select! {
                 Some((partition, batch)) = batches.next() => self.take(partition, batch?),
-                _ = tidy.tick() => self.tidy().await,
+                () = self.feed.clock.until(tidy_at) => {
+                    self.tidy().await;
+                    tidy_at = self.tidy_next();
+                }
                 Ok(()) = changes.changed() => {
                     if self.bus.topic(&self.feed.topic).await?.partitions() != topic.partitions() {
                         return Ok(());
@@ -187,6 +189,11 @@ impl<D: Database> Reading<D> {
                 else => return Ok(()),
             }
         }
+    }
+
+    fn tidy_next(&self) -> Timestamp {
+        let every = SignedDuration::try_from(TIDY_EVERY).unwrap_or_default();
+        self.feed.clock.now().checked_add(every).unwrap_or(Timestamp::MAX)
     }
 
     /// A topic that nobody made yet says nothing, so everything that it says is loaded.

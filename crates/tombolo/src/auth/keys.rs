@@ -7,15 +7,17 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use jsonwebtoken::jwk::Jwk;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
-use tokio::time::Instant;
 
 use super::Refusal;
+use super::mutant::{Mutant, Mutation};
 use super::settings::Issuer;
 use super::token::{Algorithm, Key};
+use crate::Clock;
 
 /// How often the issuer is asked for its keys at most.
 pub(crate) const ASK_EVERY: Duration = Duration::from_secs(30);
@@ -35,6 +37,8 @@ pub(crate) struct Keys {
     issuer: Issuer,
     algorithms: Vec<Algorithm>,
     http: reqwest::Client,
+    clock: Clock,
+    mutation: Mutation,
     known: RwLock<Known>,
     turn: Mutex<()>,
 }
@@ -42,8 +46,8 @@ pub(crate) struct Keys {
 #[derive(Default)]
 struct Known {
     keys: HashMap<String, Arc<Key>>,
-    answered: Option<Instant>,
-    asked: Option<Instant>,
+    answered: Option<Timestamp>,
+    asked: Option<Timestamp>,
 }
 
 #[derive(Deserialize)]
@@ -58,8 +62,14 @@ struct Published {
 }
 
 impl Keys {
-    pub(crate) fn new(issuer: Issuer, algorithms: Vec<Algorithm>, http: reqwest::Client) -> Self {
-        Self { issuer, algorithms, http, known: RwLock::default(), turn: Mutex::default() }
+    pub(crate) fn new(
+        issuer: Issuer,
+        algorithms: Vec<Algorithm>,
+        http: reqwest::Client,
+        clock: Clock,
+        mutation: Mutation,
+    ) -> Self {
+        Self { issuer, algorithms, http, clock, mutation, known: RwLock::default(), turn: Mutex::default() }
     }
 
     /// The key of this name.
@@ -89,7 +99,7 @@ impl Keys {
 
     fn look(&self, kid: &str) -> (Option<Arc<Key>>, bool) {
         let known = self.read();
-        let is_fresh = known.answered.is_some_and(|answered| answered.elapsed() < FRESH_FOR);
+        let is_fresh = known.answered.is_some_and(|answered| self.is_within(answered, FRESH_FOR));
         (known.keys.get(kid).cloned(), is_fresh)
     }
 
@@ -97,18 +107,26 @@ impl Keys {
         self.known.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether it is less than `bound` since `then`. A clock that was set back counts as long ago.
+    fn is_within(&self, then: Timestamp, bound: Duration) -> bool {
+        let since = self.clock.now().duration_since(then);
+        !since.is_negative() && SignedDuration::try_from(bound).is_ok_and(|bound| since < bound)
+    }
+
     /// Asks the issuer, unless it was asked just now. For whoever has the turn.
     async fn ask_again(&self) {
         let every = if self.read().answered.is_some() { ASK_EVERY } else { FIRST_EVERY };
-        if self.read().asked.is_some_and(|asked| asked.elapsed() < every) {
+        if self.read().asked.is_some_and(|asked| self.is_within(asked, every))
+            && !self.mutation.is(Mutant::AsksEachTime)
+        {
             return;
         }
-        self.known.write().unwrap_or_else(PoisonError::into_inner).asked = Some(Instant::now());
+        self.known.write().unwrap_or_else(PoisonError::into_inner).asked = Some(self.clock.now());
         match self.ask().await {
             Ok(keys) => {
                 let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
                 known.keys = keys.into_iter().map(|key| (key.kid.clone(), Arc::new(key))).collect();
-                known.answered = Some(Instant::now());
+                known.answered = Some(self.clock.now());
             }
             Err(error) => tracing::warn!("the keys of {} cannot be had: {error}", self.issuer.name),
         }

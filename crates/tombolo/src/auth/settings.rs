@@ -15,6 +15,7 @@ use super::central::Central;
 use super::feed::{Feed, Heard};
 use super::keys::{self, Keys};
 use super::local::{Fallback, Local};
+use super::mutant::Mutation;
 use super::token::{Algorithm, Expected, LEEWAY};
 use super::{Check, Checks};
 use crate::settings::Secret;
@@ -93,6 +94,7 @@ pub struct Auth {
     blocks: Option<(String, String)>,
     life: Duration,
     central_after: Option<Duration>,
+    mutation: Mutation,
 }
 
 impl Auth {
@@ -106,6 +108,7 @@ impl Auth {
             blocks: Some((TOPIC_DEFAULT.to_owned(), TOPIC_DEFAULT.to_owned())),
             life: LIFE_DEFAULT,
             central_after: None,
+            mutation: Mutation::default(),
         }
     }
 
@@ -184,6 +187,14 @@ impl Auth {
         self
     }
 
+    /// The same checks with a fault.
+    #[cfg(feature = "mutants")]
+    #[must_use]
+    pub fn with_mutant(mut self, mutant: super::Mutant) -> Self {
+        self.mutation = Mutation(Some(mutant));
+        self
+    }
+
     /// What the environment says: `TOMBOLO_AUTH_ISSUER` at least; `TOMBOLO_AUTH` is `local` unless it says `central`.
     ///
     /// # Errors
@@ -246,11 +257,11 @@ impl Auth {
             );
             return Err(Error::new(Kind::Settings, message));
         }
-        let feed = self.feed()?;
+        let feed = self.feed(clock)?;
         let fallback = self.central_after.zip(central.clone());
         let local = Local {
             expected: self.expected(),
-            keys: Keys::new(self.issuer.clone(), self.algorithms.clone(), http),
+            keys: Keys::new(self.issuer.clone(), self.algorithms.clone(), http, clock.clone(), self.mutation),
             heard: feed.as_ref().map(|feed| Arc::clone(&feed.heard)),
             fallback: fallback.map(|(after, check)| Fallback { after, check }),
             clock: clock.clone(),
@@ -259,12 +270,18 @@ impl Auth {
     }
 
     /// What reads the blocks, which central checks alone do not need.
-    fn feed(&self) -> Result<Option<Feed>> {
+    fn feed(&self, clock: &Clock) -> Result<Option<Feed>> {
         let Some((topic, types)) = self.blocks.clone().filter(|_| self.way == Way::Local) else {
             return Ok(None);
         };
         let kept = self.life + LEEWAY + KEPT_LONGER;
-        Ok(Some(Feed { topic: ServiceName::new(topic)?, types, kept, heard: Arc::new(Heard::default()) }))
+        Ok(Some(Feed {
+            topic: ServiceName::new(topic)?,
+            types,
+            kept,
+            heard: Arc::new(Heard::new(self.mutation)),
+            clock: clock.clone(),
+        }))
     }
 }
 

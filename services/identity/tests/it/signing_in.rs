@@ -72,7 +72,10 @@ async fn an_old_refresh_token_shown_again_ends_the_session_everywhere() {
     let third = identity.refreshed(&second.refresh).await;
     // Within the grace, but its successor was used.
     let replayed = identity.refresh(&first.refresh).await;
-    assert_eq!((replayed.status, replayed.body["error"].as_str()), (StatusCode::BAD_REQUEST, Some("invalid_grant")));
+    assert_eq!(
+        (replayed.status, replayed.body["error"].as_str()),
+        (StatusCode::BAD_REQUEST, Some("invalid_grant"))
+    );
     assert_eq!(identity.refresh(&third.refresh).await.status, StatusCode::BAD_REQUEST, "the family is gone");
     assert_eq!(identity.as_user(Method::GET, "/me", &third.access).await.status, StatusCode::UNAUTHORIZED);
     eventually("orders hears that the session has ended", async || {
@@ -108,7 +111,8 @@ async fn signing_out_ends_one_session_or_all() {
     let stage = Stage::new();
     let identity = stage.identity().await;
     let (_, here) = identity.user("ada@example.org").await;
-    let (there, elsewhere) = (identity.sign_in("ada@example.org").await, identity.sign_in("ada@example.org").await);
+    let (there, elsewhere) =
+        (identity.sign_in("ada@example.org").await, identity.sign_in("ada@example.org").await);
     let orders = stage.behind("orders", identity.local()).await;
     let out = identity.as_user(Method::POST, "/sign-out", &here.access).await;
     assert_eq!(out.status, StatusCode::NO_CONTENT);
@@ -157,7 +161,8 @@ async fn nobody_is_told_whether_an_account_exists() {
     identity.register("ada@example.org").await;
     let (taken, free) = (register("Ada@Example.org").await, register("bob@example.org").await);
     assert_eq!((taken.status, &taken.text), (free.status, &free.text));
-    let sign_in = |email: &str| identity.post("/sign-in", json!({ "email": email, "password": "wrong horse" }));
+    let sign_in =
+        |email: &str| identity.post("/sign-in", json!({ "email": email, "password": "wrong horse" }));
     let (known, unknown) = (sign_in("ada@example.org").await, sign_in("eve@example.org").await);
     assert_eq!((known.status, &known.text), (unknown.status, &unknown.text));
     assert_eq!(known.status, StatusCode::UNAUTHORIZED);

@@ -180,7 +180,8 @@ impl Identity<'_> {
     }
 
     pub(crate) async fn as_operator(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
-        let request = self.stage.http.request(method, self.url(path)).basic_auth(OPERATOR.0, Some(OPERATOR.1));
+        let request =
+            self.stage.http.request(method, self.url(path)).basic_auth(OPERATOR.0, Some(OPERATOR.1));
         self.stage.send(body.iter().fold(request, |request, body| request.json(body))).await
     }
 
