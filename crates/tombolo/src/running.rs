@@ -2,6 +2,8 @@
 //!
 //! Invariant: every task has an owner here that joins it; one token stops them all; a task that panics stops the service.
 
+mod guard;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
 use axum::Router;
+use futures_util::future::join_all;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
@@ -285,18 +288,10 @@ impl Starting {
         let mut tasks = Tasks::new(self.life.clone());
         let app = self.app(&mut service, &prepared.builds);
         let routes = std::mem::take(&mut service.routes);
-        let (routes, loaded) = self.guard(&mut prepared, &app, routes, &mut tasks);
+        let (routes, mut loaded) = self.guard(&mut prepared, &app, routes, &mut tasks);
         let Prepared { descriptor, builds, .. } = prepared;
-        if !descriptor.publishes.is_empty() {
-            tasks.spawn(self.relay(&service.database, app.recovery()).run());
-        }
         let states = Arc::new(service.take_states());
-        for subscription in std::mem::take(&mut service.subscriptions) {
-            tasks.spawn(self.worker(subscription, &app, &states).run());
-        }
-        tasks.spawn(Arc::clone(app.sharing()).run(self.stop.clone()));
-        let requests = Arc::new(service.database.clone());
-        tasks.spawn(Arc::clone(&self.desk).run(requests, self.stop.clone()));
+        self.spawn_path(&mut service, &app, &states, &mut tasks);
         let mut is_registered = self.spawn_questions(&app, &mut tasks);
         let stop = self.stop.clone();
         let (ready, is_ready) = watch::channel(false);
@@ -309,47 +304,30 @@ impl Starting {
             tasks.spawn(self.keeper(&app, builds, states).run());
         }
         // Without the bus the service serves all the same; it only waits a moment for it.
-        let all = async {
-            is_registered.wait_for(|&registered| registered).await.ok();
-            if let Some(mut loaded) = loaded {
-                loaded.wait_for(|&loaded| loaded).await.ok();
-            }
-        };
+        let all = join_all(loaded.iter_mut().chain([&mut is_registered]).map(|all| all.wait_for(|&is| is)));
         timeout(READY_WITHOUT_BUS, all).await.ok();
         ready.send_replace(true);
         tracing::info!(service = %app.service(), url, "ready");
         Running { app, url, router, stop, tasks, grace }
     }
 
-    /// The user's routes behind the checks of who is asking, and whether what those need is loaded.
-    #[cfg(feature = "auth")]
-    fn guard<D: Database>(
+    /// The relay, a worker for each subscription that is no view's, and what they lean on.
+    fn spawn_path<D: Database>(
         &self,
-        prepared: &mut Prepared<D>,
+        service: &mut Service<D>,
         app: &App<D>,
-        routes: Router<App<D>>,
+        states: &Arc<http::Extensions>,
         tasks: &mut Tasks,
-    ) -> (Router<App<D>>, Option<watch::Receiver<bool>>) {
-        let Some(opened) = prepared.auth.take() else { return (routes, None) };
-        let loaded = opened.feed.map(|feed| {
-            let loaded = feed.heard.is_loaded();
-            let reading = feed.reading(app.clone(), Arc::clone(&self.bus), self.directory.changes());
-            tasks.spawn(reading.run(self.stop.clone()));
-            loaded
-        });
-        (opened.checks.over(routes), loaded)
-    }
-
-    #[cfg(not(feature = "auth"))]
-    #[expect(clippy::unused_self, reason = "the same call as with the feature")]
-    fn guard<D: Database>(
-        &self,
-        _prepared: &mut Prepared<D>,
-        _app: &App<D>,
-        routes: Router<App<D>>,
-        _tasks: &mut Tasks,
-    ) -> (Router<App<D>>, Option<watch::Receiver<bool>>) {
-        (routes, None)
+    ) {
+        if !app.publishes_nothing() {
+            tasks.spawn(self.relay(&service.database, app.recovery()).run());
+        }
+        for subscription in std::mem::take(&mut service.subscriptions) {
+            tasks.spawn(self.worker(subscription, app, states).run());
+        }
+        tasks.spawn(Arc::clone(app.sharing()).run(self.stop.clone()));
+        let requests = Arc::new(service.database.clone());
+        tasks.spawn(Arc::clone(&self.desk).run(requests, self.stop.clone()));
     }
 
     /// Answers and asks, and registers once everybody who asks would be heard.

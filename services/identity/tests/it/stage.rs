@@ -101,6 +101,13 @@ impl Stage {
         self.identity_with(self.config()).await
     }
 
+    /// Identity on another bus than the stage's.
+    pub(crate) async fn identity_on(&self, bus: Arc<dyn Bus>) -> Identity<'_> {
+        let service = tombolo_identity::service(self.database("identity"), self.config()).unwrap();
+        let service = service.bus(bus).clock(self.clock.clone());
+        Identity { stage: self, running: service.start(Settings::default()).await.unwrap() }
+    }
+
     pub(crate) async fn identity_with(&self, config: Config) -> Identity<'_> {
         let service = tombolo_identity::service(self.database("identity"), config).unwrap();
         Identity { stage: self, running: self.start(service).await }
