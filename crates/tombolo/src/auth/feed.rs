@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use futures_util::stream::{SelectAll, select_all};
+use futures_util::{StreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
@@ -24,7 +24,7 @@ use uuid::Uuid;
 use super::blocks::{Blocks, Said, Verdict};
 use super::mutant::{Mutant, Mutation};
 use super::token::Claims;
-use crate::{App, Clock, Error, Result};
+use crate::{App, Clock, Error, Kind, Result};
 
 /// The name of the cursor in the service's database.
 const SUBSCRIPTION: &str = "auth-blocks";
@@ -97,7 +97,7 @@ struct Place {
     passed: VecDeque<(Timestamp, Cursor)>,
 }
 
-type Batches = SelectAll<futures_util::stream::BoxStream<'static, (u32, tombolo_bus::Result<Batch>)>>;
+type Batches = SelectAll<stream::BoxStream<'static, (u32, Option<tombolo_bus::Result<Batch>>)>>;
 
 /// One service's reading of it.
 pub(crate) struct Reading<D: Database> {
@@ -176,7 +176,10 @@ impl<D: Database> Reading<D> {
                 self.feed.heard.load();
             }
             tokio::select! {
-                Some((partition, batch)) = batches.next() => self.take(partition, batch?),
+                read = batches.next() => {
+                    let (partition, batch) = read.ok_or_else(ended)?;
+                    self.take(partition, batch.ok_or_else(ended)??);
+                }
                 () = self.feed.clock.until(tidy_at) => {
                     self.tidy().await;
                     tidy_at = self.tidy_next();
@@ -186,7 +189,6 @@ impl<D: Database> Reading<D> {
                         return Ok(());
                     }
                 }
-                else => return Ok(()),
             }
         }
     }
@@ -244,7 +246,9 @@ impl<D: Database> Reading<D> {
                 }
                 stream => stream?,
             };
-            streams.push(stream.map(move |batch| (partition, batch)).boxed());
+            // A stream that ends without a word is a broken one, too.
+            let words = stream.map(Some).chain(stream::once(async { None }));
+            streams.push(words.map(move |batch| (partition, batch)).boxed());
         }
         Ok(select_all(streams))
     }
@@ -323,7 +327,11 @@ impl<D: Database> Reading<D> {
     }
 }
 
+fn ended() -> Error {
+    Error::new(Kind::BusAway, "the bus ended a stream of events that was to go on")
+}
+
 fn is_another_log(kind: tombolo_bus::Kind) -> bool {
-    use tombolo_bus::Kind;
-    matches!(kind, Kind::OtherId | Kind::BeyondTail | Kind::OtherIncarnation)
+    use tombolo_bus::Kind as Bus;
+    matches!(kind, Bus::OtherId | Bus::BeyondTail | Bus::OtherIncarnation)
 }

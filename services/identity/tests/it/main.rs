@@ -9,3 +9,4 @@ mod doors;
 mod rotation;
 mod blocks;
 mod secrets;
+mod engines;

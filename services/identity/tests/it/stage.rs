@@ -101,6 +101,13 @@ impl Stage {
         self.identity_with(self.config()).await
     }
 
+    /// Identity on the bus that its settings name.
+    pub(crate) async fn identity_in(&self, settings: Settings) -> Identity<'_> {
+        let service = tombolo_identity::service(self.database("identity"), self.config()).unwrap();
+        let service = service.clock(self.clock.clone());
+        Identity { stage: self, running: service.start(settings).await.unwrap() }
+    }
+
     /// Identity on another bus than the stage's.
     pub(crate) async fn identity_on(&self, bus: Arc<dyn Bus>) -> Identity<'_> {
         let service = tombolo_identity::service(self.database("identity"), self.config()).unwrap();
@@ -115,12 +122,16 @@ impl Stage {
 
     /// A service whose routes say who is asking.
     pub(crate) async fn behind(&self, name: &str, auth: Auth) -> Running<Sqlite> {
+        self.start(self.asking(name, auth)).await
+    }
+
+    pub(crate) fn asking(&self, name: &str, auth: Auth) -> Service<Sqlite> {
         let routes: Router<App<Sqlite>> = Router::new()
             .route("/who", get(async |user: User| Json(user)))
             .route("/admin", get(async |Admin(user): Admin| Json(user)))
             .route("/maybe", get(async |user: Option<User>| Json(user)))
             .route("/central", get(async |user: User| Json(user)).layer(axum::Extension(Way::Central)));
-        self.start(Service::new(name, self.database(name)).routes(routes).auth(auth)).await
+        Service::new(name, self.database(name)).routes(routes).auth(auth)
     }
 
     pub(crate) async fn send(&self, request: reqwest::RequestBuilder) -> Answer {
