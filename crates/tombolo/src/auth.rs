@@ -13,8 +13,7 @@
 //! says what to do, and not what was wrong with the token.
 
 mod settings;
-#[cfg_attr(not(feature = "mutants"), expect(dead_code, reason = "faults are made in tests alone"))]
-mod mutant;
+pub mod mutant;
 pub mod token;
 mod refusal;
 pub mod blocks;
@@ -33,8 +32,6 @@ use http::request::Parts;
 use http::{HeaderMap, header};
 use serde::Serialize;
 
-#[cfg(feature = "mutants")]
-pub use mutant::Mutant;
 pub use refusal::Refusal;
 pub(crate) use settings::Opened;
 pub use settings::{Auth, Way};

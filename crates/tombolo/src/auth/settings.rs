@@ -190,7 +190,7 @@ impl Auth {
     /// The same checks with a fault.
     #[cfg(feature = "mutants")]
     #[must_use]
-    pub fn with_mutant(mut self, mutant: super::Mutant) -> Self {
+    pub fn with_mutant(mut self, mutant: super::mutant::Mutant) -> Self {
         self.mutation = Mutation(Some(mutant));
         self
     }

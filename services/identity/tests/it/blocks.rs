@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use reqwest::StatusCode;
-use tombolo::auth::Mutant;
+use tombolo::auth::mutant::Mutant;
 
 use crate::stage::{CLIENT, Stage, eventually};
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use jsonwebtoken::Algorithm;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
-use tombolo::auth::Mutant;
+use tombolo::auth::mutant::Mutant;
 
 use crate::stage::{ISSUER, Stage};
 use crate::stub::{Own, Stub};
