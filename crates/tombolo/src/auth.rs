@@ -1,6 +1,6 @@
 //! Who is asking: the extractors [`User`], [`Admin`] and `Option<User>`, and the ways to check what they are told by.
 //!
-//! ```ignore
+//! ```text
 //! Service::new("orders", database).auth(Auth::local("http://identity:7106")).routes(routes)
 //! async fn place(State(app): State<App>, user: User, Json(body): Json<PlaceOrder>) -> Result<Json<Order>, Problem> { … }
 //! ```
