@@ -10,3 +10,4 @@ mod rotation;
 mod blocks;
 mod secrets;
 mod engines;
+mod crashes;
