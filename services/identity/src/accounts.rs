@@ -14,7 +14,7 @@ use crate::caller::{self, Caller};
 use crate::events::{Named, Registered, Renamed};
 use crate::names::Names;
 use crate::password::{BYTES_MAX, CHARS_MIN, Compared};
-use crate::problems::{Refusal, no_user, not_signed_in, wrong};
+use crate::problems::{Body, Refusal, no_user, not_signed_in, wrong};
 use crate::sessions::{self, Tokens};
 use crate::store::{self, Account};
 use crate::{App, Issuer};
@@ -91,7 +91,7 @@ pub(crate) async fn register<N: Names>(
     State(app): State<App>,
     Extension(issuer): Extension<Arc<Issuer>>,
     from: caller::From,
-    Json(body): Json<Register>,
+    Body(body): Body<Register>,
 ) -> Result<Response, Refusal> {
     check_name(&body.name)?;
     check_email(&body.email)?;
@@ -149,7 +149,7 @@ pub(crate) struct Rename {
 pub(crate) async fn rename<N: Names>(
     State(app): State<App>,
     caller: Caller,
-    Json(body): Json<Rename>,
+    Body(body): Body<Rename>,
 ) -> Result<Json<Shown>, Problem> {
     check_name(&body.name)?;
     let user_id = caller.account.id;
@@ -173,7 +173,7 @@ pub(crate) async fn change_password<N: Names>(
     Extension(issuer): Extension<Arc<Issuer>>,
     from: caller::From,
     caller: Caller,
-    Json(body): Json<ChangePassword>,
+    Body(body): Body<ChangePassword>,
 ) -> Result<Json<Tokens>, Refusal> {
     check_password(&body.new)?;
     let (user, address) = (caller.account.id, caller::address(&from));

@@ -15,7 +15,7 @@ use crate::accounts::Shown;
 use crate::caller::Steward;
 use crate::events::{Blocked, Named, RolesChanged, Unblocked};
 use crate::names::Names;
-use crate::problems::{no_user, wrong};
+use crate::problems::{Body, no_user, wrong};
 use crate::store::{self, PAGE_MAX};
 use crate::{App, Issuer};
 
@@ -111,7 +111,7 @@ pub(crate) async fn give_roles<N: Names>(
     State(app): State<App>,
     Steward(by): Steward,
     Path(id): Path<String>,
-    Json(body): Json<Roles>,
+    Body(body): Body<Roles>,
 ) -> Result<Json<Shown>, Problem> {
     check_roles(&body.roles)?;
     let mut tx = app.begin().await?;

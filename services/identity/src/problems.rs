@@ -4,13 +4,31 @@
 
 use std::time::Duration;
 
+use axum::Json;
+use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use serde::de::DeserializeOwned;
 use tombolo::Problem;
 
 /// Something about the request itself is wrong.
 pub(crate) fn wrong(detail: impl Into<String>) -> Problem {
     Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail).of_type("urn:tombolo:identity:wrong-input")
+}
+
+/// A body of JSON; what is none is refused by a problem document.
+pub(crate) struct Body<T>(pub(crate) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let read = Json::from_request(request, state).await;
+        read.map(|Json(body)| Self(body)).map_err(|rejection| {
+            let problem = wrong(rejection.body_text());
+            Problem { status: rejection.status(), ..problem }
+        })
+    }
 }
 
 /// The address or the password is not right, or there is no such account: nobody is told which.

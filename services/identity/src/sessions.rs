@@ -26,7 +26,7 @@ use crate::caller::{self, Caller};
 use crate::events::{Named, SignedOut};
 use crate::names::Names;
 use crate::password::{BYTES_MAX, Compared};
-use crate::problems::{Refusal, is_blocked, no_user, not_signed_in};
+use crate::problems::{Body, Refusal, is_blocked, no_user, not_signed_in};
 use crate::sealing::{hash, token};
 use crate::store::{self, Account};
 use crate::{App, Issuer, accounts};
@@ -126,7 +126,7 @@ pub(crate) async fn sign_in(
     State(app): State<App>,
     Extension(issuer): Extension<Arc<Issuer>>,
     from: caller::From,
-    Json(body): Json<SignIn>,
+    Body(body): Body<SignIn>,
 ) -> Result<([(HeaderName, &'static str); 1], Json<Tokens>), Refusal> {
     let (account, address) = (accounts::account(&body.email), caller::address(&from));
     if account.len() > BYTES_MAX || body.password.len() > BYTES_MAX {

@@ -239,3 +239,42 @@ async fn administrators_find_users_and_give_roles_and_others_do_not() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn every_refusal_is_a_problem_document_with_its_type() {
+    let stage = Stage::new();
+    let identity = stage.identity().await;
+    let post = |path: &str, kind: &'static str, body: &'static str| {
+        stage.send(stage.http.post(identity.url(path)).header("content-type", kind).body(body))
+    };
+    let (json, form) = ("application/json", "application/x-www-form-urlencoded");
+    for (path, kind, body, status) in [
+        ("/users", json, "{", 400),
+        ("/users", json, r#"{"name":1}"#, 422),
+        ("/users", "text/plain", "{}", 415),
+        ("/users", json, r#"{"name":"","email":"a@b","password":"12345678"}"#, 422),
+        ("/users", json, r#"{"name":"A","email":"ab","password":"12345678"}"#, 422),
+        ("/users", json, r#"{"name":"A","email":"a@b","password":"1234567"}"#, 422),
+        ("/sign-in", json, "[]", 422),
+        ("/sign-in", json, r#"{"email":"a@b","password":"12345678"}"#, 401),
+        ("/sign-out", json, "", 401),
+        ("/token", form, "", 400),
+        ("/token", json, "{}", 400),
+        ("/token", form, "grant_type=password&refresh_token=a", 400),
+        ("/token", form, "grant_type=refresh_token&refresh_token=a", 400),
+        ("/token", form, "grant_type=refresh_token&refresh_token=a&refresh_token=b", 400),
+        ("/introspect", form, "token=a", 401),
+        ("/users/nobody/block", form, "", 401),
+    ] {
+        let refused = post(path, kind, body).await;
+        assert_eq!(refused.status.as_u16(), status, "{path} {body}: {refused:?}");
+        assert_eq!(refused.headers["content-type"], "application/problem+json", "{path} {body}");
+        let uri = refused.body["type"].as_str().unwrap_or_default();
+        assert!(uri.starts_with("urn:tombolo:"), "{path} {body}: {refused:?}");
+    }
+    let none = identity.as_operator(Method::POST, "/users/nobody/block", None).await;
+    assert_eq!(
+        (none.status, none.body["type"].as_str()),
+        (StatusCode::NOT_FOUND, Some("urn:tombolo:identity:no-user"))
+    );
+}
