@@ -5,6 +5,7 @@
 //! the bus, and nothing here is an ORM: the user's SQL is the user's.
 
 pub mod outgoing;
+pub mod foreign;
 pub mod port;
 pub mod effects;
 pub mod tables;
@@ -33,6 +34,7 @@ pub mod conformance;
 
 pub use effects::{CallState, EffectCall, Effects, LatestCall};
 pub use error::{Error, Kind};
+pub use foreign::{ForeignParked, ForeignParts, HintStream};
 pub use outgoing::{Origin, Outgoing, Publisher};
 pub use port::{
     Claim, Claimed, Committed, CursorState, Cursors, Database, Depth, Holder, Leader, Leases, Mark, Outbox,

@@ -19,6 +19,7 @@ mod session;
 mod transaction;
 mod outbox;
 mod numbering;
+mod foreign;
 mod generations;
 mod later;
 mod cursors;
@@ -41,6 +42,7 @@ use sqlx::{AssertSqlSafe, MySqlPool};
 use crate::mutant::Mutation;
 use crate::{Committed, Database, Error, Kind, Outgoing, Publisher, Result};
 
+pub use foreign::foreign_sql;
 pub use making::create_database;
 pub use schema::schema_sql;
 pub use transaction::Tx;

@@ -16,6 +16,8 @@ mod making;
 mod schema;
 mod transaction;
 mod outbox;
+mod numbering;
+mod foreign;
 mod generations;
 mod later;
 mod cursors;
@@ -39,6 +41,7 @@ use tombolo_event::KeyHash;
 use crate::mutant::Mutation;
 use crate::{Committed, Database, Error, Kind, Outgoing, Publisher, Result};
 
+pub use foreign::foreign_sql;
 pub use making::create_database;
 pub use schema::schema_sql;
 pub use transaction::Tx;

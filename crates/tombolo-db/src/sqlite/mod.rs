@@ -19,6 +19,7 @@
 mod schema;
 mod transaction;
 mod outbox;
+mod foreign;
 mod generations;
 mod later;
 mod cursors;
@@ -46,6 +47,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::mutant::Mutation;
 use crate::{Committed, Database, Error, Kind, Outgoing, Publisher, Result};
 
+pub use foreign::foreign_sql;
 pub use schema::schema_sql;
 pub use transaction::Tx;
 

@@ -18,10 +18,16 @@ use tombolo_event::operator::Outcome;
 use tombolo_event::{EventId, Generations, Incarnation, Position, barrier};
 use uuid::Uuid;
 
-use super::{Sqlite, generations, later, requests};
+use super::{Sqlite, foreign, generations, later, requests};
 use crate::mutant::{Mutant, Mutation};
 use crate::port::due_time;
-use crate::{Depth, Leader, Mark, Outbox, OutboxRow, Owner, Result, RoundLimit, Schema, fencing};
+use crate::{
+    Depth, ForeignParked, ForeignParts, Leader, Mark, Outbox, OutboxRow, Owner, Result, RoundLimit, Schema,
+    fencing,
+};
+
+/// The rows of other programs that [`Outbox::depth`] counts, at most.
+const FOREIGN_DEPTH_ROWS_MAX: i64 = 50_000;
 
 #[async_trait]
 impl Outbox for Sqlite {
@@ -43,6 +49,7 @@ impl Outbox for Sqlite {
         let won = self
             .write(&self.writer, async |connection| win(connection, holder, lease, self.mutation).await)
             .await?;
+        let has_foreign = self.has_foreign().await?;
         Ok(won.map(|Won { epoch, generations, marks }| {
             let leader = SqliteLeader {
                 database: self.clone(),
@@ -53,6 +60,7 @@ impl Outbox for Sqlite {
                 removed: marks.clone(),
                 marks,
                 taken: 0,
+                has_foreign,
                 next_due: None,
             };
             Box::new(leader) as Box<dyn Leader>
@@ -69,19 +77,33 @@ impl Outbox for Sqlite {
         );
         let row = row.fetch_one(&self.pool).await?;
         let (oldest, next_due): (Option<i64>, Option<i64>) = (row.try_get(2)?, row.try_get(5)?);
-        Ok(Depth {
+        let depth = Depth {
             rows: unsigned(row.try_get(0)?),
             bytes: unsigned(row.try_get(1)?),
             oldest: oldest.and_then(|ms| Timestamp::from_millisecond(ms).ok()),
             later_rows: unsigned(row.try_get(3)?),
             later_bytes: unsigned(row.try_get(4)?),
             next_due: next_due.map(due_time),
-        })
+            parked_rows: 0,
+        };
+        self.add_foreign(depth, FOREIGN_DEPTH_ROWS_MAX).await
     }
 
     /// Nothing is left to complete: the publishing transaction gives the numbers.
     async fn complete(&self, _positions: &mut [Position]) -> Result<()> {
         Ok(())
+    }
+
+    async fn prepare_foreign(&self, parts: ForeignParts, schema: Schema) -> Result<()> {
+        self.make_foreign(parts, schema).await
+    }
+
+    async fn is_foreign_waiting(&self) -> Result<bool> {
+        Ok(self.has_foreign().await? && self.would_take_in().await?)
+    }
+
+    async fn foreign_parked(&self, most: usize) -> Result<Vec<ForeignParked>> {
+        self.parked_foreign(most).await
     }
 }
 
@@ -129,6 +151,8 @@ struct SqliteLeader {
     removed: Vec<Mark>,
     /// The position of the last row that was handed out.
     taken: i64,
+    /// Whether other programs have a table here: looked at when the leadership begins, and with each renewal.
+    has_foreign: bool,
     next_due: Option<Timestamp>,
 }
 
@@ -157,6 +181,27 @@ impl SqliteLeader {
             self.removed.push(mark);
         }
         barrier::reach("relay.after-remove");
+        Ok(())
+    }
+
+    /// Takes in what other programs wrote, if anything waits.
+    async fn take_in(&mut self, limit: RoundLimit) -> Result<()> {
+        if !self.has_foreign || !self.database.would_take_in().await? {
+            return Ok(());
+        }
+        let work = async |connection: &mut SqliteConnection| {
+            self.check_epoch(connection).await?;
+            let generations = generations::read(connection).await?;
+            let apart = foreign::take_in(connection, &generations, limit, self.database.mutation).await?;
+            barrier::reach("foreign.before-take-in");
+            Ok(apart)
+        };
+        let apart = self.database.write(&self.database.writer, work).await?;
+        barrier::reach("foreign.after-take-in");
+        if !apart.is_empty() {
+            let remove = async |connection: &mut SqliteConnection| foreign::remove(connection, &apart).await;
+            self.database.write(&self.database.writer, remove).await?;
+        }
         Ok(())
     }
 
@@ -259,6 +304,7 @@ impl Leader for SqliteLeader {
 
     async fn round(&mut self, done: &[Mark], limit: RoundLimit) -> Result<Vec<OutboxRow>> {
         self.remove(done).await?;
+        self.take_in(limit).await?;
         let rows = self.next(limit).await?;
         if !rows.is_empty() {
             barrier::reach("relay.after-numbering");
@@ -295,7 +341,9 @@ impl Leader for SqliteLeader {
     async fn renew(&mut self) -> Result<()> {
         let sql = "UPDATE tombolo_leader SET until_ms = CAST(unixepoch('subsec') * 1000 AS INTEGER) + ?1
                    WHERE epoch = coalesce(?2, epoch) AND halt IS NULL";
-        self.update(sql, millis(self.lease)).await
+        self.update(sql, millis(self.lease)).await?;
+        self.has_foreign = self.database.has_foreign().await?;
+        Ok(())
     }
 
     async fn resign(mut self: Box<Self>, done: &[Mark]) -> Result<()> {
