@@ -12,49 +12,18 @@
 //! Invariant: a row is taken in whole or stays whole; of a key nothing is taken in behind a row that is parked.
 
 use std::collections::BTreeSet;
-use std::pin::Pin;
 
 use bytes::Bytes;
-use futures_util::Stream;
 use jiff::Timestamp;
 use serde_json::value::RawValue;
 use tombolo_event::envelope::{EVENT_BYTES_MAX, JSON};
 use tombolo_event::{Envelope, EventId, KeyHash};
 
+use crate::ForeignParked;
 use crate::outgoing::Row;
 
-/// The stripes of locks that the keys of foreign rows fall into. They are not those of [`crate::port::STRIPES`]: a trigger cannot
-/// reckon the hash of a key as this program does, and locks that two sides reckon differently would order nothing.
-pub const FOREIGN_STRIPES: u32 = 256;
 /// The most bytes of the reason for which a row is parked.
-pub const REASON_BYTES_MAX: usize = 1_000;
-
-/// What other programs find in the database, beside Tombolo's own tables.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ForeignParts {
-    /// The table in which they publish, with its trigger.
-    pub outbox: bool,
-    /// That trigger wakes the relay by NOTIFY, where there is such a thing.
-    pub notify: bool,
-    /// The procedure with which they apply an event and move the cursor in one transaction.
-    pub inbox: bool,
-}
-
-/// A hint that rows may wait. None is lost for good: whoever listens looks by itself, too.
-pub type HintStream = Pin<Box<dyn Stream<Item = ()> + Send>>;
-
-/// A foreign row that no bus will ever take.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ForeignParked {
-    /// Its place in the foreign outbox.
-    pub position: i64,
-    /// Its key, behind which that key's later rows wait.
-    pub key: String,
-    /// Its type, as it was written.
-    pub event_type: String,
-    /// Why it is parked.
-    pub reason: String,
-}
+const REASON_BYTES_MAX: usize = 1_000;
 
 /// A row as another program wrote it. What could not be read is missing.
 #[derive(Debug, Clone, Default)]

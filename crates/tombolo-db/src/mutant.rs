@@ -45,6 +45,8 @@ pub enum Mutant {
     ForeignRemovedApart,
     /// A row that no bus will take is passed over, and its key flows on.
     ForeignSteppedOver,
+    /// The procedure of other programs moves the cursor from wherever it is.
+    ForeignAppliesTwice,
     /// What became due is removed from where it was kept in a transaction of its own, after the one that moved it.
     LaterRemovedApart,
 }

@@ -22,6 +22,7 @@
 pub mod parked;
 pub mod leases;
 pub mod requests;
+pub mod foreign;
 
 use std::time::Duration;
 
@@ -32,13 +33,12 @@ use tombolo_event::operator::Outcome;
 use tombolo_event::{Cursor, Event, EventId, Generations, Incarnation, Position, ServiceName};
 use uuid::Uuid;
 
+pub use foreign::{ForeignParked, ForeignParts, HintStream};
 pub use leases::{Claimed, Holder, Leases, Share, Standing};
 pub use parked::{ParkedCount, ParkedEvent, ParkedFilter, ParkedHead, Parking, Tries};
 pub use requests::Requests;
 
-use crate::{
-    EffectCall, Effects, ForeignParked, ForeignParts, Goal, HintStream, Outgoing, Publisher, Result, Views,
-};
+use crate::{EffectCall, Effects, Goal, Outgoing, Publisher, Result, Views};
 
 pub mod recovery;
 

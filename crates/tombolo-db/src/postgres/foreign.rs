@@ -15,8 +15,9 @@ use sqlx::postgres::{PgConnection, PgListener, PgRow};
 use sqlx::{AssertSqlSafe, Row};
 
 use super::{Postgres, SCHEMA, lock_class, unsigned};
-use crate::foreign::{FOREIGN_STRIPES, Judged, Written, judge, tell};
+use crate::foreign::{Judged, Written, judge, tell};
 use crate::mutant::Mutant;
+use crate::port::foreign::FOREIGN_STRIPES;
 use crate::{Depth, Error, ForeignParked, ForeignParts, HintStream, Kind, Result, RoundLimit, Schema};
 use futures_util::StreamExt;
 use tombolo_event::envelope::EVENT_BYTES_MAX;
@@ -96,14 +97,14 @@ END $$;
 
 /// The oldest rows that are not parked, nor behind one that is, within a limit. What is too large is not read.
 const NEXT: &str = "
-    WITH some AS (
+    WITH oldest AS (
         SELECT position, least(coalesce(octet_length(data), octet_length(data_binary), 0), $3) AS size
         FROM tombolo.events AS e
         WHERE parked IS NULL AND position > $4 AND NOT EXISTS (
             SELECT 1 FROM tombolo.events AS p WHERE p.parked IS NOT NULL AND p.event_key = e.event_key)
         ORDER BY position LIMIT $1
     ), next AS (
-        SELECT position, row_number() OVER w AS nth, sum(size) OVER w AS total FROM some WINDOW w AS (ORDER BY position)
+        SELECT position, row_number() OVER w AS nth, sum(size) OVER w AS total FROM oldest WINDOW w AS (ORDER BY position)
     )
     SELECT e.position, e.id::text, e.event_type, e.event_key, e.content_type,
            CASE WHEN isfinite(e.event_time) THEN (extract(epoch FROM e.event_time) * 1000000)::bigint END,
@@ -147,6 +148,9 @@ impl Postgres {
             let mut sql = foreign_sql(&self.schema, parts);
             if self.mutation.is(Mutant::ForeignPositionByDefault) {
                 sql = by_default(&sql);
+            }
+            if self.mutation.is(Mutant::ForeignAppliesTwice) {
+                sql = sql.replace("AND c.sequence = $4 - 1", "");
             }
             sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *transaction).await?;
             transaction.commit().await?;

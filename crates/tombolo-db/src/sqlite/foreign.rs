@@ -104,7 +104,13 @@ impl Sqlite {
         }
         if schema == Schema::Apply {
             let make = async |connection: &mut SqliteConnection| {
-                sqlx::raw_sql(AssertSqlSafe(foreign_sql(parts))).execute(connection).await?;
+                let mut sql = foreign_sql(parts);
+                if self.mutation.is(Mutant::ForeignAppliesTwice) {
+                    sql = sql
+                        .replace("sequence >= NEW.sequence", "0")
+                        .replace("sequence = NEW.sequence - 1", "1");
+                }
+                sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await?;
                 Ok(())
             };
             self.write(&self.writer, make).await?;

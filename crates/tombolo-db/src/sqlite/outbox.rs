@@ -199,6 +199,8 @@ impl SqliteLeader {
         let apart = self.database.write(&self.database.writer, work).await?;
         barrier::reach("foreign.after-take-in");
         if !apart.is_empty() {
+            // Whoever ends the task at the barrier ends it here.
+            tokio::task::yield_now().await;
             let remove = async |connection: &mut SqliteConnection| foreign::remove(connection, &apart).await;
             self.database.write(&self.database.writer, remove).await?;
         }
