@@ -229,9 +229,10 @@ pub trait Outbox: Recovery {
         ))
     }
 
-    /// Whether rows of other programs wait that the leader would take in; `false` if there is no table for them.
-    async fn is_foreign_waiting(&self) -> Result<bool> {
-        Ok(false)
+    /// The position of the first row of other programs that the leader would take in; none if none waits, or there is no table
+    /// for them.
+    async fn foreign_waiting(&self) -> Result<Option<i64>> {
+        Ok(None)
     }
 
     /// Hints that such rows may wait, where the database gives them.

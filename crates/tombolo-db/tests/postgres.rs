@@ -285,6 +285,6 @@ async fn a_program_needs_no_right_but_to_insert() {
     let mut connection = prepared.database.pool().acquire().await.unwrap();
     sqlx::raw_sql(AssertSqlSafe(try_it)).execute(&mut *connection).await.unwrap();
     drop(connection);
-    assert!(prepared.database.is_foreign_waiting().await.unwrap());
+    assert!(prepared.database.foreign_waiting().await.unwrap().is_some());
     prepared.remove().await;
 }

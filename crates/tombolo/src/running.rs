@@ -32,6 +32,7 @@ use crate::question::ask::Asker;
 use crate::question::inbox::Inbox;
 use crate::recovery::Recovery;
 use crate::relay::Relay;
+use crate::relay::foreign::Watch;
 use crate::settings::Lease;
 use crate::sharing::Sharing;
 use crate::status::Board;
@@ -168,6 +169,9 @@ async fn prepare<D: Database>(service: &mut Service<D>, settings: &Settings) -> 
     let descriptor = service.describe()?;
     let owner = Owner { service: descriptor.service.clone(), partitions: descriptor.partitions };
     service.database.prepare(&owner, settings.schema).await?;
+    if let Some(foreign) = service.foreign {
+        service.database.prepare_foreign(foreign, settings.schema).await?;
+    }
     if let Some(setup) = service.setup.take() {
         setup(service.database.clone()).await?;
     }
@@ -275,8 +279,11 @@ impl Starting {
         let mut tasks = Tasks::new(self.life.clone());
         let Prepared { descriptor, builds, .. } = prepared;
         let app = self.app(&mut service, &builds);
-        if !descriptor.publishes.is_empty() {
+        if app.recovery().is_relayed() {
             tasks.spawn(self.relay(&service.database, app.recovery()).run());
+        }
+        if let Some(foreign) = service.foreign {
+            tasks.spawn(self.watch(&service.database, foreign.notify).run());
         }
         let states = Arc::new(service.take_states());
         for subscription in std::mem::take(&mut service.subscriptions) {
@@ -350,6 +357,7 @@ impl Starting {
                 Arc::new(service.database.clone()),
                 Arc::clone(&self.bus),
                 self.publisher.clone(),
+                !self.publisher.declared.is_empty() || service.foreign.is_some(),
                 self.holder,
             )),
             builds: Arc::clone(builds),
@@ -370,6 +378,16 @@ impl Starting {
             board: Arc::clone(&self.board),
             clock: self.clock.clone(),
             lease: self.lease,
+            stop: self.stop.clone(),
+        }
+    }
+
+    fn watch<D: Database>(&self, database: &D, hears: bool) -> Watch {
+        Watch {
+            service: self.publisher.service.to_string(),
+            outbox: Arc::new(database.clone()),
+            woken: Arc::clone(&self.woken),
+            hears,
             stop: self.stop.clone(),
         }
     }

@@ -80,14 +80,14 @@ async fn foreign_rows_commit_with_their_state_and_say_what_they_say<F: Fixture>(
     undone.count("a").await;
     undone.publish(&row("a", 1)).await.expect("it is inserted");
     undone.end(Own::RolledBack).await;
-    assert!(!ready.database.is_foreign_waiting().await.expect("a look works"));
+    assert!(ready.database.foreign_waiting().await.expect("a look works").is_none());
     let id = Uuid::now_v7();
     let mut tx = begin(&ready).await;
     tx.count("a").await;
     tx.publish(&ForeignRow { id: Some(id), ..row("a", 7) }).await.expect("it is inserted");
     tx.publish(&row("b", 8)).await.expect("it is inserted");
     tx.end(Own::Committed).await;
-    assert!(ready.database.is_foreign_waiting().await.expect("a look works"));
+    assert!(ready.database.foreign_waiting().await.expect("a look works").is_some());
     let depth = ready.depth().await;
     assert_eq!((depth.rows, depth.parked_rows, ready.read("a").await), (2, 0, Some(1)));
     assert!(depth.bytes > 0 && depth.oldest.is_some());
@@ -102,7 +102,7 @@ async fn foreign_rows_commit_with_their_state_and_say_what_they_say<F: Fixture>(
         assert!((-5..300).contains(&age), "its time is {}", envelope.time);
     }
     assert_eq!(ready.depth().await, Depth::default());
-    assert!(!ready.database.is_foreign_waiting().await.expect("a look works"));
+    assert!(ready.database.foreign_waiting().await.expect("a look works").is_none());
 }
 
 /// Each transaction takes the next value of one of few keys, which orders the commits of that key, and a relay drains all the while.
@@ -243,7 +243,7 @@ async fn a_replaced_leader_takes_no_foreign_row_in<F: Fixture>(stage: Stage<F>) 
     // Taking in a first time, it would see that there is something, or numbers that were not handed out.
     let error = old.round(&[], RoundLimit::default()).await.expect_err("it was replaced");
     assert_eq!(error.kind(), Kind::Fenced, "{error}");
-    assert!(ready.database.is_foreign_waiting().await.expect("a look works"));
+    assert!(ready.database.foreign_waiting().await.expect("a look works").is_some());
     assert_eq!(values(&ready.drain(&mut *new).await), [1]);
 }
 
@@ -264,7 +264,7 @@ async fn what_no_bus_takes_is_parked_with_its_key_and_takes_no_number<F: Fixture
     let depth = ready.depth().await;
     assert_eq!((depth.rows, depth.parked_rows), (5, 2));
     // Nobody has anything to do before somebody mends them: a poll would go on for ever.
-    assert!(!ready.database.is_foreign_waiting().await.expect("a look works"));
+    assert!(ready.database.foreign_waiting().await.expect("a look works").is_none());
 }
 
 async fn a_parked_foreign_row_goes_on_once_it_is_mended<F: Fixture>(stage: Stage<F>) {
@@ -320,7 +320,7 @@ async fn a_foreign_row_that_is_on_the_bus_is_dropped<F: Fixture>(stage: Stage<F>
 async fn a_table_for_foreign_rows_is_noticed_while_somebody_leads<F: Fixture>(stage: Stage<F>) {
     let ready = stage.prepared(1).await;
     let mut leader = ready.lead(Uuid::now_v7()).await;
-    assert!(!ready.database.is_foreign_waiting().await.expect("a look works"));
+    assert!(ready.database.foreign_waiting().await.expect("a look works").is_none());
     ready.database.prepare_foreign(OUTBOX, Schema::Apply).await.expect("it is made");
     commit(&ready, &[row("a", 1)]).await;
     leader.renew().await.expect("it leads");

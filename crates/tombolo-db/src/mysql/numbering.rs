@@ -95,7 +95,7 @@ impl MysqlLeader {
         ));
         let row = row.fetch_one(&self.database.pool).await?;
         self.look(&row)?;
-        Ok(row.try_get(2)? || (self.has_foreign && self.database.would_take_in().await?))
+        Ok(row.try_get(2)? || (self.has_foreign && self.database.first_foreign().await?.is_some()))
     }
 
     /// Begins a transaction that holds the leader's row, cut off before the lease ends if it stands still.

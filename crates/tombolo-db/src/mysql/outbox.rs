@@ -87,8 +87,8 @@ impl Outbox for Mysql {
         self.make_foreign(parts, schema).await
     }
 
-    async fn is_foreign_waiting(&self) -> Result<bool> {
-        Ok(self.has_foreign().await? && self.would_take_in().await?)
+    async fn foreign_waiting(&self) -> Result<Option<i64>> {
+        if self.has_foreign().await? { self.first_foreign().await } else { Ok(None) }
     }
 
     async fn foreign_parked(&self, most: usize) -> Result<Vec<ForeignParked>> {

@@ -189,13 +189,14 @@ impl Postgres {
         Ok(found.fetch_one(&self.pool).await?)
     }
 
-    /// Whether the leader would take anything in.
-    pub(super) async fn would_take_in(&self) -> Result<bool> {
+    /// The position of the first row that the leader would take in.
+    pub(super) async fn first_foreign(&self) -> Result<Option<i64>> {
         let found = sqlx::query_scalar(self.sql(
-            "SELECT EXISTS (SELECT 1 FROM tombolo.events AS e WHERE parked IS NULL AND NOT EXISTS (
-                 SELECT 1 FROM tombolo.events AS p WHERE p.parked IS NOT NULL AND p.event_key = e.event_key))",
+            "SELECT position FROM tombolo.events AS e WHERE parked IS NULL AND NOT EXISTS (
+                 SELECT 1 FROM tombolo.events AS p WHERE p.parked IS NOT NULL AND p.event_key = e.event_key)
+             ORDER BY position LIMIT 1",
         ));
-        Ok(found.fetch_one(&self.pool).await?)
+        Ok(found.fetch_optional(&self.pool).await?)
     }
 
     /// Takes in what other programs wrote, above a position that is none but for a mutant. Returns what is parked from now on, and

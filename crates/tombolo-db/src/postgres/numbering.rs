@@ -113,7 +113,7 @@ impl PostgresLeader {
         let row = row.fetch_one(&self.database.pool).await?;
         self.compare(unsigned(row.try_get(0)?))?;
         self.next_due = row.try_get::<Option<i64>, _>(2)?.map(due_time);
-        Ok(row.try_get(1)? || (self.has_foreign && self.database.would_take_in().await?))
+        Ok(row.try_get(1)? || (self.has_foreign && self.database.first_foreign().await?.is_some()))
     }
 
     /// Begins a transaction that holds the leader's row, synced when it commits and cut off before the lease ends.

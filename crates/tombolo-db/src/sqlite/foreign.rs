@@ -140,13 +140,14 @@ impl Sqlite {
         self.has("tombolo_events").await
     }
 
-    /// Whether the leader would take anything in.
-    pub(super) async fn would_take_in(&self) -> Result<bool> {
+    /// The position of the first row that the leader would take in.
+    pub(super) async fn first_foreign(&self) -> Result<Option<i64>> {
         let found = sqlx::query_scalar(
-            "SELECT EXISTS (SELECT 1 FROM tombolo_events AS e WHERE parked IS NULL AND NOT EXISTS (
-                 SELECT 1 FROM tombolo_events AS p WHERE p.parked IS NOT NULL AND p.event_key = e.event_key))",
+            "SELECT position FROM tombolo_events AS e WHERE parked IS NULL AND NOT EXISTS (
+                 SELECT 1 FROM tombolo_events AS p WHERE p.parked IS NOT NULL AND p.event_key = e.event_key)
+             ORDER BY position LIMIT 1",
         );
-        Ok(found.fetch_one(&self.pool).await?)
+        Ok(found.fetch_optional(&self.pool).await?)
     }
 
     /// Adds what waits in the foreign outbox.

@@ -98,8 +98,8 @@ impl Outbox for Sqlite {
         self.make_foreign(parts, schema).await
     }
 
-    async fn is_foreign_waiting(&self) -> Result<bool> {
-        Ok(self.has_foreign().await? && self.would_take_in().await?)
+    async fn foreign_waiting(&self) -> Result<Option<i64>> {
+        if self.has_foreign().await? { self.first_foreign().await } else { Ok(None) }
     }
 
     async fn foreign_parked(&self, most: usize) -> Result<Vec<ForeignParked>> {
@@ -186,7 +186,7 @@ impl SqliteLeader {
 
     /// Takes in what other programs wrote, if anything waits.
     async fn take_in(&mut self, limit: RoundLimit) -> Result<()> {
-        if !self.has_foreign || !self.database.would_take_in().await? {
+        if !self.has_foreign || self.database.first_foreign().await?.is_none() {
             return Ok(());
         }
         let work = async |connection: &mut SqliteConnection| {
