@@ -272,7 +272,11 @@ impl Relay {
             relay.later_rows = depth.later_rows;
             relay.next_due = depth.next_due;
             relay.parked_rows = depth.parked_rows;
-            relay.state = if depth.rows == 0 { "idle".into() } else { "moving".into() };
+            relay.state = match (depth.rows, depth.parked_rows) {
+                (0, _) => "idle".into(),
+                (_, 0) => "moving".into(),
+                (_, parked) => format!("moving; {parked} rows of other programs are parked"),
+            };
         });
         Ok(depth)
     }

@@ -8,5 +8,6 @@ mod elsewhere;
 mod topics;
 mod archive;
 mod schema;
+mod foreign;
 mod new;
 mod doctor;

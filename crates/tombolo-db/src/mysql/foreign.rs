@@ -10,6 +10,8 @@
 //! Invariant: of one key, whatever is seen of the foreign outbox is in the order of commits, and nothing that is not seen yet
 //! comes before it: its stripe is locked until the commit.
 
+use std::sync::atomic::Ordering;
+
 use jiff::Timestamp;
 use sqlx::mysql::{MySqlConnection, MySqlRow};
 use sqlx::{AssertSqlSafe, Executor, Row};
@@ -190,7 +192,12 @@ impl Mysql {
 
     /// Whether other programs have a table here.
     pub(super) async fn has_foreign(&self) -> Result<bool> {
-        self.has_foreign_on(&mut *self.pool.acquire().await?).await
+        if self.has_foreign.load(Ordering::Relaxed) {
+            return Ok(true);
+        }
+        let found = self.has_foreign_on(&mut *self.pool.acquire().await?).await?;
+        self.has_foreign.store(found, Ordering::Relaxed);
+        Ok(found)
     }
 
     async fn has_foreign_on(&self, connection: &mut MySqlConnection) -> Result<bool> {

@@ -10,17 +10,20 @@
 //! Invariant: of one key, whatever is seen of the foreign outbox is in the order of commits, and nothing that is not seen yet
 //! comes before it: its stripe is locked until the commit.
 
+use std::sync::atomic::Ordering;
+
+use futures_util::StreamExt;
 use jiff::Timestamp;
 use sqlx::postgres::{PgConnection, PgListener, PgRow};
 use sqlx::{AssertSqlSafe, Row};
+use tombolo_event::Generations;
+use tombolo_event::envelope::EVENT_BYTES_MAX;
 
 use super::{Postgres, SCHEMA, lock_class, unsigned};
 use crate::foreign::{Judged, Written, judge, tell};
 use crate::mutant::Mutant;
 use crate::port::foreign::FOREIGN_STRIPES;
 use crate::{Depth, Error, ForeignParked, ForeignParts, HintStream, Kind, Result, RoundLimit, Schema};
-use futures_util::StreamExt;
-use tombolo_event::envelope::EVENT_BYTES_MAX;
 
 /// The foreign outbox. `CLASS` stands for the class of its locks.
 const OUTBOX: &str = "
@@ -185,8 +188,13 @@ impl Postgres {
 
     /// Whether other programs have a table here.
     pub(super) async fn has_foreign(&self) -> Result<bool> {
+        if self.has_foreign.load(Ordering::Relaxed) {
+            return Ok(true);
+        }
         let found = sqlx::query_scalar(self.sql("SELECT to_regclass('tombolo.events') IS NOT NULL"));
-        Ok(found.fetch_one(&self.pool).await?)
+        let found = found.fetch_one(&self.pool).await?;
+        self.has_foreign.store(found, Ordering::Relaxed);
+        Ok(found)
     }
 
     /// The position of the first row that the leader would take in.
@@ -204,7 +212,7 @@ impl Postgres {
     pub(super) async fn take_in(
         &self,
         connection: &mut PgConnection,
-        generations: &tombolo_event::Generations,
+        generations: &Generations,
         limit: RoundLimit,
         above: i64,
     ) -> Result<Judged> {

@@ -31,6 +31,7 @@ mod parked;
 use std::borrow::Cow;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -65,6 +66,8 @@ pub struct Postgres {
     /// The class of the advisory locks, so that two services in one database do not share stripes.
     lock_class: i32,
     idle_max: Duration,
+    /// Whether other programs were seen to have a table here; once they have one, they keep it.
+    has_foreign: Arc<AtomicBool>,
     mutation: Mutation,
 }
 
@@ -92,6 +95,7 @@ impl Postgres {
             schema: SCHEMA.into(),
             lock_class: lock_class(SCHEMA),
             idle_max: IDLE_IN_TRANSACTION_MAX,
+            has_foreign: Arc::default(),
             mutation: Mutation::default(),
         }
     }

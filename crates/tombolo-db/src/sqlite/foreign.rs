@@ -9,6 +9,8 @@
 //!
 //! Invariant: positions are in the order of commits, and so are the numbers that rows get when they are taken in.
 
+use std::sync::atomic::Ordering;
+
 use jiff::Timestamp;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{AssertSqlSafe, Row};
@@ -137,7 +139,12 @@ impl Sqlite {
 
     /// Whether other programs have a table here.
     pub(super) async fn has_foreign(&self) -> Result<bool> {
-        self.has("tombolo_events").await
+        if self.has_foreign.load(Ordering::Relaxed) {
+            return Ok(true);
+        }
+        let found = self.has("tombolo_events").await?;
+        self.has_foreign.store(found, Ordering::Relaxed);
+        Ok(found)
     }
 
     /// The position of the first row that the leader would take in.
