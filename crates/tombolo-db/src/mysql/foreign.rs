@@ -157,6 +157,9 @@ impl Mysql {
     /// A trigger or a procedure that is there is left as it is.
     async fn make_once(&self, connection: &mut MySqlConnection, text: &str) -> Result<()> {
         let mut text = made(text, &self.prefix);
+        if self.mutation.is(Mutant::NoKeyLock) {
+            text = text.replace(" FOR UPDATE", "");
+        }
         if self.mutation.is(Mutant::ForeignAppliesTwice) {
             text = text.replace("AND sequence = in_sequence - 1", "");
         }

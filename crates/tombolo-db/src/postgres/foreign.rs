@@ -152,6 +152,9 @@ impl Postgres {
             if self.mutation.is(Mutant::ForeignPositionByDefault) {
                 sql = by_default(&sql);
             }
+            if self.mutation.is(Mutant::NoKeyLock) {
+                sql = sql.replace("PERFORM pg_advisory_xact_lock", "-- no lock: ");
+            }
             if self.mutation.is(Mutant::ForeignAppliesTwice) {
                 sql = sql.replace("AND c.sequence = $4 - 1", "");
             }

@@ -27,6 +27,7 @@ const FAULTS: &[(Mutant, &str)] = &[
     (Mutant::CompletionApart, "an_undone_transaction_completes_nothing"),
     (Mutant::SwitchUncompared, "a_switch_waits_for_the_cursors_of_the_live_build"),
     (Mutant::NaiveOutboxCursor, "a_foreign_row_that_commits_late_is_not_skipped"),
+    (Mutant::NoKeyLock, "a_foreign_key_is_locked_until_the_commit"),
     (Mutant::NoFencing, "a_replaced_leader_takes_no_foreign_row_in"),
     (Mutant::ForeignRemovedApart, "a_crash_while_foreign_rows_are_taken_in_neither_loses_nor_doubles"),
     (Mutant::ForeignSteppedOver, "what_no_bus_takes_is_parked_with_its_key_and_takes_no_number"),
