@@ -37,7 +37,7 @@ pub(super) struct MysqlLeader {
     is_backlog: bool,
     /// The highest position seen; used by nothing but a mutant.
     highest: i64,
-    /// Whether other programs have a table here: looked at when the leadership begins, and with each renewal.
+    /// Whether other programs have a table here: looked at when the leadership begins, and whenever nothing else is to do.
     has_foreign: bool,
     /// As `highest`, of theirs.
     highest_foreign: i64,
@@ -90,11 +90,14 @@ impl MysqlLeader {
     async fn is_waiting(&mut self) -> Result<bool> {
         let row = sqlx::query(self.database.sql(
             "SELECT CASE WHEN halt IS NULL THEN epoch ELSE 0 END, (SELECT MIN(due_us) FROM tombolo_later),
-                    EXISTS (SELECT 1 FROM tombolo_outbox WHERE sequence IS NULL)
+                    EXISTS (SELECT 1 FROM tombolo_outbox WHERE sequence IS NULL),
+                    EXISTS (SELECT 1 FROM information_schema.tables
+                            WHERE table_schema = DATABASE() AND table_name = 'tombolo_events')
              FROM tombolo_leader",
         ));
         let row = row.fetch_one(&self.database.pool).await?;
         self.look(&row)?;
+        self.has_foreign = row.try_get(3)?;
         Ok(row.try_get(2)? || (self.has_foreign && self.database.first_foreign().await?.is_some()))
     }
 
@@ -423,7 +426,6 @@ impl Leader for MysqlLeader {
             // Says why.
             return Ok(self.begin().await?.rollback().await?);
         }
-        self.has_foreign = self.database.has_foreign().await?;
         Ok(())
     }
 

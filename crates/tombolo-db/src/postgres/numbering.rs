@@ -37,7 +37,7 @@ pub(super) struct PostgresLeader {
     is_backlog: bool,
     /// The highest position seen; used by nothing but a mutant.
     highest: i64,
-    /// Whether other programs have a table here: looked at when the leadership begins, and with each renewal.
+    /// Whether other programs have a table here: looked at when the leadership begins, and whenever nothing else is to do.
     has_foreign: bool,
     /// As `highest`, of theirs.
     highest_foreign: i64,
@@ -107,12 +107,13 @@ impl PostgresLeader {
         let row = sqlx::query(self.database.sql(
             "SELECT CASE WHEN halt IS NULL THEN epoch ELSE 0 END,
                     EXISTS (SELECT 1 FROM tombolo.outbox WHERE sequence IS NULL),
-                    (SELECT min(due_us) FROM tombolo.later)
+                    (SELECT min(due_us) FROM tombolo.later), to_regclass('tombolo.events') IS NOT NULL
              FROM tombolo.leader",
         ));
         let row = row.fetch_one(&self.database.pool).await?;
         self.compare(unsigned(row.try_get(0)?))?;
         self.next_due = row.try_get::<Option<i64>, _>(2)?.map(due_time);
+        self.has_foreign = row.try_get(3)?;
         Ok(row.try_get(1)? || (self.has_foreign && self.database.first_foreign().await?.is_some()))
     }
 
@@ -347,7 +348,6 @@ impl Leader for PostgresLeader {
             // Says why.
             return self.begin().await.map(drop);
         }
-        self.has_foreign = self.database.has_foreign().await?;
         Ok(())
     }
 

@@ -151,7 +151,7 @@ struct SqliteLeader {
     removed: Vec<Mark>,
     /// The position of the last row that was handed out.
     taken: i64,
-    /// Whether other programs have a table here: looked at when the leadership begins, and with each renewal.
+    /// Whether other programs have a table here: looked at when the leadership begins, and with each round.
     has_foreign: bool,
     next_due: Option<Timestamp>,
 }
@@ -224,7 +224,8 @@ impl SqliteLeader {
         let query = sqlx::query(
             "SELECT CASE WHEN l.halt IS NULL THEN l.epoch ELSE 0 END,
                     o.position, o.partition, o.sequence, o.id, o.event_type, o.bytes,
-                    (SELECT min(due_us) FROM tombolo_later)
+                    (SELECT min(due_us) FROM tombolo_later),
+                    EXISTS (SELECT 1 FROM sqlite_schema WHERE name = 'tombolo_events')
              FROM tombolo_leader AS l LEFT JOIN tombolo_outbox AS o ON o.position > ?
              ORDER BY o.position LIMIT ?",
         );
@@ -234,6 +235,7 @@ impl SqliteLeader {
         while let Some(row) = found.try_next().await? {
             self.compare(unsigned(row.try_get(0)?))?;
             self.next_due = row.try_get::<Option<i64>, _>(7)?.map(due_time);
+            self.has_foreign = row.try_get(8)?;
             let Some(position) = row.try_get(1)? else { break };
             let next = outbox_row(&row)?;
             bytes += next.bytes.len();
@@ -307,7 +309,12 @@ impl Leader for SqliteLeader {
     async fn round(&mut self, done: &[Mark], limit: RoundLimit) -> Result<Vec<OutboxRow>> {
         self.remove(done).await?;
         self.take_in(limit).await?;
-        let rows = self.next(limit).await?;
+        let had_foreign = self.has_foreign;
+        let mut rows = self.next(limit).await?;
+        if self.has_foreign && !had_foreign && rows.is_empty() {
+            self.take_in(limit).await?;
+            rows = self.next(limit).await?;
+        }
         if !rows.is_empty() {
             barrier::reach("relay.after-numbering");
         }
@@ -343,9 +350,7 @@ impl Leader for SqliteLeader {
     async fn renew(&mut self) -> Result<()> {
         let sql = "UPDATE tombolo_leader SET until_ms = CAST(unixepoch('subsec') * 1000 AS INTEGER) + ?1
                    WHERE epoch = coalesce(?2, epoch) AND halt IS NULL";
-        self.update(sql, millis(self.lease)).await?;
-        self.has_foreign = self.database.has_foreign().await?;
-        Ok(())
+        self.update(sql, millis(self.lease)).await
     }
 
     async fn resign(mut self: Box<Self>, done: &[Mark]) -> Result<()> {
