@@ -1,6 +1,7 @@
 //! The command line. Invariant: what is written here is all that there is; every command is in `tombolo --help`.
 
 mod archive;
+mod foreign;
 mod parked;
 mod views;
 
@@ -12,6 +13,7 @@ use tombolo_event::ServiceName;
 
 use crate::output::Format;
 pub(crate) use archive::Archive;
+pub(crate) use foreign::{Begin, Deliver, Parts, Relay};
 pub(crate) use parked::{Asked, Discard, How, ParkedEvents, ParkedOf, Redrive, Reset, ShowParked, Skip};
 pub(crate) use views::{Compared, OfView, SwitchView, Views};
 
@@ -57,6 +59,10 @@ pub(crate) enum Command {
     Logs(Logs),
     /// Serve a bus over the log in a folder of this machine
     Bus(Bus),
+    /// Ship what programs in any language insert into a table of their service's own database
+    Relay(Relay),
+    /// Bring events to a program in any language, which applies them with a procedure of its own database
+    Deliver(Deliver),
     /// Copy topics to a bus that keeps them for ever, as they grow, and remove them where they were
     Archive(Archive),
     /// Look into the topics of a bus
@@ -130,7 +136,7 @@ pub(crate) enum Schema {
     /// Make them, or bring them up to date: only ever adds
     Apply(ApplySchema),
     /// Check that they are there and not older than this program, and the settings; changes no table
-    Check(OfDatabase),
+    Check(CheckSchema),
 }
 
 /// Which SQL is meant.
@@ -139,6 +145,8 @@ pub(crate) struct PrintSchema {
     /// The kind of the database
     #[arg(value_enum)]
     pub(crate) kind: DatabaseKind,
+    #[command(flatten)]
+    pub(crate) parts: Parts,
     /// The schema of the tables, on PostgreSQL
     #[arg(long, value_name = "NAME", default_value = SCHEMA_DEFAULT)]
     pub(crate) schema: String,
@@ -159,11 +167,22 @@ pub(crate) enum DatabaseKind {
     Documents,
 }
 
+/// Options of `schema check`.
+#[derive(Debug, Args)]
+pub(crate) struct CheckSchema {
+    #[command(flatten)]
+    pub(crate) database: OfDatabase,
+    #[command(flatten)]
+    pub(crate) parts: Parts,
+}
+
 /// Options of `schema apply`.
 #[derive(Debug, Args)]
 pub(crate) struct ApplySchema {
     #[command(flatten)]
     pub(crate) database: OfDatabase,
+    #[command(flatten)]
+    pub(crate) parts: Parts,
     /// The service that owns the database, for good
     #[arg(long, value_name = "NAME")]
     pub(crate) service: ServiceName,

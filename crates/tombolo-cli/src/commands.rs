@@ -4,6 +4,8 @@ pub(crate) mod dev;
 pub(crate) mod orders;
 pub(crate) mod logs;
 pub(crate) mod bus;
+pub(crate) mod relay;
+pub(crate) mod deliver;
 pub(crate) mod archive;
 pub(crate) mod topics;
 pub(crate) mod verify;

@@ -24,8 +24,8 @@ use clap::Parser;
 
 use crate::arguments::{Arguments, Command, New, ParkedEvents, Schema, Services, Subscriptions, Topics};
 use crate::commands::{
-    archive, bus, copying, dev, dividing, doctor, logs, moving, new, orders, parked, recover, schema,
-    services, subscriptions, topics, verify, views,
+    archive, bus, copying, deliver, dev, dividing, doctor, logs, moving, new, orders, parked, recover, relay,
+    schema, services, subscriptions, topics, verify, views,
 };
 use crate::error::{Context, Result};
 use crate::runner::control::Request;
@@ -42,11 +42,13 @@ fn main() -> ExitCode {
     }
 }
 
-/// Carries out a command, on one thread: the runner's processes are tied to the thread that started them. Only a
-/// bus and an archive have work for more.
+/// Carries out a command, on one thread: the runner's processes are tied to the thread that started them. Only
+/// what goes on has work for more.
 fn act(command: Command) -> Result<()> {
     let mut runtime = match command {
-        Command::Bus(_) | Command::Archive(_) => tokio::runtime::Builder::new_multi_thread(),
+        Command::Bus(_) | Command::Archive(_) | Command::Relay(_) | Command::Deliver(_) => {
+            tokio::runtime::Builder::new_multi_thread()
+        }
         _ => tokio::runtime::Builder::new_current_thread(),
     };
     let runtime = runtime.enable_all().build().context(|| "cannot start the runtime".into())?;
@@ -63,23 +65,18 @@ fn act(command: Command) -> Result<()> {
             Command::Down(arguments) => orders::down(arguments).await,
             Command::Logs(arguments) => logs::logs(arguments).await,
             Command::Bus(arguments) => bus::bus(arguments).await,
+            Command::Relay(arguments) => relay::relay(arguments).await,
+            Command::Deliver(arguments) => deliver::deliver(arguments).await,
             Command::Archive(arguments) => archive::archive(arguments).await,
-            Command::Topics(Topics::List(arguments)) => topics::list(arguments).await,
-            Command::Topics(Topics::Read(arguments)) => topics::read(arguments).await,
-            Command::Topics(Topics::Tail(arguments)) => topics::tail(arguments).await,
-            Command::Topics(Topics::Verify(arguments)) => verify::verify(arguments).await,
-            Command::Topics(Topics::Copy(arguments)) => copying::copy(arguments).await,
-            Command::Topics(Topics::Divide(arguments)) => dividing::divide(arguments).await,
+            Command::Topics(command) => on_topics(command).await,
             Command::Subscriptions(command) => on_subscriptions(command).await,
             Command::Parked(command) => on_parked(command).await,
             Command::Views(command) => views::views(command).await,
             Command::Services(Services::List(arguments)) => services::list(arguments).await,
             Command::Recover(arguments) => recover::recover(arguments).await,
-            Command::Schema(Schema::Print(arguments)) => schema::print(&arguments),
-            Command::Schema(Schema::Apply(arguments)) => schema::apply(arguments).await,
+            Command::Schema(command) => on_schema(command).await,
             Command::New(New::Service(arguments)) => new::service(&arguments),
             Command::Doctor(arguments) => doctor::doctor(arguments).await,
-            Command::Schema(Schema::Check(arguments)) => schema::check(arguments).await,
         }
     })
 }
@@ -100,5 +97,24 @@ async fn on_parked(command: ParkedEvents) -> Result<()> {
         ParkedEvents::Show(arguments) => parked::show_one(arguments).await,
         ParkedEvents::Redrive(arguments) => parked::redrive(arguments).await,
         ParkedEvents::Discard(arguments) => parked::discard(arguments).await,
+    }
+}
+
+async fn on_schema(command: Schema) -> Result<()> {
+    match command {
+        Schema::Print(arguments) => schema::print(&arguments),
+        Schema::Apply(arguments) => schema::apply(arguments).await,
+        Schema::Check(arguments) => schema::check(arguments).await,
+    }
+}
+
+async fn on_topics(command: Topics) -> Result<()> {
+    match command {
+        Topics::List(arguments) => topics::list(arguments).await,
+        Topics::Read(arguments) => topics::read(arguments).await,
+        Topics::Tail(arguments) => topics::tail(arguments).await,
+        Topics::Verify(arguments) => verify::verify(arguments).await,
+        Topics::Copy(arguments) => copying::copy(arguments).await,
+        Topics::Divide(arguments) => dividing::divide(arguments).await,
     }
 }

@@ -5,6 +5,8 @@
 //! the bus, and nothing here is an ORM: the user's SQL is the user's.
 
 pub mod outgoing;
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+mod foreign;
 pub mod port;
 pub mod effects;
 pub mod tables;
@@ -35,9 +37,10 @@ pub use effects::{CallState, EffectCall, Effects, LatestCall};
 pub use error::{Error, Kind};
 pub use outgoing::{Origin, Outgoing, Publisher};
 pub use port::{
-    Claim, Claimed, Committed, CursorState, Cursors, Database, Depth, Holder, Leader, Leases, Mark, Outbox,
-    OutboxRow, Owner, ParkedCount, ParkedEvent, ParkedFilter, ParkedHead, Parking, Recovery, Requests,
-    RoundLimit, Schema, Share, Standing, StartAt, Transaction, Tries,
+    Claim, Claimed, Committed, CursorState, Cursors, Database, Depth, ForeignParked, ForeignParts,
+    HintStream, Holder, Leader, Leases, Mark, Outbox, OutboxRow, Owner, ParkedCount, ParkedEvent,
+    ParkedFilter, ParkedHead, Parking, Recovery, Requests, RoundLimit, Schema, Share, Standing, StartAt,
+    Transaction, Tries,
 };
 pub use tables::Tables;
 pub use views::{

@@ -39,6 +39,14 @@ pub enum Mutant {
     NoHalt,
     /// After a restore, what is on the bus already is published once more.
     NoMemoryOfTheBus,
+    /// The position of a foreign row is a default of its column, given before the trigger has locked its key.
+    ForeignPositionByDefault,
+    /// What other programs wrote is removed from where it was in a transaction of its own, after the one that took it in.
+    ForeignRemovedApart,
+    /// A row that no bus will take is passed over, and its key flows on.
+    ForeignSteppedOver,
+    /// The procedure of other programs moves the cursor from wherever it is.
+    ForeignAppliesTwice,
     /// What became due is removed from where it was kept in a transaction of its own, after the one that moved it.
     LaterRemovedApart,
 }

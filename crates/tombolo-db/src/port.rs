@@ -22,6 +22,7 @@
 pub mod parked;
 pub mod leases;
 pub mod requests;
+pub mod foreign;
 
 use std::time::Duration;
 
@@ -32,6 +33,7 @@ use tombolo_event::operator::Outcome;
 use tombolo_event::{Cursor, Event, EventId, Generations, Incarnation, Position, ServiceName};
 use uuid::Uuid;
 
+pub use foreign::{ForeignParked, ForeignParts, HintStream};
 pub use leases::{Claimed, Holder, Leases, Share, Standing};
 pub use parked::{ParkedCount, ParkedEvent, ParkedFilter, ParkedHead, Parking, Tries};
 pub use requests::Requests;
@@ -208,6 +210,40 @@ pub trait Outbox: Recovery {
     /// later generation than they were meant for. A row that was removed meanwhile, or is
     /// not among the last [`NUMBERED_LOOK_BACK`] of its partition, is not found, and its position stays as it is.
     async fn complete(&self, positions: &mut [Position]) -> Result<()>;
+
+    /// Makes or checks what other programs find in the database: the table in which they publish, the procedure with which
+    /// they apply. Tombolo's own tables are there already.
+    ///
+    /// # Errors
+    /// `Schema` for what is missing, or for a database that has no such thing; `Unavailable`, `Database`.
+    async fn prepare_foreign(&self, parts: ForeignParts, _schema: Schema) -> Result<()> {
+        if parts == ForeignParts::default() {
+            return Ok(());
+        }
+        Err(crate::Error::new(
+            crate::Kind::Schema,
+            format!(
+                "a database of the kind {:?} has nothing that other programs could use: it has no SQL; expected PostgreSQL, MySQL, MariaDB or SQLite",
+                self.kind()
+            ),
+        ))
+    }
+
+    /// The position of the first row of other programs that the leader would take in; none if none waits, or there is no table
+    /// for them.
+    async fn foreign_waiting(&self) -> Result<Option<i64>> {
+        Ok(None)
+    }
+
+    /// Hints that such rows may wait, where the database gives them.
+    async fn foreign_hints(&self) -> Result<Option<HintStream>> {
+        Ok(None)
+    }
+
+    /// The rows of other programs that are parked, by position, at most so many.
+    async fn foreign_parked(&self, _most: usize) -> Result<Vec<ForeignParked>> {
+        Ok(Vec::new())
+    }
 }
 
 /// The elected relay of a service. What it has taken but not yet reported done is remembered in here; after any
@@ -240,6 +276,9 @@ pub trait Leader: Send + Sync {
     /// Removes the rows up to `done` (which the bus acknowledged), remembers the marks, numbers the next rows where the
     /// publishing transaction did not, and returns them: each partition's in sequence, none that was returned before.
     /// What it returns is on disk with its numbers.
+    ///
+    /// Before it numbers, it takes in what other programs wrote: in the order of its positions, in the same transaction, each row
+    /// gone from where it was when it is in the outbox. What no bus will ever take is parked, and its key's later rows wait.
     ///
     /// # Errors
     /// `Fenced` if somebody else leads.
@@ -323,6 +362,8 @@ pub struct Depth {
     pub later_bytes: u64,
     /// When the next of them is due.
     pub next_due: Option<Timestamp>,
+    /// Rows that other programs wrote and that no bus will take, without those that wait behind them.
+    pub parked_rows: u64,
 }
 
 /// A due time as the databases keep it, in microseconds since 1970: rounded up, so that nothing is moved too early.

@@ -189,3 +189,102 @@ fn an_odd_name_of_a_schema_is_refused() {
         assert_eq!(database.with_schema(odd).unwrap_err().kind(), Kind::Schema, "{odd}");
     }
 }
+
+/// The order in which the relay gives out two foreign rows of one key: the first is inserted early and waits, before the trigger
+/// runs, until the second is committed. So it commits after that one.
+#[cfg(feature = "mutants")]
+async fn order_of_two(database: &Postgres) -> Vec<String> {
+    use tombolo_db::ForeignParts;
+    let outbox = ForeignParts { outbox: true, ..ForeignParts::default() };
+    database.prepare_foreign(outbox, Schema::Apply).await.unwrap();
+    let pool = database.pool().clone();
+    let mut gate = pool.acquire().await.unwrap();
+    sqlx::query("SELECT pg_advisory_lock(7)").execute(&mut *gate).await.unwrap();
+    let early = tokio::spawn(async move {
+        // The value of the data is only there once the gate is open.
+        let insert = "INSERT INTO tombolo.events (event_type, event_key, data)
+            VALUES ('notes.noted.v1', 'a', (SELECT '\"early\"' FROM pg_advisory_xact_lock_shared(7)))";
+        sqlx::query(insert).execute(&pool).await.unwrap();
+    });
+    let waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    let mut look = tokio::time::interval(Duration::from_millis(5));
+    while sqlx::query_scalar::<_, i64>(waits).fetch_one(database.pool()).await.unwrap() == 0 {
+        look.tick().await;
+    }
+    let late =
+        "INSERT INTO tombolo.events (event_type, event_key, data) VALUES ('notes.noted.v1', 'a', '\"late\"')";
+    sqlx::query(late).execute(database.pool()).await.unwrap();
+    sqlx::query("SELECT pg_advisory_unlock(7)").execute(&mut *gate).await.unwrap();
+    early.await.unwrap();
+    let mut leader = database.lead(Uuid::now_v7(), Duration::from_secs(60)).await.unwrap().unwrap();
+    let rows = leader.round(&[], RoundLimit::default()).await.unwrap();
+    let text = |row: &tombolo_db::OutboxRow| {
+        let envelope = tombolo_event::Envelope::decode(row.bytes.clone()).unwrap();
+        String::from_utf8_lossy(&envelope.data).into_owned()
+    };
+    rows.iter().map(text).collect()
+}
+
+#[cfg(feature = "mutants")]
+#[tokio::test]
+async fn a_position_is_given_after_the_lock_and_a_default_of_the_column_is_caught() {
+    use tombolo_db::mutant::Mutant;
+    let Some(sound) = prepared().await else { return };
+    assert_eq!(order_of_two(&sound.database).await, ["\"late\"", "\"early\""], "the order of the commits");
+    sound.remove().await;
+    let Some(mut broken) = prepared().await else { return };
+    broken.database = broken.database.with_mutant(Mutant::ForeignPositionByDefault);
+    assert_eq!(
+        order_of_two(&broken.database).await,
+        ["\"early\"", "\"late\""],
+        "the fault is not one any more"
+    );
+    broken.remove().await;
+}
+
+#[tokio::test]
+async fn an_insert_is_heard_of_where_the_trigger_was_made_so() {
+    use futures_util::StreamExt;
+    use tombolo_db::ForeignParts;
+    let Some(prepared) = prepared().await else { return };
+    let database = &prepared.database;
+    let quiet = ForeignParts { outbox: true, ..ForeignParts::default() };
+    let notifying = ForeignParts { notify: true, ..quiet };
+    database.prepare_foreign(quiet, Schema::Apply).await.unwrap();
+    let error = database.prepare_foreign(notifying, Schema::Check).await.unwrap_err();
+    assert!(error.to_string().contains("--notify"), "{error}");
+    database.prepare_foreign(notifying, Schema::Apply).await.unwrap();
+    database.prepare_foreign(notifying, Schema::Check).await.unwrap();
+    let mut hints = database.foreign_hints().await.unwrap().unwrap();
+    let insert =
+        "INSERT INTO tombolo.events (event_type, event_key, data) VALUES ('notes.noted.v1', 'a', '1')";
+    sqlx::query(insert).execute(database.pool()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(10), hints.next()).await.unwrap().unwrap();
+    // Made again without it, nobody is notified any more.
+    database.prepare_foreign(quiet, Schema::Apply).await.unwrap();
+    assert!(database.prepare_foreign(notifying, Schema::Check).await.is_err());
+    drop(hints);
+    prepared.remove().await;
+}
+
+/// A program that may insert, and nothing else of Tombolo's, can publish.
+#[tokio::test]
+async fn a_program_needs_no_right_but_to_insert() {
+    use tombolo_db::ForeignParts;
+    let Some(prepared) = prepared().await else { return };
+    let outbox = ForeignParts { outbox: true, ..ForeignParts::default() };
+    prepared.database.prepare_foreign(outbox, Schema::Apply).await.unwrap();
+    let role = format!("writer_{}", Uuid::now_v7().simple());
+    let try_it = format!(
+        "CREATE ROLE {role}; GRANT USAGE ON SCHEMA tombolo TO {role}; GRANT INSERT ON tombolo.events TO {role};
+         SET ROLE {role};
+         INSERT INTO tombolo.events (event_type, event_key, data) VALUES ('notes.noted.v1', 'a', '1');
+         RESET ROLE; DROP OWNED BY {role}; DROP ROLE {role}"
+    );
+    let mut connection = prepared.database.pool().acquire().await.unwrap();
+    sqlx::raw_sql(AssertSqlSafe(try_it)).execute(&mut *connection).await.unwrap();
+    drop(connection);
+    assert!(prepared.database.foreign_waiting().await.unwrap().is_some());
+    prepared.remove().await;
+}

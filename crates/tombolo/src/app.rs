@@ -187,9 +187,9 @@ impl<D: Database> App<D> {
         Ok(self.0.asker.directory.services())
     }
 
-    /// Whether the service declared no type, and so has no topic.
+    /// Whether the service declared no type and ships nobody else's events, and so has no topic.
     pub(crate) fn publishes_nothing(&self) -> bool {
-        self.0.publisher.declared.is_empty()
+        !self.0.recovery.is_relayed()
     }
 
     /// What restores and clones are decided with.

@@ -40,6 +40,8 @@ pub struct Metrics {
     pub outbox_bytes: Gauge,
     /// The age of the oldest, in seconds.
     pub outbox_age: Gauge<f64, AtomicU64>,
+    /// Rows that other programs wrote and that no bus will take.
+    pub parked_rows: Gauge,
     /// Events that are kept for later.
     pub later_rows: Gauge,
     /// Their bytes.
@@ -100,6 +102,7 @@ impl Metrics {
             outbox_rows: Gauge::default(),
             outbox_bytes: Gauge::default(),
             outbox_age: Gauge::default(),
+            parked_rows: Gauge::default(),
             later_rows: Gauge::default(),
             later_bytes: Gauge::default(),
             later_due: Gauge::default(),
@@ -136,6 +139,8 @@ impl Metrics {
             Unit::Seconds,
             self.outbox_age.clone(),
         );
+        let what = "Rows that other programs wrote and that no bus will take";
+        r.register("outbox_parked_rows", what, self.parked_rows.clone());
         r.register("later_rows", "Events that are kept for later", self.later_rows.clone());
         r.register("later_depth", "Bytes that are kept for later", self.later_bytes.clone());
         r.register_with_unit(

@@ -36,6 +36,7 @@ pub(crate) struct Recovery {
     pub(crate) outbox: Arc<dyn Outbox>,
     pub(crate) bus: Arc<dyn Bus>,
     pub(crate) publisher: Publisher,
+    is_relayed: bool,
     /// Who this process is to the leases.
     pub(crate) holder: Uuid,
     /// Woken when a halt has ended.
@@ -72,11 +73,17 @@ impl Recovery {
         outbox: Arc<dyn Outbox>,
         bus: Arc<dyn Bus>,
         publisher: Publisher,
+        is_relayed: bool,
         holder: Uuid,
     ) -> Self {
         // Whoever publishes nothing has nothing to be compared.
-        let counts = watch::Sender::new(publisher.declared.is_empty());
-        Self { outbox, bus, publisher, holder, decided: Notify::new(), counts }
+        let counts = watch::Sender::new(!is_relayed);
+        Self { outbox, bus, publisher, is_relayed, holder, decided: Notify::new(), counts }
+    }
+
+    /// Whether the service has a topic: it publishes, or ships what other programs publish.
+    pub(crate) fn is_relayed(&self) -> bool {
+        self.is_relayed
     }
 
     /// Waits until the database is known to be the one that counts (`true`), or known not to be.
@@ -145,7 +152,7 @@ impl Recovery {
     /// The topic as it is on the bus; made if nobody has made it yet. Then it begins with the first generation, because rows may
     /// wait that have their numbers there.
     async fn topic(&self, standing: &Standing) -> Result<Topic> {
-        if self.publisher.declared.is_empty() {
+        if !self.is_relayed {
             let service = &self.publisher.service;
             return Err(Error::new(
                 Kind::Undecided,

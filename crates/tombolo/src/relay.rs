@@ -13,6 +13,7 @@
 mod lanes;
 mod later;
 mod dividing;
+pub(crate) mod foreign;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -262,6 +263,7 @@ impl Relay {
         self.metrics.outbox_age.set(age);
         self.metrics.later_rows.set(depth.later_rows as i64);
         self.metrics.later_bytes.set(depth.later_bytes as i64);
+        self.metrics.parked_rows.set(depth.parked_rows as i64);
         self.metrics.later_due.set(depth.next_due.map_or(0, Timestamp::as_second));
         self.board.relay(|relay| {
             relay.outbox_rows = depth.rows;
@@ -269,7 +271,12 @@ impl Relay {
             relay.oldest_seconds = age;
             relay.later_rows = depth.later_rows;
             relay.next_due = depth.next_due;
-            relay.state = if depth.rows == 0 { "idle".into() } else { "moving".into() };
+            relay.parked_rows = depth.parked_rows;
+            relay.state = match (depth.rows, depth.parked_rows) {
+                (0, _) => "idle".into(),
+                (_, 0) => "moving".into(),
+                (_, parked) => format!("moving; {parked} rows of other programs are parked"),
+            };
         });
         Ok(depth)
     }

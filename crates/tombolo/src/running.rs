@@ -35,6 +35,7 @@ use crate::question::ask::Asker;
 use crate::question::inbox::Inbox;
 use crate::recovery::Recovery;
 use crate::relay::Relay;
+use crate::relay::foreign::Watch;
 use crate::settings::Lease;
 use crate::sharing::Sharing;
 use crate::status::Board;
@@ -175,6 +176,9 @@ async fn prepare<D: Database>(service: &mut Service<D>, settings: &Settings) -> 
     let auth = service.auth.take().map(|auth| auth.open(&service.clock)).transpose()?;
     let owner = Owner { service: descriptor.service.clone(), partitions: descriptor.partitions };
     service.database.prepare(&owner, settings.schema).await?;
+    if let Some(foreign) = service.foreign {
+        service.database.prepare_foreign(foreign, settings.schema).await?;
+    }
     if let Some(setup) = service.setup.take() {
         setup(service.database.clone()).await?;
     }
@@ -319,8 +323,11 @@ impl Starting {
         states: &Arc<http::Extensions>,
         tasks: &mut Tasks,
     ) {
-        if !app.publishes_nothing() {
+        if app.recovery().is_relayed() {
             tasks.spawn(self.relay(&service.database, app.recovery()).run());
+        }
+        if let Some(foreign) = service.foreign {
+            tasks.spawn(self.watch(&service.database, foreign.notify).run());
         }
         for subscription in std::mem::take(&mut service.subscriptions) {
             tasks.spawn(self.worker(subscription, app, states).run());
@@ -378,6 +385,7 @@ impl Starting {
                 Arc::new(service.database.clone()),
                 Arc::clone(&self.bus),
                 self.publisher.clone(),
+                !self.publisher.declared.is_empty() || service.foreign.is_some(),
                 self.holder,
             )),
             builds: Arc::clone(builds),
@@ -398,6 +406,16 @@ impl Starting {
             board: Arc::clone(&self.board),
             clock: self.clock.clone(),
             lease: self.lease,
+            stop: self.stop.clone(),
+        }
+    }
+
+    fn watch<D: Database>(&self, database: &D, hears: bool) -> Watch {
+        Watch {
+            service: self.publisher.service.to_string(),
+            outbox: Arc::new(database.clone()),
+            woken: Arc::clone(&self.woken),
+            hears,
             stop: self.stop.clone(),
         }
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use axum::Router;
 use http::Extensions;
 use tombolo_bus::Bus;
-use tombolo_db::Database;
+use tombolo_db::{Database, ForeignParts};
 use tombolo_event::descriptor::{Descriptor, Published, Subscribed};
 use tombolo_event::event::schema_of;
 use tombolo_event::{Event, Question, ServiceName, TypeName, key, name};
@@ -44,6 +44,7 @@ pub struct Service<D: Database> {
     pub(crate) answerers: Vec<Answerer<D>>,
     #[cfg(feature = "auth")]
     pub(crate) auth: Option<crate::auth::Auth>,
+    pub(crate) foreign: Option<ForeignParts>,
 }
 
 impl<D: Database> Service<D> {
@@ -68,6 +69,7 @@ impl<D: Database> Service<D> {
             answerers: Vec::new(),
             #[cfg(feature = "auth")]
             auth: None,
+            foreign: None,
         }
     }
 
@@ -117,6 +119,20 @@ impl<D: Database> Service<D> {
     #[must_use]
     pub fn publishes<E: Event>(mut self) -> Self {
         self.publishes.push(Published { event_type: E::TYPE.to_owned(), schema: schema_of::<E>() });
+        self
+    }
+
+    /// Ships what other programs publish: rows that they insert, in any language and in transactions of their own, into the
+    /// foreign outbox of this database. `types` is what they publish, as far as it is known, for whoever asks what comes from here;
+    /// `notify` says that the trigger of that table wakes the relay, where the database can.
+    ///
+    /// Without this a service ships such rows all the same if its database has the table, but only when it looks.
+    #[must_use]
+    pub fn foreign_outbox(mut self, types: impl IntoIterator<Item = String>, notify: bool) -> Self {
+        let anything = || true.into();
+        self.publishes
+            .extend(types.into_iter().map(|event_type| Published { event_type, schema: anything() }));
+        self.foreign = Some(ForeignParts { outbox: true, notify, inbox: false });
         self
     }
 

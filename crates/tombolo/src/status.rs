@@ -134,6 +134,9 @@ pub struct RelayStatus {
     pub outbox_bytes: u64,
     /// The age of the oldest of them.
     pub oldest_seconds: f64,
+    /// Rows that other programs wrote and that no bus will take; others of their keys wait behind them.
+    #[serde(default)]
+    pub parked_rows: u64,
     /// Events that are kept for later.
     #[serde(default)]
     pub later_rows: u64,

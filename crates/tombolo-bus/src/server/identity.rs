@@ -115,11 +115,11 @@ mod tests {
 
     #[test]
     fn a_caller_that_does_not_say_who_it_is_is_refused() {
-        assert_eq!(of(&MetadataMap::new()).unwrap_err().kind(), Kind::Configuration);
+        assert_eq!(said(&MetadataMap::new()).unwrap_err().kind(), Kind::Configuration);
         for odd in ["", "orders", "service/", "service/Orders", "operator/x", "root"] {
             let mut metadata = MetadataMap::new();
             metadata.insert(HEADER, odd.parse().unwrap());
-            assert!(of(&metadata).is_err(), "{odd:?}");
+            assert!(said(&metadata).is_err(), "{odd:?}");
         }
     }
 }

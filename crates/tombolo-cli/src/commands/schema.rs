@@ -8,14 +8,20 @@ use tombolo_db::documents::{self, Documents};
 use tombolo_db::mysql::{self, Mysql};
 use tombolo_db::postgres::{self, Postgres};
 use tombolo_db::sqlite::{self, Sqlite};
-use tombolo_db::{Outbox, Owner};
+use tombolo_db::{ForeignParts, Outbox, Owner};
 
-use crate::arguments::{ApplySchema, DatabaseKind, OfDatabase, PREFIX_DEFAULT, PrintSchema, SCHEMA_DEFAULT};
+use crate::arguments::{
+    ApplySchema, CheckSchema, DatabaseKind, OfDatabase, PREFIX_DEFAULT, PrintSchema, SCHEMA_DEFAULT,
+};
 use crate::commands::say;
 use crate::error::{Error, Result};
 
-/// `tombolo schema print`.
+/// `tombolo schema print`: Tombolo's own tables, or what other programs find beside them.
 pub(crate) fn print(arguments: &PrintSchema) -> Result<()> {
+    let parts = ForeignParts::from(arguments.parts);
+    if parts != ForeignParts::default() {
+        return say(foreign(arguments, parts)?.trim());
+    }
     say(&match arguments.kind {
         DatabaseKind::Sqlite => sqlite::schema_sql(),
         DatabaseKind::Postgres => postgres::schema_sql(&arguments.schema),
@@ -24,34 +30,61 @@ pub(crate) fn print(arguments: &PrintSchema) -> Result<()> {
     })
 }
 
+fn foreign(arguments: &PrintSchema, parts: ForeignParts) -> Result<String> {
+    if parts.notify && arguments.kind != DatabaseKind::Postgres {
+        return Err(Error::usage("only PostgreSQL has NOTIFY; leave --notify out"));
+    }
+    match arguments.kind {
+        DatabaseKind::Sqlite => Ok(sqlite::foreign_sql(parts)),
+        DatabaseKind::Postgres => Ok(postgres::foreign_sql(&arguments.schema, parts)),
+        DatabaseKind::Mysql => Ok(mysql::foreign_sql(&arguments.prefix, parts)),
+        DatabaseKind::Documents => Err(Error::usage(
+            "documents have no SQL, so other programs cannot use them; leave the options out",
+        )),
+    }
+}
+
 /// `tombolo schema apply`.
 pub(crate) async fn apply(arguments: ApplySchema) -> Result<()> {
-    let owner = Owner { service: arguments.service, partitions: arguments.partitions };
-    let schema = tombolo_db::Schema::Apply;
-    let version = match Opened::of(&arguments.database)? {
+    let opened = Opened::of(&arguments.database)?;
+    let service = arguments.service.clone();
+    let version = match opened {
         Opened::Sqlite(database) => {
-            database.prepare(&owner, schema).await?;
+            made(&database, arguments).await?;
             database.check().await?
         }
         Opened::Postgres(database) => {
-            database.prepare(&owner, schema).await?;
+            made(&database, arguments).await?;
             database.check().await?
         }
         Opened::Mysql(database) => {
-            database.prepare(&owner, schema).await?;
+            made(&database, arguments).await?;
             database.check().await?
         }
         Opened::Documents(database) => {
-            database.prepare(&owner, schema).await?;
+            made(&database, arguments).await?;
             database.check().await?
         }
     };
-    say(&format!("Tombolo's tables for service {} are there, version {version}", owner.service))
+    say(&format!("Tombolo's tables for service {service} are there, version {version}"))
+}
+
+async fn made(database: &impl Outbox, arguments: ApplySchema) -> Result<()> {
+    let ApplySchema { service, partitions, parts, .. } = arguments;
+    database.prepare(&Owner { service, partitions }, tombolo_db::Schema::Apply).await?;
+    Ok(database.prepare_foreign(parts.into(), tombolo_db::Schema::Apply).await?)
 }
 
 /// `tombolo schema check`.
-pub(crate) async fn check(arguments: OfDatabase) -> Result<()> {
-    let version = checked(&arguments).await?;
+pub(crate) async fn check(arguments: CheckSchema) -> Result<()> {
+    let version = checked(&arguments.database).await?;
+    let (parts, schema) = (arguments.parts.into(), tombolo_db::Schema::Check);
+    match Opened::of(&arguments.database)? {
+        Opened::Sqlite(database) => database.prepare_foreign(parts, schema).await?,
+        Opened::Postgres(database) => database.prepare_foreign(parts, schema).await?,
+        Opened::Mysql(database) => database.prepare_foreign(parts, schema).await?,
+        Opened::Documents(database) => database.prepare_foreign(parts, schema).await?,
+    }
     say(&format!("Tombolo's tables are there, version {version}, and the settings keep what is committed"))
 }
 
@@ -67,7 +100,7 @@ pub(crate) async fn version(url: &str) -> Result<Option<i64>> {
 }
 
 /// Why a database was not checked.
-enum Unchecked {
+pub(super) enum Unchecked {
     /// Another process has its file open, and does not share it.
     Elsewhere(Error),
     /// It is not as it should be.
@@ -95,7 +128,7 @@ impl From<Unchecked> for Error {
     }
 }
 
-async fn checked(arguments: &OfDatabase) -> std::result::Result<i64, Unchecked> {
+pub(super) async fn checked(arguments: &OfDatabase) -> std::result::Result<i64, Unchecked> {
     match Opened::of(arguments)? {
         Opened::Sqlite(database) => {
             is_there(arguments.url.trim_start_matches("sqlite:"))?;
@@ -111,7 +144,7 @@ async fn checked(arguments: &OfDatabase) -> std::result::Result<i64, Unchecked> 
 }
 
 /// A database that the program knows how to speak to.
-enum Opened {
+pub(super) enum Opened {
     Sqlite(Sqlite),
     Postgres(Postgres),
     Mysql(Mysql),
@@ -119,7 +152,7 @@ enum Opened {
 }
 
 impl Opened {
-    fn of(arguments: &OfDatabase) -> Result<Self> {
+    pub(super) fn of(arguments: &OfDatabase) -> Result<Self> {
         let url = arguments.url.as_str();
         if url.starts_with("postgres://") || url.starts_with("postgresql://") {
             return Ok(Self::Postgres(Postgres::open(url)?.with_schema(&arguments.schema)?));

@@ -8,6 +8,7 @@ mod elsewhere;
 mod topics;
 mod archive;
 mod schema;
+mod foreign;
 mod new;
 mod doctor;
 mod publishing;

@@ -12,6 +12,8 @@ mod publishing;
 mod relaying;
 mod dividing;
 mod later;
+mod foreign;
+mod applying;
 mod fencing;
 mod following;
 mod effects;
@@ -32,6 +34,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::SqlStr;
+use uuid::Uuid;
 
 use crate::{Build, Committed, Database, Outgoing, Transaction, Views};
 pub use stage::Stage;
@@ -104,8 +107,47 @@ CREATE INDEX {titles_by_value} ON {titles} (v); -- both names belong to the buil
         self.sum(database, database.tables(build).sql(sql).expect("the view has such a table")).await
     }
 
+    /// Begins a transaction of another program, on a connection of its own. Only called if the abilities say so.
+    async fn foreign(&self, database: &Self::Database) -> Box<dyn Foreign>;
+
+    /// Inserts a row with the value 0 into `effect`, for other programs to count in. Only called if the abilities say so.
+    async fn foreign_key(&self, database: &Self::Database, key: &str);
+
+    /// What an operator does about parked rows of other programs under a key: gives them a type that they can have, and says
+    /// that they are not parked. Only called if the abilities say so.
+    async fn mend_foreign(&self, database: &Self::Database, key: &str, event_type: &str);
+
     /// What Tombolo's tables take on disk, in bytes, after what the engine can tidy up was tidied up.
     async fn size(&self, database: &Self::Database) -> u64;
+}
+
+/// A transaction of another program, which knows nothing of Tombolo but its tables.
+#[async_trait]
+pub trait Foreign: Send {
+    /// Inserts into the foreign outbox, and leaves everything else to the database.
+    async fn publish(&mut self, row: &ForeignRow) -> Result<(), sqlx::Error>;
+
+    /// Adds 1 to the value under a key of `effect`, and returns it, holding the row until the end of the transaction.
+    async fn count(&mut self, key: &str) -> i64;
+
+    /// Calls the procedure which moves the cursor of a subscription in partition 0 of the suite's topic.
+    async fn apply(&mut self, subscription: &str, sequence: i64, id: Uuid) -> Result<(), sqlx::Error>;
+
+    /// Commits it, or rolls it back.
+    async fn end(self: Box<Self>, how: Own);
+}
+
+/// What another program publishes.
+#[derive(Debug, Clone)]
+pub struct ForeignRow {
+    /// Its id, unless the database is to make one.
+    pub id: Option<Uuid>,
+    /// Its type.
+    pub event_type: String,
+    /// Its key.
+    pub key: String,
+    /// Its data, as text.
+    pub data: String,
 }
 
 /// What becomes of a transaction of the user's own.
@@ -146,6 +188,8 @@ pub struct Abilities {
     pub bare_statements: Ability,
     /// The tables of a view have declared columns.
     pub columns: Ability,
+    /// Other programs can write to the database.
+    pub foreign: Ability,
 }
 
 /// What became of a case.
@@ -212,6 +256,8 @@ fn cases<F: Fixture>() -> Vec<Case<F>> {
         relaying::cases(),
         dividing::cases(),
         later::cases(),
+        foreign::cases(),
+        applying::cases(),
         fencing::cases(),
         following::cases(),
         effects::cases(),

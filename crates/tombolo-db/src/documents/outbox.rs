@@ -108,6 +108,7 @@ fn depth(snapshot: &ReadTransaction) -> Result<Depth> {
         later_rows: counts.later_rows,
         later_bytes: counts.later_bytes,
         next_due: next.map(|(place, _)| due_time(place.value().0)),
+        parked_rows: 0,
     })
 }
 

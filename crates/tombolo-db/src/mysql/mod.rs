@@ -19,6 +19,7 @@ mod session;
 mod transaction;
 mod outbox;
 mod numbering;
+mod foreign;
 mod generations;
 mod later;
 mod cursors;
@@ -32,6 +33,7 @@ mod parked;
 use std::borrow::Cow;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -41,6 +43,7 @@ use sqlx::{AssertSqlSafe, MySqlPool};
 use crate::mutant::Mutation;
 use crate::{Committed, Database, Error, Kind, Outgoing, Publisher, Result};
 
+pub use foreign::foreign_sql;
 pub use making::create_database;
 pub use schema::schema_sql;
 pub use transaction::Tx;
@@ -63,6 +66,8 @@ pub struct Mysql {
     pool: MySqlPool,
     prefix: Arc<str>,
     idle_max: Duration,
+    /// Whether other programs were seen to have a table here; once they have one, they keep it.
+    has_foreign: Arc<AtomicBool>,
     mutation: Mutation,
 }
 
@@ -85,7 +90,13 @@ impl Mysql {
     /// The database of the user's own pool.
     #[must_use]
     pub fn new(pool: MySqlPool) -> Self {
-        Self { pool, prefix: PREFIX.into(), idle_max: IDLE_IN_TRANSACTION_MAX, mutation: Mutation::default() }
+        Self {
+            pool,
+            prefix: PREFIX.into(),
+            idle_max: IDLE_IN_TRANSACTION_MAX,
+            has_foreign: Arc::default(),
+            mutation: Mutation::default(),
+        }
     }
 
     /// The same with another prefix of Tombolo's tables, so that two services can share a database.

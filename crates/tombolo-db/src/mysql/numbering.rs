@@ -37,6 +37,10 @@ pub(super) struct MysqlLeader {
     is_backlog: bool,
     /// The highest position seen; used by nothing but a mutant.
     highest: i64,
+    /// Whether other programs have a table here: looked at when the leadership begins, and whenever nothing else is to do.
+    has_foreign: bool,
+    /// As `highest`, of theirs.
+    highest_foreign: i64,
     next_due: Option<Timestamp>,
 }
 
@@ -48,7 +52,8 @@ struct Unnumbered {
 }
 
 impl MysqlLeader {
-    pub(super) fn new(database: Mysql, lease: Duration, Won { epoch, generations, marks }: Won) -> Self {
+    pub(super) fn new(database: Mysql, lease: Duration, won: Won, has_foreign: bool) -> Self {
+        let Won { epoch, generations, marks } = won;
         Self {
             database,
             epoch,
@@ -59,6 +64,8 @@ impl MysqlLeader {
             marks,
             is_backlog: true,
             highest: 0,
+            has_foreign,
+            highest_foreign: 0,
             next_due: None,
         }
     }
@@ -83,12 +90,15 @@ impl MysqlLeader {
     async fn is_waiting(&mut self) -> Result<bool> {
         let row = sqlx::query(self.database.sql(
             "SELECT CASE WHEN halt IS NULL THEN epoch ELSE 0 END, (SELECT MIN(due_us) FROM tombolo_later),
-                    EXISTS (SELECT 1 FROM tombolo_outbox WHERE sequence IS NULL)
+                    EXISTS (SELECT 1 FROM tombolo_outbox WHERE sequence IS NULL),
+                    EXISTS (SELECT 1 FROM information_schema.tables
+                            WHERE table_schema = DATABASE() AND table_name = 'tombolo_events')
              FROM tombolo_leader",
         ));
         let row = row.fetch_one(&self.database.pool).await?;
         self.look(&row)?;
-        Ok(row.try_get(2)?)
+        self.has_foreign = row.try_get(3)?;
+        Ok(row.try_get(2)? || (self.has_foreign && self.database.first_foreign().await?.is_some()))
     }
 
     /// Begins a transaction that holds the leader's row, cut off before the lease ends if it stands still.
@@ -263,11 +273,49 @@ impl MysqlLeader {
             rows = self.backlog(&mut session, limit).await?;
         }
         let is_backlog = !rows.is_empty();
+        let mut apart = None;
         if !is_backlog {
+            apart = self.take_in(&mut session, limit).await?;
             rows = self.number(&mut session, limit).await?;
         }
         session.commit().await?;
+        self.remove_apart(apart).await?;
         Ok((rows, is_backlog))
+    }
+
+    /// Takes in what other programs wrote; none if there was nothing. Returns what is not removed yet, which is nothing but for
+    /// a mutant.
+    async fn take_in(
+        &mut self,
+        connection: &mut MySqlConnection,
+        limit: RoundLimit,
+    ) -> Result<Option<Vec<i64>>> {
+        if !self.has_foreign {
+            return Ok(None);
+        }
+        let is = |mutant| self.database.mutation.is(mutant);
+        let above = if is(Mutant::NaiveOutboxCursor) { self.highest_foreign } else { i64::MIN };
+        let apart = is(Mutant::ForeignRemovedApart);
+        let judged = self.database.take_in(connection, &self.generations, limit, above).await?;
+        self.highest_foreign = judged.taken.iter().copied().fold(self.highest_foreign, i64::max);
+        if judged.taken.is_empty() {
+            return Ok(None);
+        }
+        barrier::reach("foreign.before-take-in");
+        Ok(Some(if apart { judged.taken } else { Vec::new() }))
+    }
+
+    async fn remove_apart(&mut self, apart: Option<Vec<i64>>) -> Result<()> {
+        let Some(apart) = apart else { return Ok(()) };
+        barrier::reach("foreign.after-take-in");
+        if apart.is_empty() {
+            return Ok(());
+        }
+        // Whoever ends the task at the barrier ends it here, however soon the server would answer.
+        tokio::task::yield_now().await;
+        let mut session = self.begin().await?;
+        self.database.remove_foreign(&mut session, &apart).await?;
+        Ok(session.commit().await?)
     }
 
     fn remember(&mut self, news: &[Mark], rows: &[OutboxRow]) {
@@ -374,11 +422,11 @@ impl Leader for MysqlLeader {
              WHERE epoch = ? AND halt IS NULL",
         ));
         let renewed = renewed.bind(micros(self.lease)).bind(self.epoch as i64);
-        match renewed.execute(&self.database.pool).await?.rows_affected() {
+        if renewed.execute(&self.database.pool).await?.rows_affected() == 0 {
             // Says why.
-            0 => Ok(self.begin().await?.rollback().await?),
-            _ => Ok(()),
+            return Ok(self.begin().await?.rollback().await?);
         }
+        Ok(())
     }
 
     async fn resign(mut self: Box<Self>, done: &[Mark]) -> Result<()> {

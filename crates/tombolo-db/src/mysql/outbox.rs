@@ -21,7 +21,7 @@ use super::session::Session;
 use super::{Mysql, micros, signed, unsigned};
 use crate::mutant::Mutant;
 use crate::port::{NUMBERED_LOOK_BACK, due_time};
-use crate::{Depth, Leader, Mark, Outbox, Owner, Result, Schema, fencing};
+use crate::{Depth, ForeignParked, ForeignParts, Leader, Mark, Outbox, Owner, Result, Schema, fencing};
 
 /// The rows that [`Outbox::depth`] counts one by one, in the outbox and for later; beyond them it estimates from the
 /// positions, and from what the server last counted.
@@ -45,7 +45,9 @@ impl Outbox for Mysql {
         let mut session = Session::begin(&self.pool, lease / 2).await?;
         let won = self.win(&mut session, holder, lease).await?;
         session.commit().await?;
-        Ok(won.map(|won| Box::new(MysqlLeader::new(self.clone(), lease, won)) as Box<dyn Leader>))
+        let has_foreign = self.has_foreign().await?;
+        Ok(won
+            .map(|won| Box::new(MysqlLeader::new(self.clone(), lease, won, has_foreign)) as Box<dyn Leader>))
     }
 
     async fn depth(&self) -> Result<Depth> {
@@ -62,12 +64,13 @@ impl Outbox for Mysql {
         let (seen, whole): (i64, i64) = (row.try_get(3)?, row.try_get(4)?);
         let scale = if rows < DEPTH_EXACT_ROWS { 1.0 } else { whole as f64 / seen as f64 };
         let later = self.later_depth(DEPTH_EXACT_ROWS).await?;
-        Ok(Depth {
+        let depth = Depth {
             rows: (rows as f64 * scale) as u64,
             bytes: (bytes as f64 * scale) as u64,
             oldest: oldest.and_then(|ms| Timestamp::from_millisecond(ms).ok()),
             ..later
-        })
+        };
+        self.add_foreign(depth, DEPTH_EXACT_ROWS).await
     }
 
     async fn complete(&self, positions: &mut [Position]) -> Result<()> {
@@ -78,6 +81,18 @@ impl Outbox for Mysql {
         let generations = self.generations(&mut *self.pool.acquire().await?).await?;
         let later = |position: &Position| generations.after(position.partition, position.key_hash).collect();
         self.complete_at(positions, later).await
+    }
+
+    async fn prepare_foreign(&self, parts: ForeignParts, schema: Schema) -> Result<()> {
+        self.make_foreign(parts, schema).await
+    }
+
+    async fn foreign_waiting(&self) -> Result<Option<i64>> {
+        if self.has_foreign().await? { self.first_foreign().await } else { Ok(None) }
+    }
+
+    async fn foreign_parked(&self, most: usize) -> Result<Vec<ForeignParked>> {
+        self.parked_foreign(most).await
     }
 }
 

@@ -162,7 +162,7 @@ impl Mysql {
         Ok(())
     }
 
-    /// Drops the rows that are on the bus, those that were kept for later included, and takes the others' numbers away: the
+    /// Drops the rows that are on the bus, those that were kept for later or written by other programs included, and takes the others' numbers away: the
     /// next leader gives them new ones.
     async fn unnumber(
         &self,
@@ -179,6 +179,7 @@ impl Mysql {
         let dropped = sqlx::query(self.sql(dropped)).execute(&mut *connection).await?.rows_affected();
         let later = "DELETE l FROM tombolo_later AS l JOIN tombolo_known AS k ON l.id = k.id";
         let dropped = dropped + sqlx::query(self.sql(later)).execute(&mut *connection).await?.rows_affected();
+        let dropped = dropped + self.drop_known_foreign(connection).await?;
         // Only consequences come again under the same id; a request's event never does.
         sqlx::query(self.sql("DELETE FROM tombolo_known WHERE SUBSTR(HEX(id), 13, 1) <> '5'"))
             .execute(&mut *connection)

@@ -25,8 +25,8 @@ pub(super) const CLAIM_LOCK: u32 = STRIPES + 1;
 /// How long whoever makes tables waits for another one who does.
 const MAKING_WAIT_MAX: Duration = Duration::from_secs(60);
 
-/// A table, an index or a column is there already: an earlier run was interrupted after it.
-const IS_THERE: &[u16] = &[1050, 1060, 1061];
+/// A table, an index, a column, a procedure or a trigger is there already: an earlier run was interrupted after it.
+pub(super) const IS_THERE: &[u16] = &[1050, 1060, 1061, 1304, 1359];
 
 /// The steps from an empty database to the present version, one for each version. What follows a table's columns stands for [`OPTIONS`].
 const STEPS: &[&[&str]] = &[&[
@@ -213,7 +213,7 @@ pub fn schema_sql(prefix: &str) -> String {
     sql
 }
 
-fn statement(text: &str, prefix: &str) -> String {
+pub(super) fn statement(text: &str, prefix: &str) -> String {
     text.replace(") OPTIONS", &format!(") {OPTIONS}")).replace(PREFIX, prefix)
 }
 

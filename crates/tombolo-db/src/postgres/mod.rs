@@ -16,6 +16,8 @@ mod making;
 mod schema;
 mod transaction;
 mod outbox;
+mod numbering;
+mod foreign;
 mod generations;
 mod later;
 mod cursors;
@@ -29,6 +31,7 @@ mod parked;
 use std::borrow::Cow;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -39,6 +42,7 @@ use tombolo_event::KeyHash;
 use crate::mutant::Mutation;
 use crate::{Committed, Database, Error, Kind, Outgoing, Publisher, Result};
 
+pub use foreign::foreign_sql;
 pub use making::create_database;
 pub use schema::schema_sql;
 pub use transaction::Tx;
@@ -62,6 +66,8 @@ pub struct Postgres {
     /// The class of the advisory locks, so that two services in one database do not share stripes.
     lock_class: i32,
     idle_max: Duration,
+    /// Whether other programs were seen to have a table here; once they have one, they keep it.
+    has_foreign: Arc<AtomicBool>,
     mutation: Mutation,
 }
 
@@ -89,6 +95,7 @@ impl Postgres {
             schema: SCHEMA.into(),
             lock_class: lock_class(SCHEMA),
             idle_max: IDLE_IN_TRANSACTION_MAX,
+            has_foreign: Arc::default(),
             mutation: Mutation::default(),
         }
     }

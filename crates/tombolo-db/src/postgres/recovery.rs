@@ -171,7 +171,7 @@ impl Postgres {
         Ok(())
     }
 
-    /// Drops the rows that are on the bus, those that were kept for later included, and takes the others' numbers away: the
+    /// Drops the rows that are on the bus, those that were kept for later or written by other programs included, and takes the others' numbers away: the
     /// next leader gives them new ones.
     async fn unnumber(
         &self,
@@ -186,6 +186,7 @@ impl Postgres {
         let dropped = sqlx::query(self.sql(dropped)).execute(&mut *connection).await?.rows_affected();
         let later = "DELETE FROM tombolo.later AS l USING tombolo.known AS k WHERE l.id = k.id";
         let dropped = dropped + sqlx::query(self.sql(later)).execute(&mut *connection).await?.rows_affected();
+        let dropped = dropped + self.drop_known_foreign(connection).await?;
         // Only consequences come again under the same id; a request's event never does.
         sqlx::query(self.sql("DELETE FROM tombolo.known WHERE substr(id::text, 15, 1) <> '5'"))
             .execute(&mut *connection)

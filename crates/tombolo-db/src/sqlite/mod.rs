@@ -19,6 +19,7 @@
 mod schema;
 mod transaction;
 mod outbox;
+mod foreign;
 mod generations;
 mod later;
 mod cursors;
@@ -32,7 +33,7 @@ mod parked;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -46,6 +47,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::mutant::Mutation;
 use crate::{Committed, Database, Error, Kind, Outgoing, Publisher, Result};
 
+pub use foreign::foreign_sql;
 pub use schema::schema_sql;
 pub use transaction::Tx;
 
@@ -64,6 +66,8 @@ pub struct Sqlite {
     upkeep: SqlitePool,
     queue: Arc<Semaphore>,
     gate: Gate,
+    /// Whether other programs were seen to have a table here; once they have one, they keep it.
+    has_foreign: Arc<AtomicBool>,
     mutation: Mutation,
 }
 
@@ -121,6 +125,7 @@ impl Sqlite {
             upkeep,
             queue: Arc::new(Semaphore::new(1)),
             gate,
+            has_foreign: Arc::default(),
             mutation: Mutation::default(),
         })
     }

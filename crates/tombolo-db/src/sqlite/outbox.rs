@@ -18,10 +18,16 @@ use tombolo_event::operator::Outcome;
 use tombolo_event::{EventId, Generations, Incarnation, Position, barrier};
 use uuid::Uuid;
 
-use super::{Sqlite, generations, later, requests};
+use super::{Sqlite, foreign, generations, later, requests};
 use crate::mutant::{Mutant, Mutation};
 use crate::port::due_time;
-use crate::{Depth, Leader, Mark, Outbox, OutboxRow, Owner, Result, RoundLimit, Schema, fencing};
+use crate::{
+    Depth, ForeignParked, ForeignParts, Leader, Mark, Outbox, OutboxRow, Owner, Result, RoundLimit, Schema,
+    fencing,
+};
+
+/// The rows of other programs that [`Outbox::depth`] counts, at most.
+const FOREIGN_DEPTH_ROWS_MAX: i64 = 50_000;
 
 #[async_trait]
 impl Outbox for Sqlite {
@@ -43,6 +49,7 @@ impl Outbox for Sqlite {
         let won = self
             .write(&self.writer, async |connection| win(connection, holder, lease, self.mutation).await)
             .await?;
+        let has_foreign = self.has_foreign().await?;
         Ok(won.map(|Won { epoch, generations, marks }| {
             let leader = SqliteLeader {
                 database: self.clone(),
@@ -53,6 +60,7 @@ impl Outbox for Sqlite {
                 removed: marks.clone(),
                 marks,
                 taken: 0,
+                has_foreign,
                 next_due: None,
             };
             Box::new(leader) as Box<dyn Leader>
@@ -69,19 +77,33 @@ impl Outbox for Sqlite {
         );
         let row = row.fetch_one(&self.pool).await?;
         let (oldest, next_due): (Option<i64>, Option<i64>) = (row.try_get(2)?, row.try_get(5)?);
-        Ok(Depth {
+        let depth = Depth {
             rows: unsigned(row.try_get(0)?),
             bytes: unsigned(row.try_get(1)?),
             oldest: oldest.and_then(|ms| Timestamp::from_millisecond(ms).ok()),
             later_rows: unsigned(row.try_get(3)?),
             later_bytes: unsigned(row.try_get(4)?),
             next_due: next_due.map(due_time),
-        })
+            parked_rows: 0,
+        };
+        self.add_foreign(depth, FOREIGN_DEPTH_ROWS_MAX).await
     }
 
     /// Nothing is left to complete: the publishing transaction gives the numbers.
     async fn complete(&self, _positions: &mut [Position]) -> Result<()> {
         Ok(())
+    }
+
+    async fn prepare_foreign(&self, parts: ForeignParts, schema: Schema) -> Result<()> {
+        self.make_foreign(parts, schema).await
+    }
+
+    async fn foreign_waiting(&self) -> Result<Option<i64>> {
+        if self.has_foreign().await? { self.first_foreign().await } else { Ok(None) }
+    }
+
+    async fn foreign_parked(&self, most: usize) -> Result<Vec<ForeignParked>> {
+        self.parked_foreign(most).await
     }
 }
 
@@ -129,6 +151,8 @@ struct SqliteLeader {
     removed: Vec<Mark>,
     /// The position of the last row that was handed out.
     taken: i64,
+    /// Whether other programs have a table here: looked at when the leadership begins, and with each round.
+    has_foreign: bool,
     next_due: Option<Timestamp>,
 }
 
@@ -160,6 +184,29 @@ impl SqliteLeader {
         Ok(())
     }
 
+    /// Takes in what other programs wrote, if anything waits.
+    async fn take_in(&mut self, limit: RoundLimit) -> Result<()> {
+        if !self.has_foreign || self.database.first_foreign().await?.is_none() {
+            return Ok(());
+        }
+        let work = async |connection: &mut SqliteConnection| {
+            self.check_epoch(connection).await?;
+            let generations = generations::read(connection).await?;
+            let apart = foreign::take_in(connection, &generations, limit, self.database.mutation).await?;
+            barrier::reach("foreign.before-take-in");
+            Ok(apart)
+        };
+        let apart = self.database.write(&self.database.writer, work).await?;
+        barrier::reach("foreign.after-take-in");
+        if !apart.is_empty() {
+            // Whoever ends the task at the barrier ends it here.
+            tokio::task::yield_now().await;
+            let remove = async |connection: &mut SqliteConnection| foreign::remove(connection, &apart).await;
+            self.database.write(&self.database.writer, remove).await?;
+        }
+        Ok(())
+    }
+
     async fn check_epoch(&self, connection: &mut SqliteConnection) -> Result<()> {
         let row = sqlx::query(LED).fetch_one(connection).await?;
         self.compare(unsigned(row.try_get(0)?))
@@ -177,7 +224,8 @@ impl SqliteLeader {
         let query = sqlx::query(
             "SELECT CASE WHEN l.halt IS NULL THEN l.epoch ELSE 0 END,
                     o.position, o.partition, o.sequence, o.id, o.event_type, o.bytes,
-                    (SELECT min(due_us) FROM tombolo_later)
+                    (SELECT min(due_us) FROM tombolo_later),
+                    EXISTS (SELECT 1 FROM sqlite_schema WHERE name = 'tombolo_events')
              FROM tombolo_leader AS l LEFT JOIN tombolo_outbox AS o ON o.position > ?
              ORDER BY o.position LIMIT ?",
         );
@@ -187,6 +235,7 @@ impl SqliteLeader {
         while let Some(row) = found.try_next().await? {
             self.compare(unsigned(row.try_get(0)?))?;
             self.next_due = row.try_get::<Option<i64>, _>(7)?.map(due_time);
+            self.has_foreign = row.try_get(8)?;
             let Some(position) = row.try_get(1)? else { break };
             let next = outbox_row(&row)?;
             bytes += next.bytes.len();
@@ -259,7 +308,13 @@ impl Leader for SqliteLeader {
 
     async fn round(&mut self, done: &[Mark], limit: RoundLimit) -> Result<Vec<OutboxRow>> {
         self.remove(done).await?;
-        let rows = self.next(limit).await?;
+        self.take_in(limit).await?;
+        let had_foreign = self.has_foreign;
+        let mut rows = self.next(limit).await?;
+        if self.has_foreign && !had_foreign && rows.is_empty() {
+            self.take_in(limit).await?;
+            rows = self.next(limit).await?;
+        }
         if !rows.is_empty() {
             barrier::reach("relay.after-numbering");
         }

@@ -142,7 +142,7 @@ async fn remember(connection: &mut SqliteConnection, ids: &[EventId]) -> Result<
     Ok(())
 }
 
-/// Drops the rows that are on the bus, those that were kept for later included, and numbers the others after its tails, in the
+/// Drops the rows that are on the bus, those that were kept for later or written by other programs included, and numbers the others after its tails, in the
 /// last generation, in the order of their positions.
 async fn number(
     connection: &mut SqliteConnection,
@@ -156,6 +156,7 @@ async fn number(
     let dropped = sqlx::query(dropped).execute(&mut *connection).await?.rows_affected();
     let later = "DELETE FROM tombolo_later WHERE id IN (SELECT id FROM tombolo_known)";
     let dropped = dropped + sqlx::query(later).execute(&mut *connection).await?.rows_affected();
+    let dropped = dropped + super::foreign::drop_known(connection).await?;
     // Only consequences come again under the same id; a request's event never does.
     sqlx::query("DELETE FROM tombolo_known WHERE substr(hex(id), 13, 1) <> '5'")
         .execute(&mut *connection)

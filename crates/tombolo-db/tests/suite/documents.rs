@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use sqlx::SqlStr;
-use tombolo_db::conformance::{Abilities, Ability, Fixture, Own};
+use tombolo_db::conformance::{Abilities, Ability, Fixture, Foreign, Own};
 use tombolo_db::documents::redb::TableDefinition;
 use tombolo_db::documents::{Collection, Documents, Keys, Tx};
 use tombolo_db::{Build, Committed, Database, Outgoing, Views};
@@ -20,6 +20,7 @@ pub(crate) const ABILITIES: Abilities = Abilities {
         "nothing is written to the store but in a transaction, which is a value",
     ),
     columns: Ability::Cannot("documents have no declared columns"),
+    foreign: Ability::Cannot("no other program can open the file while the service has it"),
 };
 
 const EFFECT: Collection<i64> = Collection::new("effect");
@@ -143,6 +144,18 @@ impl Fixture for Files {
         let reading = database.read().await.unwrap().of_view(&database.tables(build));
         let titles = reading.scan(&TITLES, Keys::all(), usize::MAX).await.ok()?;
         Some(titles.iter().map(|(_, title)| title.v).sum())
+    }
+
+    async fn foreign(&self, _: &Documents) -> Box<dyn Foreign> {
+        unreachable!("the abilities say that it cannot")
+    }
+
+    async fn foreign_key(&self, _: &Documents, _: &str) {
+        unreachable!("the abilities say that it cannot")
+    }
+
+    async fn mend_foreign(&self, _: &Documents, _: &str, _: &str) {
+        unreachable!("the abilities say that it cannot")
     }
 
     async fn size(&self, _database: &Documents) -> u64 {

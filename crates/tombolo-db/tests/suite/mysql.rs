@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use async_trait::async_trait;
 use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
 use sqlx::{AssertSqlSafe, Connection, MySqlConnection, MySqlPool, SqlStr};
-use tombolo_db::conformance::{Abilities, Ability, Fixture, Own};
+use tombolo_db::conformance::{Abilities, Ability, Fixture, Foreign, ForeignRow, Own};
 use tombolo_db::mysql::{Mysql, Tx};
 use tombolo_db::{Committed, Database, Outgoing};
 
@@ -17,6 +17,7 @@ pub(crate) const ABILITIES: Abilities = Abilities {
     absence: Ability::Can,
     bare_statements: Ability::Can,
     columns: Ability::Can,
+    foreign: Ability::Can,
 };
 
 /// Names the server that the tests may use.
@@ -161,6 +162,22 @@ impl Fixture for Server {
         sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(database.pool()).await.ok()
     }
 
+    async fn foreign(&self, database: &Mysql) -> Box<dyn Foreign> {
+        let transaction = database.pool().begin().await.unwrap();
+        Box::new(Other { transaction, prefix: prefix_of(database) })
+    }
+
+    async fn foreign_key(&self, database: &Mysql, key: &str) {
+        let insert = sqlx::query("INSERT INTO effect (k, v) VALUES (?, 0)").bind(key);
+        insert.execute(database.pool()).await.unwrap();
+    }
+
+    async fn mend_foreign(&self, database: &Mysql, key: &str, event_type: &str) {
+        let mend = "UPDATE tombolo_events SET event_type = ?, parked = NULL WHERE event_key = ?";
+        let mend = AssertSqlSafe(mend.replace("tombolo_", prefix_of(database)));
+        sqlx::query(mend).bind(event_type).bind(key).execute(database.pool()).await.unwrap();
+    }
+
     async fn size(&self, database: &Mysql) -> u64 {
         // Waits until what was deleted is gone from the pages.
         sqlx::raw_sql("SET GLOBAL innodb_max_purge_lag_wait = 0").execute(database.pool()).await.unwrap();
@@ -170,5 +187,48 @@ impl Fixture for Server {
         );
         let size: i64 = size.fetch_one(database.pool()).await.unwrap();
         size.unsigned_abs()
+    }
+}
+
+/// What the names of a database's tables begin with: the first has Tombolo's own prefix, the others have another.
+fn prefix_of(database: &Mysql) -> &'static str {
+    let is_first = database.pool().connect_options().get_database().unwrap().ends_with("_0");
+    if is_first { "tombolo_" } else { "inbox_" }
+}
+
+/// A transaction of another program.
+struct Other {
+    transaction: sqlx::Transaction<'static, sqlx::MySql>,
+    prefix: &'static str,
+}
+
+#[async_trait]
+impl Foreign for Other {
+    async fn publish(&mut self, row: &ForeignRow) -> Result<(), sqlx::Error> {
+        let sql = "INSERT INTO tombolo_events (id, event_type, event_key, data) VALUES (?, ?, ?, ?)";
+        let insert = sqlx::query(AssertSqlSafe(sql.replace("tombolo_", self.prefix)));
+        let insert = insert.bind(row.id.map(|id| id.to_string())).bind(&row.event_type);
+        let insert = insert.bind(&row.key).bind(&row.data);
+        insert.execute(&mut *self.transaction).await.map(drop)
+    }
+
+    async fn count(&mut self, key: &str) -> i64 {
+        let count = sqlx::query("UPDATE effect SET v = v + 1 WHERE k = ?").bind(key);
+        count.execute(&mut *self.transaction).await.unwrap();
+        let value = sqlx::query_scalar("SELECT v FROM effect WHERE k = ? FOR UPDATE").bind(key);
+        value.fetch_one(&mut *self.transaction).await.unwrap()
+    }
+
+    async fn apply(&mut self, subscription: &str, sequence: i64, id: uuid::Uuid) -> Result<(), sqlx::Error> {
+        let sql = format!("CALL {}apply(?, 'notes', 0, ?, ?)", self.prefix);
+        let apply = sqlx::query(AssertSqlSafe(sql)).bind(subscription).bind(sequence).bind(id.to_string());
+        apply.execute(&mut *self.transaction).await.map(drop)
+    }
+
+    async fn end(self: Box<Self>, how: Own) {
+        match how {
+            Own::Committed => self.transaction.commit().await.unwrap(),
+            _ => self.transaction.rollback().await.unwrap(),
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, SqlStr};
-use tombolo_db::conformance::{Abilities, Ability, Fixture, Own};
+use tombolo_db::conformance::{Abilities, Ability, Fixture, Foreign, ForeignRow, Own};
 use tombolo_db::postgres::{Postgres, Tx};
 use tombolo_db::{Committed, Database, Outgoing};
 
@@ -20,6 +20,7 @@ pub(crate) const ABILITIES: Abilities = Abilities {
     absence: Ability::Can,
     bare_statements: Ability::Can,
     columns: Ability::Can,
+    foreign: Ability::Can,
 };
 
 /// Names the server that the tests may use.
@@ -155,6 +156,20 @@ impl Fixture for Server {
         sqlx::query_scalar(sql).fetch_one(database.pool()).await.ok()
     }
 
+    async fn foreign(&self, database: &Postgres) -> Box<dyn Foreign> {
+        Box::new(Other { transaction: database.pool().begin().await.unwrap() })
+    }
+
+    async fn foreign_key(&self, database: &Postgres, key: &str) {
+        let insert = sqlx::query("INSERT INTO effect (k, v) VALUES ($1, 0)").bind(key);
+        insert.execute(database.pool()).await.unwrap();
+    }
+
+    async fn mend_foreign(&self, database: &Postgres, key: &str, event_type: &str) {
+        let mend = "UPDATE events SET event_type = $1, parked = NULL WHERE event_key = $2";
+        sqlx::query(mend).bind(event_type).bind(key).execute(database.pool()).await.unwrap();
+    }
+
     async fn size(&self, database: &Postgres) -> u64 {
         // As long as somebody has an older snapshot, a vacuum removes nothing: the server's own analysis may, for a while.
         let snapshots = "SELECT count(*) FROM pg_stat_activity
@@ -166,5 +181,38 @@ impl Fixture for Server {
         sqlx::query("VACUUM outbox").execute(database.pool()).await.unwrap();
         let size = sqlx::query_scalar::<_, i64>("SELECT pg_total_relation_size('outbox')");
         size.fetch_one(database.pool()).await.unwrap().unsigned_abs()
+    }
+}
+
+/// A transaction of another program.
+struct Other {
+    transaction: sqlx::Transaction<'static, sqlx::Postgres>,
+}
+
+#[async_trait]
+impl Foreign for Other {
+    async fn publish(&mut self, row: &ForeignRow) -> Result<(), sqlx::Error> {
+        let insert =
+            sqlx::query("INSERT INTO events (id, event_type, event_key, data) VALUES ($1, $2, $3, $4)");
+        let insert = insert.bind(row.id).bind(&row.event_type).bind(&row.key).bind(&row.data);
+        insert.execute(&mut *self.transaction).await.map(drop)
+    }
+
+    async fn count(&mut self, key: &str) -> i64 {
+        let count = sqlx::query_scalar("UPDATE effect SET v = v + 1 WHERE k = $1 RETURNING v").bind(key);
+        count.fetch_one(&mut *self.transaction).await.unwrap()
+    }
+
+    async fn apply(&mut self, subscription: &str, sequence: i64, id: uuid::Uuid) -> Result<(), sqlx::Error> {
+        let apply = sqlx::query("SELECT apply($1, 'notes', 0, $2, $3)");
+        let apply = apply.bind(subscription).bind(sequence).bind(id);
+        apply.execute(&mut *self.transaction).await.map(drop)
+    }
+
+    async fn end(self: Box<Self>, how: Own) {
+        match how {
+            Own::Committed => self.transaction.commit().await.unwrap(),
+            _ => self.transaction.rollback().await.unwrap(),
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use async_trait::async_trait;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, SqlStr, SqlitePool};
-use tombolo_db::conformance::{Abilities, Ability, Fixture, Own};
+use tombolo_db::conformance::{Abilities, Ability, Fixture, Foreign, ForeignRow, Own};
 use tombolo_db::sqlite::{Sqlite, Tx};
 use tombolo_db::{Committed, Database, Outgoing};
 
@@ -16,6 +16,7 @@ pub(crate) const ABILITIES: Abilities = Abilities {
     absence: Ability::Cannot("SQLite makes a file that is not there"),
     bare_statements: Ability::Can,
     columns: Ability::Can,
+    foreign: Ability::Can,
 };
 
 pub(crate) struct Files {
@@ -120,9 +121,59 @@ impl Fixture for Files {
         sqlx::query_scalar(sql).fetch_one(database.pool()).await.ok()
     }
 
+    async fn foreign(&self, database: &Sqlite) -> Box<dyn Foreign> {
+        Box::new(Other { transaction: database.pool().begin_with("BEGIN IMMEDIATE").await.unwrap() })
+    }
+
+    async fn foreign_key(&self, database: &Sqlite, key: &str) {
+        let insert = sqlx::query("INSERT INTO effect (k, v) VALUES (?, 0)").bind(key);
+        insert.execute(database.pool()).await.unwrap();
+    }
+
+    async fn mend_foreign(&self, database: &Sqlite, key: &str, event_type: &str) {
+        let mend = "UPDATE tombolo_events SET event_type = ?, parked = NULL WHERE event_key = ?";
+        sqlx::query(mend).bind(event_type).bind(key).execute(database.pool()).await.unwrap();
+    }
+
     async fn size(&self, database: &Sqlite) -> u64 {
         let pages: i64 = sqlx::query_scalar("PRAGMA page_count").fetch_one(database.pool()).await.unwrap();
         let bytes: i64 = sqlx::query_scalar("PRAGMA page_size").fetch_one(database.pool()).await.unwrap();
         (pages * bytes).unsigned_abs()
+    }
+}
+
+/// A transaction of another program.
+struct Other {
+    transaction: sqlx::Transaction<'static, sqlx::Sqlite>,
+}
+
+#[async_trait]
+impl Foreign for Other {
+    async fn publish(&mut self, row: &ForeignRow) -> Result<(), sqlx::Error> {
+        let id = row.id.map(|id| id.to_string());
+        let insert =
+            sqlx::query("INSERT INTO tombolo_events (id, event_type, event_key, data) VALUES (?, ?, ?, ?)");
+        let insert = insert.bind(id).bind(&row.event_type).bind(&row.key).bind(&row.data);
+        insert.execute(&mut *self.transaction).await.map(drop)
+    }
+
+    async fn count(&mut self, key: &str) -> i64 {
+        let count = sqlx::query_scalar("UPDATE effect SET v = v + 1 WHERE k = ? RETURNING v").bind(key);
+        count.fetch_one(&mut *self.transaction).await.unwrap()
+    }
+
+    async fn apply(&mut self, subscription: &str, sequence: i64, id: uuid::Uuid) -> Result<(), sqlx::Error> {
+        let apply = sqlx::query(
+            "INSERT INTO tombolo_apply (subscription, topic, partition, sequence, id) VALUES (?, 'notes', 0, ?, ?)",
+        );
+        let apply = apply.bind(subscription).bind(sequence).bind(id);
+        apply.execute(&mut *self.transaction).await.map(drop)
+    }
+
+    async fn end(self: Box<Self>, how: Own) {
+        match how {
+            Own::Committed => self.transaction.commit().await.unwrap(),
+            _ => self.transaction.rollback().await.unwrap(),
+        }
     }
 }
