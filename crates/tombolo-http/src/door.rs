@@ -13,6 +13,7 @@ use axum::routing::{get, post};
 use futures_util::{Stream, StreamExt};
 use http::header;
 use http::request::Parts;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tombolo_bus::Bus;
 use tombolo_bus::server::{Credentials, Peer};
@@ -20,7 +21,7 @@ use tombolo_bus::server::{Credentials, Peer};
 use crate::access::{Access, Caller};
 use crate::feed::Feeds;
 use crate::index::Index;
-use crate::limits::{BODY_BYTES_MAX, BODY_STILL_MAX};
+use crate::limits::{BODIES_BYTES_MAX, BODY_BYTES_MAX, BODY_STILL_MAX};
 use crate::plain::{Places, Plain};
 use crate::problem::{Problem, Refusal};
 use crate::push::{self, Subscriptions};
@@ -56,6 +57,8 @@ pub(crate) struct Inside {
     pub(crate) access: Access,
     pub(crate) feeds: Feeds,
     pub(crate) push: Subscriptions,
+    /// Room for bodies, a permit for each byte.
+    bodies: Arc<Semaphore>,
     index: Arc<Index>,
 }
 
@@ -74,7 +77,14 @@ impl Door {
         let feeds = Feeds::new(bus.clone(), index.clone());
         let push = Subscriptions::open(bus.clone(), &settings.folder, settings.push).await?;
         let access = Access::new(settings.credentials);
-        let shared = Arc::new(Inside { bus, access, feeds, push, index });
+        let shared = Arc::new(Inside {
+            bus,
+            access,
+            feeds,
+            push,
+            bodies: Arc::new(Semaphore::new(BODIES_BYTES_MAX)),
+            index,
+        });
         let plain = Places::open(&shared, settings.plain).await?;
         Ok(Self { shared, plain })
     }
@@ -149,28 +159,50 @@ where
     )
 }
 
-/// A whole body, within its bound and without standing still.
-pub(crate) async fn collect(body: Body) -> Result<Bytes, Problem> {
-    let mut chunks = body.into_data_stream();
-    let mut whole = Vec::new();
-    loop {
-        let chunk = timeout(BODY_STILL_MAX, chunks.next()).await.map_err(|_| {
-            Problem::new(
-                Refusal::Malformed,
-                format!("nothing of the body came for {} seconds", BODY_STILL_MAX.as_secs()),
-            )
-        })?;
-        let Some(chunk) = chunk else { return Ok(whole.into()) };
-        let chunk = chunk
-            .map_err(|error| Problem::new(Refusal::Malformed, format!("the body ended early: {error}")))?;
-        if whole.len() + chunk.len() > BODY_BYTES_MAX {
-            let detail = format!("the body is over {BODY_BYTES_MAX} bytes; send smaller batches");
-            return Err(Problem::new(Refusal::TooLarge, detail));
-        }
-        if whole.is_empty() && chunk.len() == whole.capacity() {
-            whole = chunk.into();
-        } else {
+/// A body that came whole. What it counts against the bound of all bodies is given back when it is dropped.
+pub(crate) struct Collected {
+    pub(crate) bytes: Bytes,
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+impl Inside {
+    /// A whole body, within its bound and that of all bodies together, without standing still.
+    pub(crate) async fn collect(&self, body: Body) -> Result<Collected, Problem> {
+        let mut chunks = body.into_data_stream();
+        let (mut whole, mut room) = (Vec::new(), None::<OwnedSemaphorePermit>);
+        while let Some(chunk) = still_coming(chunks.next()).await? {
+            if whole.len() + chunk.len() > BODY_BYTES_MAX {
+                let detail = format!("the body is over {BODY_BYTES_MAX} bytes; send smaller batches");
+                return Err(Problem::new(Refusal::TooLarge, detail));
+            }
+            let more = self.room(chunk.len())?;
+            match &mut room {
+                Some(room) => room.merge(more),
+                None => room = Some(more),
+            }
             whole.extend_from_slice(&chunk);
         }
+        Ok(Collected { bytes: whole.into(), _room: room })
     }
+
+    fn room(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Problem> {
+        let wanted = u32::try_from(bytes).unwrap_or(u32::MAX);
+        self.bodies.clone().try_acquire_many_owned(wanted).map_err(|_| {
+            let detail =
+                format!("bodies of more than {BODIES_BYTES_MAX} bytes are being sent at once; try again");
+            Problem::new(Refusal::Unavailable, detail)
+        })
+    }
+}
+
+/// The next piece of a body, if it comes in time.
+async fn still_coming(
+    next: impl Future<Output = Option<Result<Bytes, axum::Error>>>,
+) -> Result<Option<Bytes>, Problem> {
+    let stood_still = |_| {
+        let detail = format!("nothing of the body came for {} seconds", BODY_STILL_MAX.as_secs());
+        Problem::new(Refusal::Malformed, detail)
+    };
+    let ended = |error| Problem::new(Refusal::Malformed, format!("the body ended early: {error}"));
+    timeout(BODY_STILL_MAX, next).await.map_err(stood_still)?.transpose().map_err(ended)
 }

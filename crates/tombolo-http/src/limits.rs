@@ -4,6 +4,8 @@ use std::time::Duration;
 
 /// The largest body of a request, in bytes: a batch of events.
 pub(crate) const BODY_BYTES_MAX: usize = 4 << 20;
+/// The most bytes of all bodies that are being sent at once; whoever comes then is asked to come again.
+pub(crate) const BODIES_BYTES_MAX: usize = 256 << 20;
 /// The most events of one batch.
 pub(crate) const BATCH_EVENTS_MAX: usize = 10_000;
 /// The longest `id` and `source` of an event, in bytes.
@@ -14,6 +16,8 @@ pub(crate) const TYPE_BYTES_MAX: usize = 255;
 pub(crate) const EXTENSIONS_MAX: usize = 64;
 /// The most events that one request reads.
 pub(crate) const READ_EVENTS_MAX: usize = 10_000;
+/// The most bytes that one request reads, as events are stored; one event may be larger.
+pub(crate) const READ_BYTES_MAX: usize = 1 << 20;
 /// How many, where a reader does not say.
 pub(crate) const READ_EVENTS_DEFAULT: usize = 1_000;
 /// The longest that a read waits for an event.

@@ -32,7 +32,7 @@ use tombolo_event::{Envelope, EventId};
 
 pub use settings::{Plain, Recovers, Source, Subscriber};
 
-use crate::door::{Shared, address, collect};
+use crate::door::{Shared, address};
 use crate::problem::{Problem, Refusal};
 use crate::push::{Handle, Owner};
 
@@ -187,7 +187,7 @@ impl FromRequestParts<Place> for Caller {
 
 /// Stores an event. Whoever sent it is answered before anybody is told.
 async fn publish(State(place): State<Place>, caller: Caller, body: Body) -> Result<Response, Problem> {
-    let data = collect(body).await?;
+    let data = place.door.collect(body).await?.bytes;
     let event = Envelope {
         id: EventId::new(),
         source: caller.source,

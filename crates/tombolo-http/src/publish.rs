@@ -3,7 +3,6 @@
 //! Invariant: nothing of a batch is stored if one of it cannot be.
 
 use axum::Json;
-use axum::body::Bytes;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
@@ -14,7 +13,7 @@ use tombolo_event::{Position, Positions, ServiceName};
 
 use crate::access::Caller;
 use crate::cloudevents::{Body, Incoming};
-use crate::door::{Shared, collect};
+use crate::door::Shared;
 use crate::feed::Placed;
 use crate::problem::Problem;
 
@@ -28,8 +27,8 @@ pub(crate) async fn publish(
     let Path(topic) = place?;
     let topic = ServiceName::new(topic)?;
     caller.must_own(&topic)?;
-    let body: Bytes = collect(body).await?;
-    match Body::read(&headers, &body)? {
+    let body = door.collect(body).await?;
+    match Body::read(&headers, &body.bytes)? {
         Body::One(event) => {
             let placed = store(&door, &caller, &topic, vec![*event]).await?;
             Ok(one(&topic, &placed))

@@ -78,7 +78,7 @@ pub(crate) async fn of_topic(
     match asked.form {
         Form::Stream => live::of_topic(door.bus.clone(), topic, places, asked.types).await,
         form => {
-            let (events, places) = page::of_topic(&door.bus, &topic, places, &asked).await?;
+            let (events, places) = page::of_topic(&*door.bus, &topic, places, &asked).await?;
             answer(form, events, &places.to_string())
         }
     }
@@ -123,13 +123,6 @@ impl Asked {
                 _ => Form::Batch,
             },
         })
-    }
-}
-
-impl Asked {
-    /// The same for at most `limit` events that are there already.
-    fn without_waiting(&self, limit: usize) -> Self {
-        Self { limit, wait: Duration::ZERO, after: String::new(), types: self.types.clone(), form: self.form }
     }
 }
 

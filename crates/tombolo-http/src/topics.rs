@@ -13,7 +13,7 @@ use tombolo_event::ServiceName;
 use tombolo_event::key::{PARTITIONS_DEFAULT, PARTITIONS_MAX};
 
 use crate::access::Caller;
-use crate::door::{Shared, collect};
+use crate::door::Shared;
 use crate::problem::{Problem, Refusal};
 
 /// What a topic is to be.
@@ -71,7 +71,7 @@ pub(crate) async fn ensure(
     let Path(topic) = place?;
     let topic = ServiceName::new(topic)?;
     caller.must_own(&topic)?;
-    let body = collect(body).await?;
+    let body = door.collect(body).await?.bytes;
     let wanted =
         if body.is_empty() { Ok(Wanted { partitions: None }) } else { serde_json::from_slice(&body) };
     let wanted: Wanted = wanted.map_err(|error| {

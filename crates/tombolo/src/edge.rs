@@ -29,7 +29,7 @@ pub(crate) fn router<D: Database>(
     app: App<D>,
     routes: Router<App<D>>,
     descriptor: Descriptor,
-    ready: watch::Receiver<bool>,
+    ready: Vec<watch::Receiver<bool>>,
 ) -> Router {
     let own = Router::new()
         .route("/health", get(async || "ok"))
@@ -57,8 +57,9 @@ async fn with_current<D: Database>(
     response
 }
 
-async fn is_ready(ready: watch::Receiver<bool>) -> Response {
-    if *ready.borrow() {
+/// Whether everything is there that the service does not serve without.
+async fn is_ready(ready: Vec<watch::Receiver<bool>>) -> Response {
+    if ready.iter().all(|ready| *ready.borrow()) {
         "ready".into_response()
     } else {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the service is starting").into_response()

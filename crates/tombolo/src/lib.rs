@@ -29,6 +29,8 @@ pub mod freshness;
 mod question;
 mod directory;
 pub mod problem;
+#[cfg(feature = "auth")]
+pub mod auth;
 mod edge;
 mod operator;
 pub mod metrics;

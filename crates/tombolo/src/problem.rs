@@ -1,6 +1,10 @@
 //! Problem documents (RFC 9457): how a route says what went wrong.
 //!
+//! A problem has a `type` by which programs tell it from others; one that says none is what its status says.
+//!
 //! Source: <https://www.rfc-editor.org/rfc/rfc9457>.
+
+use std::borrow::Cow;
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
@@ -9,6 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Kind};
 
+/// What RFC 9457 calls a problem that is no more than its status.
+const BLANK: &str = "about:blank";
+
 /// An error of a route: a status and a sentence. Database errors and Tombolo's own become one through `?`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
@@ -16,10 +23,14 @@ pub struct Problem {
     pub status: StatusCode,
     /// What was found, what was expected, what to do.
     pub detail: String,
+    /// What kind of problem it is, as a stable URI.
+    pub type_uri: Cow<'static, str>,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Document {
+    #[serde(rename = "type", default = "blank", skip_serializing_if = "is_blank")]
+    type_uri: Cow<'static, str>,
     title: String,
     status: u16,
     detail: String,
@@ -28,7 +39,14 @@ struct Document {
 impl Problem {
     /// A problem with its status and what to say.
     pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self { status, detail: detail.into() }
+        Self { status, detail: detail.into(), type_uri: blank() }
+    }
+
+    /// The same, of a kind that programs can tell from others.
+    #[must_use]
+    pub fn of_type(mut self, type_uri: impl Into<Cow<'static, str>>) -> Self {
+        self.type_uri = type_uri.into();
+        self
     }
 
     /// The detail in a document that another service answered with, or the text as it is.
@@ -38,10 +56,19 @@ impl Problem {
     }
 }
 
+fn blank() -> Cow<'static, str> {
+    Cow::Borrowed(BLANK)
+}
+
+fn is_blank(type_uri: &str) -> bool {
+    type_uri == BLANK
+}
+
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let title = self.status.canonical_reason().unwrap_or("Error").to_owned();
-        let document = Document { title, status: self.status.as_u16(), detail: self.detail };
+        let document =
+            Document { type_uri: self.type_uri, title, status: self.status.as_u16(), detail: self.detail };
         let mut response = (self.status, Json(document)).into_response();
         response
             .headers_mut()
@@ -82,5 +109,26 @@ impl From<sqlx::Error> for Problem {
 impl From<Problem> for Response {
     fn from(problem: Problem) -> Self {
         problem.into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_problem_of_a_kind_says_which_and_another_says_nothing() {
+        let problem = Problem::new(StatusCode::CONFLICT, "taken").of_type("urn:tombolo:test:taken");
+        for (problem, expected) in [
+            (
+                problem,
+                r#"{"type":"urn:tombolo:test:taken","title":"Conflict","status":409,"detail":"taken"}"#,
+            ),
+            (Problem::new(StatusCode::GONE, "gone"), r#"{"title":"Gone","status":410,"detail":"gone"}"#),
+        ] {
+            let body = axum::body::to_bytes(problem.into_response().into_body(), 1_000).await.unwrap();
+            assert_eq!(body, expected);
+            assert!(!Problem::detail_of(expected).contains('{'));
+        }
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! Invariant: every task has an owner here that joins it; one token stops them all; a task that panics stops the service.
 
+mod guard;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
 use axum::Router;
+use futures_util::future::join_all;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
@@ -161,11 +164,15 @@ struct Prepared<D: Database> {
     descriptor: Descriptor,
     bus: Arc<dyn Bus>,
     builds: Arc<Builds<D>>,
+    #[cfg(feature = "auth")]
+    auth: Option<crate::auth::Opened>,
 }
 
 /// Makes the database ready, joins the bus, and makes the tables of the views.
 async fn prepare<D: Database>(service: &mut Service<D>, settings: &Settings) -> Result<Prepared<D>> {
     let descriptor = service.describe()?;
+    #[cfg(feature = "auth")]
+    let auth = service.auth.take().map(|auth| auth.open(&service.clock)).transpose()?;
     let owner = Owner { service: descriptor.service.clone(), partitions: descriptor.partitions };
     service.database.prepare(&owner, settings.schema).await?;
     if let Some(setup) = service.setup.take() {
@@ -180,7 +187,13 @@ async fn prepare<D: Database>(service: &mut Service<D>, settings: &Settings) -> 
     let leases = Arc::new(database.clone());
     let sharing = Sharing::new(leases, holder, settings.lease, Arc::clone(&bus), &descriptor.service);
     let builds = Arc::new(Builds::prepare(views, database, Arc::clone(&bus), Arc::new(sharing)).await?);
-    Ok(Prepared { descriptor, bus, builds })
+    Ok(Prepared {
+        descriptor,
+        bus,
+        builds,
+        #[cfg(feature = "auth")]
+        auth,
+    })
 }
 
 /// The bus that the settings name, with its archive if they name one.
@@ -267,28 +280,23 @@ impl Starting {
     async fn spawn<D: Database>(
         self,
         mut service: Service<D>,
-        prepared: Prepared<D>,
+        mut prepared: Prepared<D>,
         listener: Option<TcpListener>,
         url: String,
         grace: Duration,
     ) -> Running<D> {
         let mut tasks = Tasks::new(self.life.clone());
+        let app = self.app(&mut service, &prepared.builds);
+        let routes = std::mem::take(&mut service.routes);
+        let (routes, mut loaded) = self.guard(&mut prepared, &app, routes, &mut tasks);
         let Prepared { descriptor, builds, .. } = prepared;
-        let app = self.app(&mut service, &builds);
-        if !descriptor.publishes.is_empty() {
-            tasks.spawn(self.relay(&service.database, app.recovery()).run());
-        }
         let states = Arc::new(service.take_states());
-        for subscription in std::mem::take(&mut service.subscriptions) {
-            tasks.spawn(self.worker(subscription, &app, &states).run());
-        }
-        tasks.spawn(Arc::clone(app.sharing()).run(self.stop.clone()));
-        let requests = Arc::new(service.database.clone());
-        tasks.spawn(Arc::clone(&self.desk).run(requests, self.stop.clone()));
+        self.spawn_path(&mut service, &app, &states, &mut tasks);
         let mut is_registered = self.spawn_questions(&app, &mut tasks);
         let stop = self.stop.clone();
         let (ready, is_ready) = watch::channel(false);
-        let router = self.life.over(edge::router(app.clone(), service.routes, descriptor, is_ready));
+        let all_ready = std::iter::once(is_ready).chain(loaded.clone()).collect();
+        let router = self.life.over(edge::router(app.clone(), routes, descriptor, all_ready));
         if let Some(listener) = listener {
             tasks.spawn(serve(listener, router.clone(), stop.clone()));
         }
@@ -296,10 +304,30 @@ impl Starting {
             tasks.spawn(self.keeper(&app, builds, states).run());
         }
         // Without the bus the service serves all the same; it only waits a moment for it.
-        timeout(READY_WITHOUT_BUS, is_registered.wait_for(|&registered| registered)).await.ok();
+        let all = join_all(loaded.iter_mut().chain([&mut is_registered]).map(|all| all.wait_for(|&is| is)));
+        timeout(READY_WITHOUT_BUS, all).await.ok();
         ready.send_replace(true);
         tracing::info!(service = %app.service(), url, "ready");
         Running { app, url, router, stop, tasks, grace }
+    }
+
+    /// The relay, a worker for each subscription that is no view's, and what they lean on.
+    fn spawn_path<D: Database>(
+        &self,
+        service: &mut Service<D>,
+        app: &App<D>,
+        states: &Arc<http::Extensions>,
+        tasks: &mut Tasks,
+    ) {
+        if !app.publishes_nothing() {
+            tasks.spawn(self.relay(&service.database, app.recovery()).run());
+        }
+        for subscription in std::mem::take(&mut service.subscriptions) {
+            tasks.spawn(self.worker(subscription, app, states).run());
+        }
+        tasks.spawn(Arc::clone(app.sharing()).run(self.stop.clone()));
+        let requests = Arc::new(service.database.clone());
+        tasks.spawn(Arc::clone(&self.desk).run(requests, self.stop.clone()));
     }
 
     /// Answers and asks, and registers once everybody who asks would be heard.

@@ -42,6 +42,8 @@ pub struct Service<D: Database> {
     pub(crate) views: Vec<View<D>>,
     pub(crate) subscriptions: Vec<Subscription<D>>,
     pub(crate) answerers: Vec<Answerer<D>>,
+    #[cfg(feature = "auth")]
+    pub(crate) auth: Option<crate::auth::Auth>,
 }
 
 impl<D: Database> Service<D> {
@@ -64,7 +66,17 @@ impl<D: Database> Service<D> {
             views: Vec::new(),
             subscriptions: Vec::new(),
             answerers: Vec::new(),
+            #[cfg(feature = "auth")]
+            auth: None,
         }
+    }
+
+    /// How the service finds out who is asking, for routes that take a [`crate::auth::User`].
+    #[cfg(feature = "auth")]
+    #[must_use]
+    pub fn auth(mut self, auth: crate::auth::Auth) -> Self {
+        self.auth = Some(auth);
+        self
     }
 
     /// With how many partitions the service's topic begins. `tombolo topics divide` changes it while the service runs; the code

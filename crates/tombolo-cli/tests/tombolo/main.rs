@@ -11,3 +11,5 @@ mod schema;
 mod new;
 mod doctor;
 mod publishing;
+mod crowd;
+mod blog;

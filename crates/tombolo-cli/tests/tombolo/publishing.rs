@@ -20,14 +20,14 @@ const KILLS: usize = 8;
 const BOUND: Duration = Duration::from_secs(120);
 
 /// A bus in a process of its own.
-struct Bus {
+pub(crate) struct Bus {
     data: PathBuf,
-    port: u16,
+    pub(crate) port: u16,
     process: Child,
 }
 
 impl Bus {
-    fn start(data: &Path) -> Self {
+    pub(crate) fn start(data: &Path) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         Self { data: data.to_owned(), port, process: Self::spawn(data, port) }
     }
@@ -46,8 +46,17 @@ impl Bus {
         self.process = Self::spawn(&self.data, self.port);
     }
 
-    fn url(&self) -> String {
-        format!("http://127.0.0.1:{}/topics/posts/events", self.port)
+    pub(crate) fn at(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.port)
+    }
+
+    /// Where events are published.
+    pub(crate) fn url(&self) -> String {
+        self.at("/topics/posts/events")
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.id()
     }
 }
 

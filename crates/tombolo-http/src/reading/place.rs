@@ -98,6 +98,13 @@ impl Places {
         self.sequences.get(partition as usize).copied().unwrap_or(0)
     }
 
+    /// Moves on in one partition, if anything was read there.
+    pub(super) fn moved_to(&mut self, partition: u32, cursor: Cursor) {
+        if let (true, Some(id)) = (cursor.sequence > self.sequence(partition), cursor.id) {
+            self.moved(partition, cursor.sequence, id);
+        }
+    }
+
     /// Moves on in one partition.
     pub(super) fn moved(&mut self, partition: u32, sequence: u64, id: EventId) {
         if let Some(place) = self.sequences.get_mut(partition as usize) {

@@ -1,0 +1,172 @@
+//! Who is asking: the extractors [`User`], [`Admin`] and `Option<User>`, and the ways to check what they are told by.
+//!
+//! ```text
+//! Service::new("orders", database).auth(Auth::local("http://identity:7106")).routes(routes)
+//! async fn place(State(app): State<App>, user: User, Json(body): Json<PlaceOrder>) -> Result<Json<Order>, Problem> { … }
+//! ```
+//!
+//! A request shows an access token. **Local** checks verify it here, by the issuer's published keys, and look into what
+//! identity's topic said of its user since it was issued; **central** ones ask the issuer. Which of them is one line of
+//! code or one variable of the environment, for all routes or for one.
+//!
+//! Invariant: nobody is let in by anything but a token that was checked; no header of a client's says who is asking. A refusal
+//! says what to do, and not what was wrong with the token.
+
+mod settings;
+pub mod mutant;
+pub mod token;
+mod refusal;
+pub mod blocks;
+mod feed;
+mod keys;
+mod local;
+mod breaker;
+mod central;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use axum::Router;
+use axum::extract::{Extension, FromRequestParts, OptionalFromRequestParts};
+use http::request::Parts;
+use http::{HeaderMap, header};
+use serde::Serialize;
+
+pub use refusal::Refusal;
+pub(crate) use settings::Opened;
+pub use settings::{Auth, Way};
+
+/// The role of whoever administers.
+pub const ADMIN: &str = "admin";
+
+/// Somebody who is signed in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct User {
+    /// The user, as the issuer names it.
+    pub id: String,
+    /// The session in which the token was issued, if the issuer says.
+    pub session: Option<String>,
+    /// What the user may do.
+    pub roles: Vec<String>,
+    /// The program by which the user asks.
+    pub client: String,
+}
+
+impl User {
+    /// Whether the user has a role.
+    #[must_use]
+    pub fn has_role(&self, role: &str) -> bool {
+        self.roles.iter().any(|has| has == role)
+    }
+}
+
+/// Somebody who is signed in and has the role [`ADMIN`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admin(pub User);
+
+/// A way to check an access token.
+#[async_trait]
+pub(crate) trait Check: Send + Sync + 'static {
+    /// Who shows `token`.
+    ///
+    /// # Errors
+    /// [`Refusal::Token`] for a token that lets nobody in; [`Refusal::Away`] if that cannot be found out now.
+    async fn check(&self, token: &str) -> Result<User, Refusal>;
+}
+
+/// The checks of a service. Clones are the same ones.
+#[derive(Clone)]
+pub(crate) struct Checks {
+    way: Way,
+    local: Arc<dyn Check>,
+    central: Option<Arc<dyn Check>>,
+}
+
+impl Checks {
+    /// The routes behind these checks.
+    pub(crate) fn over<S: Clone + Send + Sync + 'static>(self, routes: Router<S>) -> Router<S> {
+        routes.layer(Extension(self))
+    }
+
+    fn of(&self, way: Way) -> Result<&Arc<dyn Check>, Refusal> {
+        let check = match way {
+            Way::Local => Some(&self.local),
+            Way::Central => self.central.as_ref(),
+        };
+        check.ok_or_else(|| Refusal::Unset(format!("has no {way} check; set it up where `.auth(…)` is")))
+    }
+}
+
+/// Who is asking, if somebody says so.
+async fn asking(parts: &Parts) -> Result<Option<User>, Refusal> {
+    let Some(checks) = parts.extensions.get::<Checks>() else {
+        return Err(Refusal::Unset("has no checks; add `.auth(…)` where the service is built".to_owned()));
+    };
+    let Some(token) = bearer(&parts.headers)? else { return Ok(None) };
+    let way = parts.extensions.get::<Way>().copied().unwrap_or(checks.way);
+    checks.of(way)?.check(token).await.map(Some)
+}
+
+/// The token of the one `Authorization` header that there may be.
+///
+/// # Errors
+/// [`Refusal::Token`] for anything else in it, or two of them.
+pub fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
+    let mut given = headers.get_all(header::AUTHORIZATION).iter();
+    let Some(first) = given.next() else { return Ok(None) };
+    let token = first.to_str().ok().and_then(|value| value.split_once(' '));
+    let token = token.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, token)| token);
+    match (token, given.next()) {
+        (Some(token), None) if !token.is_empty() && token.len() <= token::TOKEN_BYTES_MAX => Ok(Some(token)),
+        _ => Err(Refusal::Token),
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for User {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Refusal> {
+        asking(parts).await?.ok_or(Refusal::Nobody)
+    }
+}
+
+impl<S: Send + Sync> OptionalFromRequestParts<S> for User {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Option<Self>, Refusal> {
+        asking(parts).await
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Admin {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        let user = <User as FromRequestParts<S>>::from_request_parts(parts, state).await?;
+        if user.has_role(ADMIN) { Ok(Self(user)) } else { Err(Refusal::Role(ADMIN)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(values: &[&'static str]) -> HeaderMap {
+        let values = values.iter().map(|value| http::HeaderValue::from_static(value));
+        values.map(|value| (header::AUTHORIZATION, value)).fold(HeaderMap::new(), |mut all, (name, value)| {
+            all.append(name, value);
+            all
+        })
+    }
+
+    #[test]
+    fn exactly_one_bearer_token_is_taken() {
+        assert!(matches!(bearer(&headers(&[])), Ok(None)));
+        assert!(matches!(bearer(&headers(&["bearer a.b.c"])), Ok(Some("a.b.c"))));
+        for refused in [&["Bearer "][..], &["Basic a"], &["a.b.c"], &["Bearer a", "Bearer b"], &["Bearer"]] {
+            assert!(matches!(bearer(&headers(refused)), Err(Refusal::Token)), "{refused:?}");
+        }
+        let long: &'static str = Box::leak(format!("Bearer {}", "a".repeat(9 << 10)).into_boxed_str());
+        assert!(bearer(&headers(&[long])).is_err());
+    }
+}

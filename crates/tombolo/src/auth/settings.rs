@@ -1,0 +1,341 @@
+//! How a service finds out who is asking: in code, or from the environment, so that a line of the manifest can change it.
+//!
+//! Invariant: what is not said is as strict as it can be; only the issuer has no default.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tombolo_event::ServiceName;
+
+use super::central::Central;
+use super::feed::{Feed, Heard};
+use super::keys::{self, Keys};
+use super::local::{Fallback, Local};
+use super::mutant::Mutation;
+use super::token::{Algorithm, Expected, LEEWAY};
+use super::{Check, Checks};
+use crate::settings::Secret;
+use crate::{Clock, Error, Kind, Result};
+
+/// Which check: `local` or `central`.
+const WAY: &str = "TOMBOLO_AUTH";
+/// The issuer's name, which is an address that its discovery document lies under.
+const ISSUER: &str = "TOMBOLO_AUTH_ISSUER";
+const AUDIENCE: &str = "TOMBOLO_AUTH_AUDIENCE";
+const CLIENT: &str = "TOMBOLO_AUTH_CLIENT";
+const SECRET: &str = "TOMBOLO_AUTH_SECRET";
+/// The topic of identity, and what the types of its events begin with; `none` for an issuer that has none.
+const TOPIC: &str = "TOMBOLO_AUTH_TOPIC";
+const TYPES: &str = "TOMBOLO_AUTH_TYPES";
+const LIFE: &str = "TOMBOLO_AUTH_TOKEN_LIFE_S";
+/// After how many seconds without the bus local checks ask the issuer instead.
+const CENTRAL_AFTER: &str = "TOMBOLO_AUTH_CENTRAL_AFTER_S";
+
+/// The audience unless another is said: the whole system.
+pub(crate) const AUDIENCE_DEFAULT: &str = "tombolo";
+const TOPIC_DEFAULT: &str = "identity";
+const LIFE_DEFAULT: Duration = Duration::from_secs(15 * 60);
+/// How much longer than a token lives a block is kept, for clocks that differ and events that are late.
+const KEPT_LONGER: Duration = Duration::from_secs(60);
+
+/// Where a token is checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Way {
+    /// In the service, by the issuer's keys. As axum's `Extension(Way::Local)` over routes it is for these alone.
+    Local,
+    /// At the issuer, for each request.
+    Central,
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Local => "local",
+            Self::Central => "central",
+        })
+    }
+}
+
+impl FromStr for Way {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "local" => Ok(Self::Local),
+            "central" => Ok(Self::Central),
+            _ => Err(Error::new(
+                Kind::Settings,
+                format!("{WAY} is {text:?}; expected \"local\" or \"central\""),
+            )),
+        }
+    }
+}
+
+/// Who issues the tokens.
+#[derive(Debug, Clone)]
+pub(crate) struct Issuer {
+    pub(crate) name: String,
+    pub(crate) keys_at: Option<String>,
+    pub(crate) introspect_at: Option<String>,
+}
+
+/// How a service finds out who is asking.
+#[derive(Debug, Clone)]
+pub struct Auth {
+    way: Way,
+    issuer: Issuer,
+    audience: String,
+    algorithms: Vec<Algorithm>,
+    client: Option<(String, Secret)>,
+    blocks: Option<(String, String)>,
+    life: Duration,
+    central_after: Option<Duration>,
+    mutation: Mutation,
+}
+
+impl Auth {
+    fn new(way: Way, issuer: &str) -> Self {
+        Self {
+            way,
+            issuer: Issuer { name: issuer.to_owned(), keys_at: None, introspect_at: None },
+            audience: AUDIENCE_DEFAULT.to_owned(),
+            algorithms: vec![Algorithm::ES256, Algorithm::EdDSA],
+            client: None,
+            blocks: Some((TOPIC_DEFAULT.to_owned(), TOPIC_DEFAULT.to_owned())),
+            life: LIFE_DEFAULT,
+            central_after: None,
+            mutation: Mutation::default(),
+        }
+    }
+
+    /// Tokens of `issuer` are verified in the service, by its published keys and the blocks in the topic `identity`.
+    #[must_use]
+    pub fn local(issuer: &str) -> Self {
+        Self::new(Way::Local, issuer)
+    }
+
+    /// `issuer` is asked for each request (RFC 7662), as `client` with its secret.
+    #[must_use]
+    pub fn central(issuer: &str, client: &str, secret: &str) -> Self {
+        Self::new(Way::Central, issuer).client(client, secret)
+    }
+
+    /// With these the issuer can be asked: for routes with `Extension(Way::Central)`, and while the bus is away.
+    #[must_use]
+    pub fn client(mut self, client: &str, secret: &str) -> Self {
+        self.client = Some((client.to_owned(), Secret(secret.to_owned())));
+        self
+    }
+
+    /// Whom tokens have to be for; `tombolo` unless said.
+    #[must_use]
+    pub fn audience(mut self, audience: &str) -> Self {
+        audience.clone_into(&mut self.audience);
+        self
+    }
+
+    /// The topic that says who was blocked, and what its types begin with; `identity` for both unless said.
+    #[must_use]
+    pub fn blocks_in(mut self, topic: &str, types: &str) -> Self {
+        self.blocks = Some((topic.to_owned(), types.to_owned()));
+        self
+    }
+
+    /// For an issuer that publishes no events: with local checks a block takes as long as a token lives.
+    #[must_use]
+    pub fn without_blocks(mut self) -> Self {
+        self.blocks = None;
+        self
+    }
+
+    /// How long the issuer's tokens live at most, which is how long blocks are kept; 15 minutes unless said.
+    #[must_use]
+    pub fn token_life(mut self, life: Duration) -> Self {
+        self.life = life;
+        self
+    }
+
+    /// How tokens may be signed; ES256 and `EdDSA` unless said.
+    #[must_use]
+    pub fn algorithms(mut self, algorithms: &[Algorithm]) -> Self {
+        self.algorithms = algorithms.to_vec();
+        self
+    }
+
+    /// Local checks ask the issuer instead once the bus has been away for so long. Needs [`Auth::client`].
+    #[must_use]
+    pub fn central_after(mut self, away: Duration) -> Self {
+        self.central_after = Some(away);
+        self
+    }
+
+    /// Where the issuer's keys are, instead of where its discovery document says.
+    #[must_use]
+    pub fn keys_at(mut self, address: &str) -> Self {
+        self.issuer.keys_at = Some(address.to_owned());
+        self
+    }
+
+    /// Where the issuer is asked, instead of `/introspect` under its name.
+    #[must_use]
+    pub fn introspect_at(mut self, address: &str) -> Self {
+        self.issuer.introspect_at = Some(address.to_owned());
+        self
+    }
+
+    /// The same checks with a fault.
+    #[cfg(feature = "mutants")]
+    #[must_use]
+    pub fn with_mutant(mut self, mutant: super::mutant::Mutant) -> Self {
+        self.mutation = Mutation(Some(mutant));
+        self
+    }
+
+    /// What the environment says: `TOMBOLO_AUTH_ISSUER` at least; `TOMBOLO_AUTH` is `local` unless it says `central`.
+    ///
+    /// # Errors
+    /// `Settings` for what is missing or cannot be meant.
+    pub fn from_env() -> Result<Self> {
+        Self::from_variables(&env::vars().filter(|(name, _)| name.starts_with(WAY)).collect())
+    }
+
+    fn from_variables(variables: &BTreeMap<String, String>) -> Result<Self> {
+        let value = |name: &str| variables.get(name).map(String::as_str).filter(|value| !value.is_empty());
+        let issuer = value(ISSUER).ok_or_else(|| {
+            let message = format!(
+                "{ISSUER} is not set; expected the address of the identity service or of another issuer"
+            );
+            Error::new(Kind::Settings, message)
+        })?;
+        let mut auth = Self::new(value(WAY).unwrap_or("local").parse()?, issuer);
+        if let Some(audience) = value(AUDIENCE) {
+            auth = auth.audience(audience);
+        }
+        if let (Some(client), Some(secret)) = (value(CLIENT), value(SECRET)) {
+            auth = auth.client(client, secret);
+        }
+        match value(TOPIC) {
+            Some("none") => auth = auth.without_blocks(),
+            Some(topic) => auth = auth.blocks_in(topic, value(TYPES).unwrap_or(topic)),
+            None => {}
+        }
+        if let Some(life) = seconds(LIFE, value(LIFE))? {
+            auth = auth.token_life(life);
+        }
+        auth.central_after = seconds(CENTRAL_AFTER, value(CENTRAL_AFTER))?;
+        Ok(auth)
+    }
+
+    fn expected(&self) -> Expected {
+        Expected {
+            issuer: self.issuer.name.clone(),
+            audience: self.audience.clone(),
+            algorithms: self.algorithms.clone(),
+        }
+    }
+
+    /// Makes the checks, and what has to run beside them.
+    pub(crate) fn open(self, clock: &Clock) -> Result<Opened> {
+        let http = keys::client()?;
+        let central: Option<Arc<dyn Check>> = match &self.client {
+            Some(client) => Some(Arc::new(Central::new(
+                &self.issuer,
+                client,
+                self.expected(),
+                http.clone(),
+                clock.clone(),
+            ))),
+            None => None,
+        };
+        if central.is_none() && (self.way == Way::Central || self.central_after.is_some()) {
+            let message = format!(
+                "central checks need a client of the issuer and its secret; set {CLIENT} and {SECRET}"
+            );
+            return Err(Error::new(Kind::Settings, message));
+        }
+        let feed = self.feed(clock)?;
+        let fallback = self.central_after.zip(central.clone());
+        let local = Local {
+            expected: self.expected(),
+            keys: Keys::new(self.issuer.clone(), self.algorithms.clone(), http, clock.clone(), self.mutation),
+            heard: feed.as_ref().map(|feed| Arc::clone(&feed.heard)),
+            fallback: fallback.map(|(after, check)| Fallback { after, check }),
+            clock: clock.clone(),
+        };
+        Ok(Opened { checks: Checks { way: self.way, local: Arc::new(local), central }, feed })
+    }
+
+    /// What reads the blocks, which central checks alone do not need.
+    fn feed(&self, clock: &Clock) -> Result<Option<Feed>> {
+        let Some((topic, types)) = self.blocks.clone().filter(|_| self.way == Way::Local) else {
+            return Ok(None);
+        };
+        let kept = self.life + LEEWAY + KEPT_LONGER;
+        Ok(Some(Feed {
+            topic: ServiceName::new(topic)?,
+            types,
+            kept,
+            heard: Arc::new(Heard::new(self.mutation)),
+            clock: clock.clone(),
+        }))
+    }
+}
+
+fn seconds(name: &str, value: Option<&str>) -> Result<Option<Duration>> {
+    let Some(value) = value else { return Ok(None) };
+    match value.parse() {
+        Ok(seconds) => Ok(Some(Duration::from_secs(seconds))),
+        Err(_) => {
+            Err(Error::new(Kind::Settings, format!("{name} is {value:?}; expected a number of seconds")))
+        }
+    }
+}
+
+/// Checks that are ready to be asked, and what has to run beside them.
+pub(crate) struct Opened {
+    pub(crate) checks: Checks,
+    pub(crate) feed: Option<Feed>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(variables: &[(&str, &str)]) -> Result<Auth> {
+        let owned = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Auth::from_variables(&owned.collect())
+    }
+
+    #[test]
+    fn one_variable_changes_the_way() {
+        let issuer = (ISSUER, "http://identity");
+        assert_eq!(read(&[issuer]).unwrap().way, Way::Local);
+        let central = [issuer, (WAY, "central"), (CLIENT, "orders"), (SECRET, "s")];
+        assert_eq!(read(&central).unwrap().way, Way::Central);
+        assert!(read(&central).unwrap().open(&Clock::default()).is_ok());
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_named() {
+        for (variables, named) in [
+            (vec![], ISSUER),
+            (vec![(ISSUER, "http://i"), (WAY, "cental")], "\"cental\""),
+            (vec![(ISSUER, "http://i"), (LIFE, "ten")], LIFE),
+        ] {
+            let error = read(&variables).unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
+        }
+        let no_client = read(&[(ISSUER, "http://i"), (WAY, "central")]).unwrap();
+        assert!(no_client.open(&Clock::default()).map(drop).unwrap_err().to_string().contains(CLIENT));
+    }
+
+    #[test]
+    fn a_secret_is_not_in_the_debug_form() {
+        let shown = format!("{:?}", Auth::central("http://i", "orders", "hush-hush"));
+        assert!(shown.contains("orders") && !shown.contains("hush"), "{shown}");
+    }
+}

@@ -1,0 +1,13 @@
+//! The identity service and a service that checks its tokens, each with its own database, over one bus.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
+mod stage;
+mod stub;
+mod signing_in;
+mod doors;
+mod rotation;
+mod blocks;
+mod secrets;
+mod engines;
+mod crashes;
