@@ -1,7 +1,7 @@
 //! The bus for everybody who speaks HTTP: no library, no SDK, any language.
 //!
 //! Floor 2. It stands in front of the port to the logs and knows nothing of the engine behind it. What comes in as CloudEvents or
-//! as plain JSON is numbered here and appended ([`feed`]); what is in the logs is read by offset ([`reading`]) or pushed to
+//! as plain JSON is numbered here and appended ([`feed`]); what is in the logs is read by offset (`reading`) or pushed to
 //! subscribers, whose cursors it keeps ([`push`]). Modules stand in the order in which an event meets them.
 //!
 //! Invariant: a publisher is answered after its event is on disk, and never after a delivery.

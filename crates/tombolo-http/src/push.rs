@@ -1,7 +1,7 @@
 //! Push subscriptions: the bus sends events to whoever cannot ask for them, and keeps their cursors.
 //!
-//! Each subscription is a task ([`runner`]) with a queue of what it has read ([`queue`]), connections that it keeps ([`lane`]) and one
-//! file that all share ([`state`]). Plain events are sent by the same tasks.
+//! Each subscription is a task (`runner`) with a queue of what it has read (`queue`), connections that it keeps (`lane`) and one
+//! file that all share (`state`). Plain events are sent by the same tasks.
 //!
 //! Invariant: each subscriber gets every event in the order of its key, once, but for what was under way when either side died; and
 //! what may be a repeat is marked.
