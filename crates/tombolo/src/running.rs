@@ -3,6 +3,7 @@
 //! Invariant: every task has an owner here that joins it; one token stops them all; a task that panics stops the service.
 
 mod guard;
+mod relaying;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -34,8 +35,6 @@ use crate::question::answer::{self, Answerers};
 use crate::question::ask::Asker;
 use crate::question::inbox::Inbox;
 use crate::recovery::Recovery;
-use crate::relay::Relay;
-use crate::relay::foreign::Watch;
 use crate::settings::Lease;
 use crate::sharing::Sharing;
 use crate::status::Board;
@@ -390,34 +389,6 @@ impl Starting {
             )),
             builds: Arc::clone(builds),
         })
-    }
-
-    fn relay<D: Database>(&self, database: &D, recovery: &Arc<Recovery>) -> Relay {
-        Relay {
-            outbox: Arc::new(database.clone()),
-            requests: Arc::new(database.clone()),
-            announced: self.desk.announcements(),
-            recovery: Arc::clone(recovery),
-            bus: Arc::clone(&self.bus),
-            publisher: self.publisher.clone(),
-            holder: self.holder,
-            woken: Arc::clone(&self.woken),
-            metrics: Arc::clone(&self.metrics),
-            board: Arc::clone(&self.board),
-            clock: self.clock.clone(),
-            lease: self.lease,
-            stop: self.stop.clone(),
-        }
-    }
-
-    fn watch<D: Database>(&self, database: &D, hears: bool) -> Watch {
-        Watch {
-            service: self.publisher.service.to_string(),
-            outbox: Arc::new(database.clone()),
-            woken: Arc::clone(&self.woken),
-            hears,
-            stop: self.stop.clone(),
-        }
     }
 
     /// Keeps the builds of the views, with workers that come and go while the service runs.

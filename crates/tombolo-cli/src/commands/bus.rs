@@ -53,18 +53,12 @@ async fn serve(arguments: &Bus, log: Arc<Log>) -> Result<()> {
         say(&format!("metrics on {}", metrics.url()?))?;
     }
     let served = async { Ok(server.serve(shutdown.clone()).await?) };
-    let measured = async {
-        match metrics {
-            Some(metrics) => metrics.serve(shutdown.clone()).await,
-            None => Ok(()),
-        }
-    };
     let reading = async {
         doors.read_again(shutdown.clone()).await;
         Ok(())
     };
     // Whichever fails first ends the others.
-    let all = async { tokio::try_join!(served, measured, reading) };
+    let all = async { tokio::try_join!(served, measured(metrics, shutdown.clone()), reading) };
     tokio::pin!(ended);
     let outcome = {
         tokio::pin!(all);
@@ -75,6 +69,13 @@ async fn serve(arguments: &Bus, log: Arc<Log>) -> Result<()> {
     };
     doors.close().await;
     outcome
+}
+
+async fn measured(metrics: Option<Metrics>, shutdown: CancellationToken) -> Result<()> {
+    match metrics {
+        Some(metrics) => metrics.serve(shutdown).await,
+        None => Ok(()),
+    }
 }
 
 /// Cancels the token when the process is told to end, after some last words.
