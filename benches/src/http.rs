@@ -19,10 +19,9 @@ use crate::server;
 use crate::table::{Bar, Row, rate};
 use crate::topic::{BATCH_EVENTS, Target};
 
-/// Connections of the client.
-const CONNECTIONS: usize = 32;
-/// Requests that each sends before it reads answers.
-const PIPELINED: usize = 16;
+/// Connections of the client, and the requests that each sends before it reads answers.
+const PIPELINED: (usize, usize) = (32, 16);
+const ONE_BY_ONE: (usize, usize) = (256, 1);
 /// Requests of one round, with one event each.
 const SINGLES: usize = 40_960;
 /// Batches of one round, and on how many connections.
@@ -44,13 +43,15 @@ pub(crate) async fn measure(scratch: &Scratch) -> Result<Vec<Row>> {
     let address = format!("127.0.0.1:{}", std::fs::read_to_string(server::port_file(&socket))?);
     let client = server::client(&socket, crate::topic::OWNER).await?;
     let mut target = Target::new(client.clone(), 8).await?;
-    let (mut singles, mut batches) = (Rounds::default(), Rounds::default());
+    let (mut pipelined, mut singles, mut batches) = (Rounds::default(), Rounds::default(), Rounds::default());
     let mut turns = Turns::new(ROUNDS);
     while turns.next() {
-        let yardstick = single_rate(&address, "/nothing").await?;
-        let subject = single_rate(&address, "/topics/http/events").await?;
-        quiet(&process.number()).await?;
-        singles.0.push(Round { yardstick, subject });
+        for (rounds, how) in [(&mut pipelined, PIPELINED), (&mut singles, ONE_BY_ONE)] {
+            let yardstick = single_rate(&address, "/nothing", how).await?;
+            let subject = single_rate(&address, "/topics/http/events", how).await?;
+            quiet(&process.number()).await?;
+            rounds.0.push(Round { yardstick, subject });
+        }
         let by_protocol = target.pipelined(BATCHES, BATCH_EVENTS).await?;
         let yardstick = (BATCHES * BATCH_EVENTS) as f64 * 1e9 / by_protocol as f64;
         quiet(&process.number()).await?;
@@ -61,9 +62,11 @@ pub(crate) async fn measure(scratch: &Scratch) -> Result<Vec<Row>> {
     client.close().await;
     process.end().await?;
     let one = "single events over HTTP, 16 pipelined on each of 32 connections / the same server doing nothing with the body";
+    let each = "the same, one request at a time on each of 256 connections";
     let many = "batches of 256 over HTTP, one under way on each of 8 connections / batches by the streaming protocol";
     Ok(vec![
-        Row::of(one, &singles, Bar::AtLeast(0.7), rate),
+        Row::of(one, &pipelined, Bar::AtLeast(0.7), rate),
+        Row::of(each, &singles, Bar::None, rate),
         Row::of(many, &batches, Bar::AtLeast(0.5), rate),
     ])
 }
@@ -86,17 +89,12 @@ fn request(path: &str, content_type: &str, body: &str) -> Vec<u8> {
     [head.as_bytes(), body.as_bytes()].concat()
 }
 
-async fn single_rate(address: &str, path: &str) -> Result<f64> {
-    let each = SINGLES / CONNECTIONS / PIPELINED;
-    let lane = || {
-        (0..each)
-            .map(|_| {
-                (0..PIPELINED).flat_map(|_| request(path, "application/cloudevents+json", &event())).collect()
-            })
-            .collect()
-    };
-    let lanes: Vec<Vec<Vec<u8>>> = (0..CONNECTIONS).map(|_| lane()).collect();
-    let seconds = send(address, lanes, PIPELINED).await?;
+async fn single_rate(address: &str, path: &str, (connections, under_way): (usize, usize)) -> Result<f64> {
+    let each = SINGLES / connections / under_way;
+    let piece =
+        || (0..under_way).flat_map(|_| request(path, "application/cloudevents+json", &event())).collect();
+    let lanes: Vec<Vec<Vec<u8>>> = (0..connections).map(|_| (0..each).map(|_| piece()).collect()).collect();
+    let seconds = send(address, lanes, under_way).await?;
     Ok(SINGLES as f64 / seconds)
 }
 

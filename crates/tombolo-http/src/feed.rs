@@ -9,7 +9,8 @@
 //!
 //! Invariant: an event is acknowledged when it is on disk, and one source and id of a topic is one event for as long as the topic keeps it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -218,14 +219,14 @@ impl Feed {
         while let Some(batch) = batches.next().await {
             let batch = batch?;
             let ids = batch.records.iter().map(|record| record.id).collect();
-            self.note(partition, batch.first, ids)?;
+            self.index.room().await?;
+            self.index.note(vec![self.noted(partition, batch.first, ids)])?;
         }
         Ok(())
     }
 
-    fn note(&self, partition: u32, first: u64, ids: Vec<EventId>) -> Result<(), Problem> {
-        let (topic, incarnation) = (self.topic.name.clone(), self.topic.incarnation);
-        self.index.note(Run { topic, incarnation, partition, first, ids })
+    fn noted(&self, partition: u32, first: u64, ids: Vec<EventId>) -> Run {
+        Run { topic: self.topic.name.clone(), incarnation: self.topic.incarnation, partition, first, ids }
     }
 
     /// Feeds the topic until nobody is left who could publish, or somebody else feeds it.
@@ -254,38 +255,49 @@ impl Feed {
         }
     }
 
-    /// Where each event of a group is, those that are new after they were appended. Outer errors concern the whole group.
+    /// Where each event of a group is, those that are new after they were appended. The outer error concerns the whole group.
     async fn store(&mut self, group: &[Publish]) -> Result<Vec<Result<Vec<Placed>, Problem>>, Problem> {
-        let events: Vec<&Event> = group.iter().flat_map(|publish| &publish.events).collect();
-        let ids: Vec<EventId> = events.iter().map(|event| event.id).collect();
-        let mut places: HashMap<EventId, Place> = HashMap::new();
-        let known = self.index.find(&ids)?;
-        places.extend(ids.iter().zip(known).filter_map(|(id, place)| Some((*id, place?))));
-        let mut differing = self.differing(&events, &places).await?;
-        let mut runs: HashMap<u32, Vec<&Event>> = HashMap::new();
-        let mut fresh: HashMap<EventId, &Event> = HashMap::new();
-        for event in events {
-            if let Some(first) = fresh.get(&event.id) {
-                differing.extend((!is_same(event, &first.bytes)).then_some(event.id));
-            } else if !places.contains_key(&event.id) {
-                fresh.insert(event.id, event);
-                let partition = self.topic.generations.partition(event.key_hash);
-                let run = runs.entry(partition).or_default();
-                run.push(event);
-                places.insert(event.id, (partition, self.tail(partition).sequence + run.len() as u64));
-            }
-        }
+        self.index.room().await?;
+        let mut plan = Plan {
+            generations: &self.topic.generations,
+            tails: &self.tails,
+            known: self.known(group).await?,
+            runs: BTreeMap::new(),
+        };
+        let told = group.iter().map(|publish| plan.add(publish)).collect();
+        let runs = plan.runs;
         try_join_all(runs.iter().map(|(partition, run)| self.append(*partition, run))).await?;
-        for (partition, run) in runs {
-            let first = self.tail(partition).sequence + 1;
-            let ids: Vec<EventId> = run.iter().map(|event| event.id).collect();
-            if let Some(tail) = self.tails.get_mut(partition as usize) {
-                (tail.sequence, tail.id) = (tail.sequence + ids.len() as u64, ids.last().copied());
-            }
-            self.note(partition, first, ids)?;
+        let runs: Vec<(u32, Vec<EventId>)> = runs
+            .into_iter()
+            .map(|(partition, run)| (partition, run.iter().map(|event| event.id).collect()))
+            .collect();
+        let noted = runs.into_iter().map(|(partition, ids)| self.moved(partition, ids)).collect();
+        self.index.note(noted)?;
+        Ok(told)
+    }
+
+    /// Moves the end of a partition behind what was appended.
+    fn moved(&mut self, partition: u32, ids: Vec<EventId>) -> Run {
+        let first = self.tail(partition).sequence + 1;
+        if let Some(tail) = self.tails.get_mut(partition as usize) {
+            (tail.sequence, tail.id) = (tail.sequence + ids.len() as u64, ids.last().copied());
         }
-        let mut fresh: HashSet<EventId> = fresh.into_keys().collect();
-        Ok(group.iter().map(|publish| placed(publish, &places, &mut fresh, &differing)).collect())
+        self.noted(partition, first, ids)
+    }
+
+    /// The events of a group that the log has already, with their bytes.
+    async fn known(&self, group: &[Publish]) -> Result<Known, Problem> {
+        let ids: Vec<EventId> =
+            group.iter().flat_map(|publish| &publish.events).map(|event| event.id).collect();
+        let mut known = Known::default();
+        for (id, place) in ids.iter().zip(self.index.find(&ids)?) {
+            let Some((partition, sequence)) = place else { continue };
+            // What the index has and the log has not is of a log that was replaced by an older copy.
+            if let Some(bytes) = found_at(&*self.bus, &self.topic, partition, sequence, *id).await? {
+                known.insert(*id, ((partition, sequence), bytes));
+            }
+        }
+        Ok(known)
     }
 
     fn tail(&self, partition: u32) -> Tail {
@@ -311,20 +323,77 @@ impl Feed {
         self.bus.append(append).await?;
         Ok(())
     }
+}
 
-    /// Those events whose id is in the log with another content: no retry, but a mistake.
-    async fn differing(
-        &self,
-        events: &[&Event],
-        places: &HashMap<EventId, Place>,
-    ) -> Result<Vec<EventId>, Problem> {
-        let mut differing = Vec::new();
-        for event in events {
-            let Some((partition, sequence)) = places.get(&event.id).copied() else { continue };
-            let stored = record_at(&*self.bus, &self.topic, partition, sequence, event.id).await?;
-            differing.extend((!is_same(event, &stored)).then_some(event.id));
+/// What is known of ids: their places and their bytes.
+type Known = HashMap<EventId, (Place, Bytes), BuildHasherDefault<IdHasher>>;
+
+/// Ids are hashes already: some of their bits are as good as any others.
+#[derive(Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        if let Some(first) = bytes.first_chunk::<8>() {
+            self.0 ^= u64::from_le_bytes(*first);
         }
-        Ok(differing)
+    }
+
+    fn write_usize(&mut self, _length: usize) {}
+}
+
+/// What a group comes to: each publisher's events are placed, or none of them is. Pure.
+struct Plan<'a> {
+    generations: &'a Generations,
+    tails: &'a [Tail],
+    known: Known,
+    /// What is to be appended, by partition.
+    runs: BTreeMap<u32, Vec<&'a Event>>,
+}
+
+impl<'a> Plan<'a> {
+    /// Places the events of one publisher.
+    fn add(&mut self, publish: &'a Publish) -> Result<Vec<Placed>, Problem> {
+        self.check(&publish.events)?;
+        Ok(publish.events.iter().map(|event| self.place(event)).collect())
+    }
+
+    /// An id that was used for another event is no retry, but a mistake: nothing of it is stored.
+    fn check(&self, events: &[Event]) -> Result<(), Problem> {
+        let mut own: HashMap<EventId, &Bytes, BuildHasherDefault<IdHasher>> = HashMap::default();
+        for (index, event) in events.iter().enumerate() {
+            let first = self.known.get(&event.id).map(|(_, bytes)| bytes);
+            if !first.or(own.get(&event.id).copied()).is_none_or(|first| is_same(event, first)) {
+                let detail = "an event with this source and id was published before with other content; give another event another id";
+                return Err(Problem::new(Refusal::IdReused, detail).with("index", index));
+            }
+            own.insert(event.id, &event.bytes);
+        }
+        Ok(())
+    }
+
+    fn place(&mut self, event: &'a Event) -> Placed {
+        let placed = |(partition, sequence), is_repeated| Placed {
+            id: event.id,
+            partition,
+            sequence,
+            key_hash: event.key_hash,
+            is_repeated,
+        };
+        if let Some((place, _)) = self.known.get(&event.id) {
+            return placed(*place, true);
+        }
+        let partition = self.generations.partition(event.key_hash);
+        let run = self.runs.entry(partition).or_default();
+        run.push(event);
+        let end = self.tails.get(partition as usize).map_or(0, |tail| tail.sequence);
+        let place = (partition, end + run.len() as u64);
+        self.known.insert(event.id, (place, event.bytes.clone()));
+        placed(place, false)
     }
 }
 
@@ -346,38 +415,28 @@ pub(crate) async fn record_at(
     sequence: u64,
     id: EventId,
 ) -> Result<Bytes, Problem> {
-    let missing = || {
-        Problem::new(
-            Refusal::Internal,
-            format!("event {id} is not at {}/{partition}/{sequence}, where the index has it", topic.name),
-        )
-    };
-    let before = bus.cursor_at(topic, partition, sequence - 1).await?;
-    let read = Read { batch_bytes_max: 1, ..Read::to_tail(&topic.name, partition, before) };
-    let batch = bus.read(read).await?.next().await.ok_or_else(missing)??;
-    let record = batch.records.into_iter().find(|record| record.id == id);
-    Ok(record.ok_or_else(missing)?.bytes)
+    let missing = || format!("event {id} is not at {}/{partition}/{sequence}, where it was", topic.name);
+    let found = found_at(bus, topic, partition, sequence, id).await?;
+    found.ok_or_else(|| Problem::new(Refusal::Internal, missing()))
 }
 
-fn placed(
-    publish: &Publish,
-    places: &HashMap<EventId, Place>,
-    fresh: &mut HashSet<EventId>,
-    differing: &[EventId],
-) -> Result<Vec<Placed>, Problem> {
-    let one = |(index, event): (usize, &Event)| {
-        if differing.contains(&event.id) {
-            let detail = "an event with this source and id was published before with other content; give another event another id";
-            return Err(Problem::new(Refusal::IdReused, detail).with("index", index));
-        }
-        let place = places.get(&event.id).copied();
-        let (partition, sequence) =
-            place.ok_or_else(|| Problem::new(Refusal::Internal, "an event was not placed"))?;
-        // Of several with one id, the first is the event.
-        let is_repeated = !fresh.remove(&event.id);
-        Ok(Placed { id: event.id, partition, sequence, key_hash: event.key_hash, is_repeated })
+/// The bytes of one event at a place; none if another event is there, or nothing.
+async fn found_at(
+    bus: &dyn Bus,
+    topic: &Topic,
+    partition: u32,
+    sequence: u64,
+    id: EventId,
+) -> Result<Option<Bytes>, Problem> {
+    let before = match bus.cursor_at(topic, partition, sequence - 1).await {
+        Ok(before) => before,
+        Err(error) if error.kind() == tombolo_bus::Kind::BeyondTail => return Ok(None),
+        Err(error) => return Err(error.into()),
     };
-    publish.events.iter().enumerate().map(one).collect()
+    let read = Read { batch_bytes_max: 1, ..Read::to_tail(&topic.name, partition, before) };
+    let Some(batch) = bus.read(read).await?.next().await else { return Ok(None) };
+    let record = batch?.records.into_iter().find(|record| record.id == id);
+    Ok(record.map(|record| record.bytes))
 }
 
 /// All that waits, up to the bounds of a group; and what did not fit in any more.

@@ -8,12 +8,14 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use tokio::sync::Notify;
+use tokio::time::timeout;
 use tombolo_event::{Cursor, EventId, Incarnation, ServiceName};
 use uuid::Uuid;
 
@@ -26,8 +28,12 @@ pub(crate) type Place = (u32, u64);
 const CACHE_BYTES: u64 = 32 << 20;
 /// How much is gathered in memory before it goes to a table on disk, in bytes.
 const TABLE_BYTES: u64 = 16 << 20;
-/// The most runs of events that wait for the writer; then publishers wait too.
-const RUNS_WAITING_MAX: usize = 256;
+/// The most ids that wait for the writer; then publishers wait too.
+const RECENT_MAX: usize = 200_000;
+/// How long a publisher waits for the writer, before it is asked to come again.
+const ROOM_WAIT_MAX: Duration = Duration::from_secs(10);
+/// How long the writer lets groups gather, so that a busy publisher does not wake it for each.
+const GATHER: Duration = Duration::from_millis(3);
 /// The most events that the writer puts into one commit.
 const COMMIT_EVENTS_MAX: usize = 50_000;
 /// How often what was written is synced.
@@ -47,7 +53,7 @@ pub(crate) struct Run {
 /// The ids of all topics.
 pub(crate) struct Index {
     file: Arc<File>,
-    runs: Mutex<Option<SyncSender<Run>>>,
+    runs: Mutex<Option<Sender<Vec<Run>>>>,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -58,6 +64,8 @@ struct File {
     reached: Keyspace,
     /// What is not there yet.
     recent: Mutex<HashMap<EventId, Place>>,
+    /// Told after each commit.
+    written: Notify,
 }
 
 impl Index {
@@ -73,8 +81,9 @@ impl Index {
             database.keyspace(name, options).map_err(broken)
         };
         let (places, reached) = (keyspace("places")?, keyspace("reached")?);
-        let file = Arc::new(File { database, places, reached, recent: Mutex::default() });
-        let (runs, waiting) = sync_channel(RUNS_WAITING_MAX);
+        let file =
+            Arc::new(File { database, places, reached, recent: Mutex::default(), written: Notify::new() });
+        let (runs, waiting) = channel();
         let written = file.clone();
         let writer = std::thread::Builder::new().name("ids".into()).spawn(move || written.write_on(&waiting));
         let writer = writer.map_err(broken)?;
@@ -95,25 +104,37 @@ impl Index {
         Ok(found)
     }
 
-    /// Takes what was appended. Waits while the writer is far behind.
-    pub(crate) fn note(&self, run: Run) -> Result<(), Problem> {
+    /// Takes what was appended.
+    pub(crate) fn note(&self, group: Vec<Run>) -> Result<(), Problem> {
         {
             let mut recent = self.file.recent.lock().unwrap_or_else(PoisonError::into_inner);
-            recent.extend(
-                run.ids.iter().zip(run.first..).map(|(id, sequence)| (*id, (run.partition, sequence))),
-            );
+            for run in &group {
+                let places = (run.first..).map(|sequence| (run.partition, sequence));
+                recent.extend(run.ids.iter().copied().zip(places));
+            }
         }
         let runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let closed = || Problem::new(Refusal::Unavailable, "the bus is closing");
-        let runs = runs.ok_or_else(closed)?;
-        match runs.try_send(run) {
-            Ok(()) => Ok(()),
-            // Others on this thread have to get on meanwhile.
-            Err(TrySendError::Full(run)) => {
-                tokio::task::block_in_place(|| runs.send(run)).map_err(|_| closed())
+        runs.ok_or_else(closed)?.send(group).map_err(|_| closed())
+    }
+
+    /// Waits until the writer is not far behind. Asked before anything is appended, because what is appended must be noted.
+    pub(crate) async fn room(&self) -> Result<(), Problem> {
+        let waiting = async {
+            loop {
+                let written = self.file.written.notified();
+                if self.file.recent.lock().unwrap_or_else(PoisonError::into_inner).len() < RECENT_MAX {
+                    return;
+                }
+                written.await;
             }
-            Err(TrySendError::Disconnected(_)) => Err(closed()),
-        }
+        };
+        timeout(ROOM_WAIT_MAX, waiting).await.map_err(|_| {
+            Problem::new(
+                Refusal::Unavailable,
+                "the ids of events are written too slowly, or cannot be; try again with the same ids",
+            )
+        })
     }
 
     /// How far a partition is there; the start, if there is nothing of this life of the topic.
@@ -142,29 +163,29 @@ impl Index {
 
 impl File {
     /// Writes runs as they come, many in a commit, until nobody sends any more.
-    fn write_on(&self, waiting: &Receiver<Run>) {
-        let mut synced = Instant::now();
-        let mut is_dirty = false;
+    fn write_on(&self, waiting: &Receiver<Vec<Run>>) {
+        let (mut synced, mut is_dirty) = (Instant::now(), false);
+        let mut runs: Vec<Run> = Vec::new();
         loop {
-            let first = match waiting.recv_timeout(SYNC_EVERY) {
-                Ok(run) => Some(run),
-                Err(RecvTimeoutError::Timeout) if !is_dirty => continue,
-                Err(RecvTimeoutError::Timeout) => None,
+            match waiting.recv_timeout(SYNC_EVERY) {
+                Ok(group) => runs.extend(group),
+                Err(RecvTimeoutError::Timeout) if !is_dirty && runs.is_empty() => continue,
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
-            };
-            let runs = together(first, waiting);
-            let is_due = synced.elapsed() >= SYNC_EVERY;
-            if let Err(problem) = self.write(&runs, is_due) {
-                // What is in memory is still found; opened again, the rest is read from the log.
-                tracing::error!(
-                    problem = problem.detail(),
-                    "the ids of events cannot be written; they are kept in memory"
-                );
-                continue;
             }
-            is_dirty = !is_due;
-            if is_due {
-                synced = Instant::now();
+            std::thread::sleep(GATHER);
+            gather(&mut runs, waiting);
+            let is_due = synced.elapsed() >= SYNC_EVERY;
+            match self.write(&runs, is_due) {
+                Ok(()) => {
+                    runs.clear();
+                    is_dirty = !is_due;
+                    synced = if is_due { Instant::now() } else { synced };
+                }
+                // Tried again with what comes, so that nothing later is written without it. What is in memory is found meanwhile.
+                Err(problem) => {
+                    tracing::error!(problem = problem.detail(), "the ids of events cannot be written now")
+                }
             }
         }
         if let Err(problem) = self.write(&[], true) {
@@ -198,6 +219,8 @@ impl File {
         for id in runs.iter().flat_map(|run| &run.ids) {
             recent.remove(id);
         }
+        drop(recent);
+        self.written.notify_waiters();
         Ok(())
     }
 }
@@ -229,16 +252,14 @@ fn read_reached(bytes: &[u8]) -> Option<Cursor> {
     Some(Cursor::at(Incarnation(Uuid::from_bytes(*incarnation)), u64::from_be_bytes(*sequence), id))
 }
 
-/// What waits, up to the bound of a commit.
-fn together(first: Option<Run>, waiting: &Receiver<Run>) -> Vec<Run> {
-    let mut count = first.as_ref().map_or(0, |run| run.ids.len());
-    let mut runs: Vec<Run> = first.into_iter().collect();
+/// Adds what waits, up to the bound of a commit.
+fn gather(runs: &mut Vec<Run>, waiting: &Receiver<Vec<Run>>) {
+    let mut count: usize = runs.iter().map(|run| run.ids.len()).sum();
     while count < COMMIT_EVENTS_MAX {
-        let Ok(run) = waiting.try_recv() else { break };
-        count += run.ids.len();
-        runs.push(run);
+        let Ok(group) = waiting.try_recv() else { break };
+        count += group.iter().map(|run| run.ids.len()).sum::<usize>();
+        runs.extend(group);
     }
-    runs
 }
 
 fn broken(error: impl std::fmt::Display) -> Problem {
@@ -271,8 +292,8 @@ mod tests {
         let path = folder.path().join("ids");
         let ids: Vec<EventId> = (0..1000).map(|_| EventId::new()).collect();
         let index = Index::open(&path).unwrap();
-        index.note(run(1, &ids[..600])).unwrap();
-        index.note(run(601, &ids[600..])).unwrap();
+        index.note(vec![run(1, &ids[..600])]).unwrap();
+        index.note(vec![run(601, &ids[600..])]).unwrap();
         let places: Vec<_> = (1..=1000).map(|at| Some((3, at))).collect();
         assert_eq!(index.find(&ids).unwrap(), places);
         index.close();

@@ -133,6 +133,39 @@ async fn ids_are_found_where_their_folder_is_an_older_copy() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_restored_log_does_not_have_is_new_again() {
+    let stage = Stage::start().await;
+    stage.publish("posts", &event("a", "p")).await;
+    let copy = tempfile::tempdir().unwrap();
+    let stage = stage.again(|folder| copied(&folder.join("log"), copy.path())).await;
+    stage.publish("posts", &event("b", "p")).await;
+    let stage = stage
+        .again(|folder| {
+            std::fs::remove_dir_all(folder.join("log")).unwrap();
+            copied(copy.path(), &folder.join("log"));
+        })
+        .await;
+    assert_eq!(stage.publish("posts", &event("a", "p")).await.0, StatusCode::OK);
+    assert_eq!(stage.publish("posts", &event("b", "p")).await.0, StatusCode::CREATED);
+    assert_eq!(stage.publish("posts", &event("b", "p")).await.0, StatusCode::OK);
+    assert_eq!(stage.all("posts").await.len(), 2);
+    stage.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_of_a_batch_is_stored_if_one_id_of_it_was_used_for_another_event() {
+    let stage = Stage::start().await;
+    stage.publish("posts", &event("1", "p")).await;
+    let mut other = event("1", "p");
+    other["data"] = json!("other");
+    let body = json!([event("2", "p"), other, event("3", "q")]).to_string();
+    let (status, problem) = stage.post("/topics/posts/events", BATCH, body).await;
+    assert_eq!((status, &problem["index"]), (StatusCode::CONFLICT, &json!(1)));
+    assert_eq!(stage.all("posts").await.len(), 1);
+    stage.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_topic_that_an_outbox_feeds_takes_nothing_else() {
     let stage = Stage::start().await;
     let name = ServiceName::new("orders").unwrap();
