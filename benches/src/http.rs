@@ -81,7 +81,8 @@ fn event() -> String {
     )
 }
 
-fn request(path: &str, content_type: &str, body: &str) -> Vec<u8> {
+/// A request as it goes over a connection that is kept.
+pub(crate) fn request(path: &str, content_type: &str, body: &str) -> Vec<u8> {
     let head = format!(
         "POST {path} HTTP/1.1\r\nhost: bench\r\ncontent-type: {content_type}\r\ncontent-length: {}\r\n\r\n",
         body.len()
@@ -111,7 +112,7 @@ async fn batch_rate(address: &str) -> Result<f64> {
 }
 
 /// Sends what each lane holds, piece after piece, each of which is `answers` requests; returns the seconds that it took.
-async fn send(address: &str, lanes: Vec<Vec<Vec<u8>>>, answers: usize) -> Result<f64> {
+pub(crate) async fn send(address: &str, lanes: Vec<Vec<Vec<u8>>>, answers: usize) -> Result<f64> {
     let mut streams = Vec::new();
     for _ in &lanes {
         let stream = TcpStream::connect(address).await?;

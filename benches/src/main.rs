@@ -19,6 +19,7 @@ mod http;
 mod idle;
 mod observed;
 mod poison;
+mod push;
 mod quantiles;
 mod reading;
 mod rebuild;
@@ -73,6 +74,8 @@ enum Figure {
     Server,
     /// Publishing over HTTP.
     Http,
+    /// Pushing to subscribers over HTTP.
+    Push,
     /// Reading back, in process and through the server.
     Read,
     /// From a commit to visible in another process's database.
@@ -111,6 +114,9 @@ enum Role {
         socket: PathBuf,
         #[arg(long)]
         hops: Option<PathBuf>,
+        /// What it is told of its side for HTTP: the `[bus]` table, as JSON.
+        #[arg(long)]
+        http: Option<PathBuf>,
     },
     /// The service that commits.
     #[command(name = "role-producer", hide = true)]
@@ -135,7 +141,7 @@ async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let ran = match arguments.role {
         None => measure(&arguments).await,
-        Some(Role::Bus { log, socket, hops }) => server::run(log, socket, hops).await,
+        Some(Role::Bus { log, socket, hops, http }) => server::run(log, socket, hops, http).await,
         Some(Role::Producer(files)) => visible::producer(files.socket, files.database, files.hops).await,
         Some(Role::Consumer(files)) => visible::consumer(files.socket, files.database, files.hops).await,
     };
@@ -174,6 +180,7 @@ async fn one(figure: Figure, scratch: &Scratch, way: &mut String) -> Result<Vec<
         Figure::Single => append::single(scratch).await,
         Figure::Server => append::through_server(scratch).await,
         Figure::Http => http::measure(scratch).await,
+        Figure::Push => push::measure(scratch).await,
         Figure::Read => reading::back(scratch).await,
         Figure::Visible => {
             let (rows, hops) = visible::measure(scratch).await?;

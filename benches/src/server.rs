@@ -98,6 +98,11 @@ pub(crate) fn port_file(socket: &Path) -> PathBuf {
     socket.with_extension("port")
 }
 
+/// Where a bus process writes the port at which it takes plain events, if it was told to.
+pub(crate) fn plain_port_file(socket: &Path) -> PathBuf {
+    socket.with_extension("plain-port")
+}
+
 /// A client of a bus process.
 pub(crate) async fn client(socket: &Path, service: &str) -> Result<Arc<dyn Bus>> {
     Ok(connect(&url(socket), &Identity::Service(ServiceName::new(service)?)).await?)
@@ -118,7 +123,12 @@ pub(crate) async fn start(folder: &Path, socket: &Path, hops: Option<&Path>) -> 
 }
 
 /// The bus process itself.
-pub(crate) async fn run(folder: PathBuf, socket: PathBuf, hops: Option<PathBuf>) -> Result<()> {
+pub(crate) async fn run(
+    folder: PathBuf,
+    socket: PathBuf,
+    hops: Option<PathBuf>,
+    http: Option<PathBuf>,
+) -> Result<()> {
     let log = in_process(&folder).await?;
     let seen = Arc::new(Hops::default());
     let bus: Arc<dyn Bus> = match &hops {
@@ -126,11 +136,14 @@ pub(crate) async fn run(folder: PathBuf, socket: PathBuf, hops: Option<PathBuf>)
         None => log.clone(),
     };
     let listen = [url(&socket).parse()?, Listen::Tcp { host: "127.0.0.1".into(), port: 0 }];
-    let settings = tombolo_http::Settings { folder: folder.join("http"), ..Default::default() };
+    let settings = settings(folder.join("http"), http.as_deref())?;
     let door = tombolo_http::Door::open(bus.clone(), settings).await.map_err(|it| Error::new(it.detail()))?;
     let server = Server::bind(&listen, bus).await?.beside(door.routes().merge(crate::http::nothing()));
     if let Some(Listen::Tcp { port, .. }) = server.addresses().last() {
         std::fs::write(port_file(&socket), port.to_string())?;
+    }
+    if let Some(plain) = door.plain_addresses().first() {
+        std::fs::write(plain_port_file(&socket), plain.port().to_string())?;
     }
     let stop = CancellationToken::new();
     say("ready");
@@ -145,6 +158,16 @@ pub(crate) async fn run(folder: PathBuf, socket: PathBuf, hops: Option<PathBuf>)
     served?;
     ended?;
     hops.map_or(Ok(()), |path| seen.save(&path))
+}
+
+/// What the bus's side for HTTP is told: what a file says, or nothing.
+fn settings(folder: PathBuf, file: Option<&Path>) -> Result<tombolo_http::Settings> {
+    let config = match file {
+        Some(file) => serde_json::from_slice(&std::fs::read(file)?)?,
+        None => tombolo_http::Config::default(),
+    };
+    let push = tombolo_http::push::Settings::new(config.push, config.webhooks);
+    Ok(tombolo_http::Settings { folder, plain: config.plain, push, ..Default::default() })
 }
 
 /// Waits until the process that started this one closes its input, or is gone.

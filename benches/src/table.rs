@@ -18,6 +18,8 @@ pub(crate) enum Bar {
     UnderSeconds(f64),
     /// The value must be smaller, in its own unit; there is no yardstick.
     Under(f64),
+    /// The value must be so large, in its own unit; there is no yardstick.
+    Reaches(f64),
     /// Only shown.
     None,
 }
@@ -102,7 +104,7 @@ impl Row {
         let ratio = self.ratio.map_or("–".to_owned(), |ratio| format!("{ratio:.2}"));
         let spread = self.spread.map_or(String::new(), |(low, high)| format!(" ({low:.2} to {high:.2})"));
         let bar = match self.bar {
-            Bar::AtLeast(ratio) => format!("≥ {ratio}"),
+            Bar::AtLeast(least) | Bar::Reaches(least) => format!("≥ {least}"),
             Bar::AtMost(ratio) => format!("≤ {ratio}"),
             Bar::UnderSeconds(seconds) => format!("< {seconds} s"),
             Bar::Under(most) => format!("< {most}"),
@@ -116,7 +118,7 @@ impl Row {
 
 fn is_met(bar: Bar, value: f64) -> Option<bool> {
     match bar {
-        Bar::AtLeast(least) => Some(value >= least),
+        Bar::AtLeast(least) | Bar::Reaches(least) => Some(value >= least),
         Bar::AtMost(most) => Some(value <= most),
         Bar::UnderSeconds(most) | Bar::Under(most) => Some(value < most),
         Bar::None => None,
@@ -156,6 +158,8 @@ mod tests {
             (Bar::AtLeast(0.5), 0.5, Some(true)),
             (Bar::AtMost(1.5), 1.6, Some(false)),
             (Bar::UnderSeconds(2.0), 2.0, Some(false)),
+            (Bar::Reaches(5_000.0), 4_999.0, Some(false)),
+            (Bar::Reaches(5_000.0), 5_000.0, Some(true)),
             (Bar::None, 9.0, None),
         ] {
             assert_eq!(is_met(bar, value), met, "{bar:?} {value}");
