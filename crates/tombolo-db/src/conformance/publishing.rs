@@ -221,6 +221,17 @@ async fn many_keys_at_once_do_not_exhaust_the_locks<F: Fixture>(stage: Stage<F>)
     assert_eq!(ready.depth().await.rows, (WRITERS * KEYS) as u64);
 }
 
+/// Publishes the first event of each key alone: two that insert the same new row at once can be a deadlock of the test's own
+/// table on MariaDB, which is its writer's to try again, and is not what is looked at here.
+async fn first_of_each<F: Fixture>(ready: &Ready<F>, keys: usize) {
+    for key in (0..keys).map(|key| format!("k{key}")) {
+        let mut tx = ready.begin().await;
+        let value = ready.fixture().count(&mut tx, &key).await;
+        tx.outgoing().publish(&noted(&key, value)).expect("it is published");
+        tx.commit().await.expect("it commits");
+    }
+}
+
 /// Each transaction takes the next value of one of few keys, which orders the commits of that key, and a relay drains all the while.
 async fn events_of_a_key_are_in_the_order_of_their_commits<F: Fixture>(stage: Stage<F>) {
     const WRITERS: u64 = 8;
@@ -228,6 +239,7 @@ async fn events_of_a_key_are_in_the_order_of_their_commits<F: Fixture>(stage: St
     const KEYS: usize = 3;
     let ready = stage.prepared(2).await;
     let seed = seed("events_of_a_key_are_in_the_order_of_their_commits");
+    first_of_each(&ready, KEYS).await;
     let mut writers = tokio::task::JoinSet::new();
     for writer in 0..WRITERS {
         let (ready, mut random) = (ready.clone(), StdRng::seed_from_u64(seed.wrapping_add(writer)));
