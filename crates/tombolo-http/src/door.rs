@@ -90,7 +90,6 @@ impl Door {
     }
 
     /// What it answers to.
-    #[must_use]
     pub fn routes(&self) -> Router {
         let of_partition = "/topics/{topic}/partitions/{partition}/events";
         Router::new()
