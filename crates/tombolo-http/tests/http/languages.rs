@@ -35,7 +35,7 @@ async fn run(program: &Path, arguments: &[&str], stage: &Stage) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs packages of PyPI: run by cargo xtask test"]
+#[ignore = "slow: packages of PyPI, which cargo xtask test installs"]
 async fn the_package_of_pypi_publishes_and_reads_unchanged() {
     let stage = Stage::start().await;
     run(&packages().join("python/bin/python"), &["tests/http/languages/round_trip.py"], &stage).await;
@@ -44,7 +44,7 @@ async fn the_package_of_pypi_publishes_and_reads_unchanged() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs packages of npm: run by cargo xtask test"]
+#[ignore = "slow: packages of npm, which cargo xtask test installs"]
 async fn the_package_of_npm_publishes_and_reads_unchanged() {
     let stage = Stage::start().await;
     run(Path::new("node"), &["tests/http/languages/round_trip.js"], &stage).await;
@@ -53,7 +53,7 @@ async fn the_package_of_npm_publishes_and_reads_unchanged() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs packages of PyPI: run by cargo xtask test"]
+#[ignore = "slow: packages of PyPI, which cargo xtask test installs"]
 async fn the_openapi_document_is_true() {
     let stage = Stage::start().await;
     stage.publish("a", &json!({"specversion": "1.0", "id": "1", "source": "s", "type": "t"})).await;
