@@ -9,7 +9,7 @@ use std::process::Stdio;
 use serde_json::json;
 use tokio::process::Command;
 
-use crate::served::Stage;
+use crate::stage::Stage;
 
 /// Names the folder that `cargo xtask test` fills: `python/bin/…`, `node_modules/…`.
 const PACKAGES: &str = "TOMBOLO_TEST_PACKAGES";
@@ -40,7 +40,7 @@ async fn the_package_of_pypi_publishes_and_reads_unchanged() {
     let stage = Stage::start().await;
     run(&packages().join("python/bin/python"), &["tests/http/languages/round_trip.py"], &stage).await;
     assert_eq!(stage.all("posts").await.len(), 3);
-    stage.stop().await;
+    stage.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -49,7 +49,7 @@ async fn the_package_of_npm_publishes_and_reads_unchanged() {
     let stage = Stage::start().await;
     run(Path::new("node"), &["tests/http/languages/round_trip.js"], &stage).await;
     assert_eq!(stage.all("posts").await.len(), 3);
-    stage.stop().await;
+    stage.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -73,5 +73,5 @@ async fn the_openapi_document_is_true() {
         "--no-color",
     ];
     run(&packages().join("python/bin/schemathesis"), &arguments, &stage).await;
-    stage.stop().await;
+    stage.end().await;
 }

@@ -6,7 +6,7 @@ use tombolo_bus::server::Credential;
 use tombolo_bus::{Bus, Identity};
 use tombolo_event::ServiceName;
 
-use crate::served::{BATCH, STRUCTURED, Stage, event, read};
+use crate::stage::{BATCH, STRUCTURED, Stage, event, read};
 
 /// What is refused: content type, body, status, the problem's type, and a member of its document.
 type Refused = (&'static str, String, u16, &'static str, Option<(&'static str, Value)>);
@@ -75,7 +75,7 @@ async fn what_is_no_event_is_refused_by_name_and_nothing_is_stored() {
     assert!(stage.bus.topics().await.unwrap().is_empty());
     let odd = stage.post("/topics/Posts/events", STRUCTURED, event("1", "p").to_string()).await;
     assert_eq!(odd.0, StatusCode::BAD_REQUEST);
-    stage.stop().await;
+    stage.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -97,7 +97,7 @@ async fn what_is_not_there_is_said_in_a_problem_document() {
     }
     let deleted = stage.client.delete(stage.at("/topics")).send().await.unwrap();
     assert_eq!(read(deleted).await.0, StatusCode::METHOD_NOT_ALLOWED);
-    stage.stop().await;
+    stage.end().await;
 }
 
 fn credential(identity: &str, reads: Option<&[&str]>) -> Credential {
@@ -159,7 +159,7 @@ async fn only_the_owner_publishes_and_the_source_is_the_one_that_was_proved() {
     stage.credentials.replace(vec![credential("operator", None)]);
     assert_eq!(reading("service/comments", "comments").await.0, StatusCode::UNAUTHORIZED);
     assert_eq!(reading("operator", "comments").await.0, StatusCode::OK);
-    stage.stop().await;
+    stage.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -179,5 +179,5 @@ async fn the_streaming_protocol_asks_for_the_same_credentials() {
     for client in [without, wrong, right] {
         client.close().await;
     }
-    stage.stop().await;
+    stage.end().await;
 }
