@@ -382,13 +382,46 @@ async fn what_cannot_be_a_subscription_is_refused_by_the_parameter() {
         (json!({"topic": "posts", "url": "ftp://a/"}), "url"),
         (json!({"topic": "posts", "url": url, "concurrency": 0}), "concurrency"),
         (json!({"topic": "posts", "url": url, "timeout_ms": 0}), "timeout_ms"),
+        (json!({"topic": "posts", "url": url, "retry": {"max_ms": 0}}), "max_ms"),
     ] {
         let (status, problem) = put(&stage, "mail", None, body).await;
         assert_eq!((status, &problem["parameter"]), (400, &json!(parameter)));
     }
     assert_eq!(put(&stage, "Mail", None, json!({"topic": "posts", "url": url})).await.0, 400);
+    let list = json!({"topic": "posts", "url": url, "retry": [5, 40, 2]});
+    assert_eq!(put(&stage, "mail", None, list).await.0, 400);
     let (status, problem) = put(&stage, "mail", None, json!({"topic": "posts", "url": url, "odd": 1})).await;
     assert_eq!(status, 400);
     assert!(problem["detail"].as_str().unwrap().contains("odd"));
+    stage.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_action_does_not_take_is_refused_and_does_nothing() {
+    let stage = Made::push(to(&format!("http://{}/", nobody().await), json!({}))).start().await;
+    stage.publish_all("posts", &[event("1", "a")]).await;
+    for (action, body) in [
+        ("pause", "[]"),
+        ("pause", r#"["a release"]"#),
+        ("pause", r#"{"to": "start"}"#),
+        ("resume", r#"{"reason": "a release"}"#),
+        ("redrive", r#"{"sequence": 7}"#),
+        ("skip", r#"{"partition": 1}"#),
+        ("skip", r#"{"sequence": 0.5}"#),
+        ("reset", ""),
+        ("reset", r#"{"to": "start", "sequence": 7}"#),
+        ("reset", r#"{"to": "yesterday"}"#),
+    ] {
+        let request = stage.client.post(stage.of("mail", &format!("/{action}"))).body(body);
+        let (status, problem) = stage.call(request).await;
+        assert_eq!(status, 400, "{action} {body}: {problem}");
+    }
+    assert_ne!(stage.stands("mail").await["state"], "paused");
+    let of = |rest: &str| stage.of("mail", rest);
+    assert_eq!(stage.call(stage.client.get(of("/parked/7"))).await.0, 400);
+    assert_eq!(stage.call(stage.client.post(of("/parked"))).await.0, 405);
+    assert_eq!(stage.call(stage.client.post(of("/nothing"))).await.0, 404);
+    // JSON knows no whole numbers.
+    assert_eq!(stage.act("mail", "reset", json!({"partition": 0.0, "sequence": 0.0})).await.0, 200);
     stage.end().await;
 }
