@@ -90,7 +90,6 @@ impl Door {
     }
 
     /// What it answers to.
-    #[must_use]
     pub fn routes(&self) -> Router {
         let of_partition = "/topics/{topic}/partitions/{partition}/events";
         Router::new()
@@ -100,13 +99,13 @@ impl Door {
             .route("/topics/{topic}", get(topics::show).put(topics::ensure))
             .route("/topics/{topic}/events", post(publish::publish).get(reading::of_topic))
             .route(of_partition, get(reading::of_partition))
+            .merge(push::routes::routes())
             .method_not_allowed_fallback(async || {
                 Problem::new(
                     Refusal::Method,
                     "this address is not for this method; GET /openapi.json says what there is",
                 )
             })
-            .merge(push::routes::routes())
             .fallback(async || {
                 Problem::new(
                     Refusal::NotFound,

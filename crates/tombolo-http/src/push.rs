@@ -17,6 +17,7 @@ mod runner;
 mod settings;
 mod state;
 mod tls;
+mod whole;
 
 use std::collections::HashMap;
 use std::path::Path;

@@ -224,7 +224,7 @@ impl Connected for Connection {
     fn connect_info(&self) -> Peer {
         match &self.transport {
             // A peer that has gone already is nobody on this machine.
-            Transport::Tcp(stream) => Peer(Some(stream.peer_addr().unwrap_or_else(|_| NOWHERE))),
+            Transport::Tcp(stream) => Peer(Some(stream.peer_addr().unwrap_or(NOWHERE))),
             Transport::Unix(_) => Peer(None),
         }
     }

@@ -12,7 +12,7 @@ use rand::{Rng, SeedableRng};
 use reqwest::Client;
 use serde_json::{Value, json};
 
-use crate::stage::Stage;
+use crate::stage::{Stage, until_within};
 
 const WRITERS: usize = 4;
 const POSTS_EACH: usize = 12;
@@ -70,13 +70,15 @@ impl Blog {
     /// Posts something, again and again until it is taken.
     async fn post(&self, service: &str, path: &str, body: Value) {
         let url = format!("http://127.0.0.1:{}{path}", self.ports[service]);
-        loop {
-            match self.client.post(&url).body(body.to_string()).send().await {
-                Ok(answer) if answer.status().is_success() => return,
-                Ok(answer) => assert!(answer.status().is_server_error(), "{}", answer.text().await.unwrap()),
-                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        let is_taken = || async {
+            let Ok(answer) = self.client.post(&url).body(body.to_string()).send().await else { return false };
+            if !answer.status().is_success() {
+                assert!(answer.status().is_server_error(), "{}", answer.text().await.unwrap());
+                return false;
             }
-        }
+            true
+        };
+        until_within(BOUND, "something posted is taken", is_taken).await;
     }
 
     async fn write(&self, writer: usize) {
@@ -135,7 +137,7 @@ fn expected() -> BTreeMap<String, BTreeMap<String, String>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs Node.js: run by cargo xtask test"]
+#[ignore = "slow: four services in Node.js, killed fifteen times"]
 async fn a_blog_whose_parts_are_killed_at_any_moment_misses_no_post_and_no_comment() {
     let seed = rand::random::<u64>();
     eprintln!("seed {seed}");
@@ -143,9 +145,10 @@ async fn a_blog_whose_parts_are_killed_at_any_moment_misses_no_post_and_no_comme
     let writing = futures_util::future::join_all((0..WRITERS).map(|writer| blog.write(writer)));
     let work = async { tokio::join!(writing, blog.kill(StdRng::seed_from_u64(seed))) };
     tokio::time::timeout(BOUND, work).await.unwrap();
+    let mut looks = tokio::time::interval(Duration::from_millis(50));
     let settled = async {
         while blog.read().await != Some(expected()) {
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            looks.tick().await;
         }
     };
     if tokio::time::timeout(BOUND, settled).await.is_err() {

@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use axum::Router;
 use axum::http::{HeaderMap, StatusCode};
@@ -16,7 +15,7 @@ use nix::sys::signal::Signal;
 use sqlx::{AssertSqlSafe, Connection, MySqlConnection, MySqlPool, PgConnection, PgPool, SqliteConnection};
 use tokio::net::TcpListener;
 
-use crate::stage::{BOUND, Stage, get, signal, text, until};
+use crate::stage::{BOUND, Stage, get, signal, text, until, until_within};
 use crate::topics::Served;
 
 /// A process of the test, killed with it.
@@ -47,18 +46,6 @@ impl Drop for Process {
         drop(self.0.kill());
         drop(self.0.wait());
     }
-}
-
-/// Waits for a condition that has to be asked for.
-async fn until_async<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
-    let mut looks = tokio::time::interval(Duration::from_millis(20));
-    let waited = async {
-        while !condition().await {
-            looks.tick().await;
-        }
-    };
-    let waited = tokio::time::timeout(BOUND, waited).await;
-    assert!(waited.is_ok(), "waited {} s in vain until {what}", BOUND.as_secs());
 }
 
 fn relay(stage: &Stage, database: &str, bus: &str) -> Process {
@@ -147,11 +134,11 @@ async fn python_publishes_and_applies_each_event_once_whatever_is_killed() {
     let (database, to) = ("sqlite:mail.db", format!("http://127.0.0.1:{}/events", port.trim()));
     let first = deliver(&stage, database, &served.url, &to);
     let path = stage.path("mail.db").to_str().unwrap().to_owned();
-    until_async("some of it is applied", || async { mails(&path).await.len() > 5 }).await;
+    until_within(BOUND, "some of it is applied", || async { mails(&path).await.len() > 5 }).await;
     first.kill();
     let third = deliver(&stage, database, &served.url, &to);
     publish("60", "70");
-    until_async("all of it is applied", || async { mails(&path).await.len() >= 70 }).await;
+    until_within(BOUND, "all of it is applied", || async { mails(&path).await.len() >= 70 }).await;
     assert_once_and_in_order(&mails(&path).await, 70);
     assert_eq!((second.interrupt(), third.interrupt()), (Some(0), Some(0)), "Ctrl-C is no failure");
     drop(applying);
@@ -332,7 +319,7 @@ async fn there_and_back(
             delivering = Process::start(&stage, "deliver", &of);
         }
     }
-    until_async("everything is applied", || async { mails().await.len() >= EVENTS }).await;
+    until_within(BOUND, "everything is applied", || async { mails().await.len() >= EVENTS }).await;
     assert_once_and_in_order(&read(&stage, &served.url), EVENTS);
     assert_once_and_in_order(&mails().await, EVENTS);
     assert_eq!((shipping.interrupt(), delivering.interrupt()), (Some(0), Some(0)), "Ctrl-C is no failure");

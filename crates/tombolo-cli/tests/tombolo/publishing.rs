@@ -6,13 +6,15 @@ use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use reqwest::Client;
 use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::stage::until_within;
 
 const PUBLISHERS: usize = 6;
 const EVENTS_EACH: usize = 120;
@@ -71,16 +73,18 @@ impl Drop for Bus {
 async fn publish(client: &Client, url: &str, publisher: usize, number: usize) {
     let body = json!({"specversion": "1.0", "id": format!("{publisher}-{number}"), "source": "/test", "type": "Numbered",
         "subject": format!("publisher-{publisher}"), "data": number});
-    loop {
+    let is_taken = || async {
         let request =
             client.post(url).header("content-type", "application/cloudevents+json").body(body.to_string());
-        match request.send().await {
-            Ok(answer) if answer.status().is_success() => return,
-            Ok(answer) => assert_eq!(answer.status(), 503, "{}", answer.text().await.unwrap_or_default()),
-            // It is away; how long a start takes is the machine's affair.
-            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        // While it is away nothing answers; how long a start takes is the machine's affair.
+        let Ok(answer) = request.send().await else { return false };
+        if !answer.status().is_success() {
+            assert_eq!(answer.status(), 503, "{}", answer.text().await.unwrap_or_default());
+            return false;
         }
-    }
+        true
+    };
+    until_within(BOUND, "an event is taken", is_taken).await;
 }
 
 async fn all(client: &Client, url: &str) -> Vec<Value> {
@@ -102,20 +106,18 @@ async fn a_bus_that_is_killed_while_others_publish_loses_and_doubles_nothing() {
     eprintln!("seed {seed}");
     let (mut dice, folder) = (StdRng::seed_from_u64(seed), tempfile::tempdir().unwrap());
     let mut bus = Bus::start(folder.path());
-    let (client, url, done) = (Client::new(), bus.url(), AtomicUsize::new(0));
+    let (client, url, (done, mut doing)) = (Client::new(), bus.url(), watch::channel(0));
     let publishing = futures_util::future::join_all((0..PUBLISHERS).map(async |publisher| {
         for number in 0..EVENTS_EACH {
             publish(&client, &url, publisher, number).await;
-            done.fetch_add(1, Ordering::Relaxed);
+            done.send_modify(|done| *done += 1);
         }
     }));
     let killing = async {
         for kill in 1..=KILLS {
             // In the middle of the work, wherever the dice say.
             let at = (kill * PUBLISHERS * EVENTS_EACH) / (KILLS + 1) + dice.random_range(0..20);
-            while done.load(Ordering::Relaxed) < at {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
+            doing.wait_for(|done| *done >= at).await.unwrap();
             let lose_ids = kill % 3 == 0;
             bus.crash(|data| {
                 if lose_ids {

@@ -197,6 +197,23 @@ fn wait_until(mut condition: impl FnMut() -> bool) -> bool {
     true
 }
 
+/// Waits for a condition that has to be asked for.
+pub(crate) async fn until_within<F: Future<Output = bool>>(
+    bound: Duration,
+    what: &str,
+    mut condition: impl FnMut() -> F,
+) {
+    let mut looks = tokio::time::interval(Duration::from_millis(20));
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let waited = async {
+        while !condition().await {
+            looks.tick().await;
+        }
+    };
+    let waited = tokio::time::timeout(bound, waited).await;
+    assert!(waited.is_ok(), "waited {} s in vain until {what}", bound.as_secs());
+}
+
 /// Whether a process runs; a zombie does not.
 pub(crate) fn is_alive(pid: u32) -> bool {
     let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };

@@ -5,22 +5,27 @@
 //!
 //! Invariant: nobody learns of, or touches, a subscription that is not theirs.
 
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::StatusCode;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tombolo_event::{Cursor, EventId};
 
 use super::settings::target;
 use super::state::Parked;
-use super::{Command, Handle, Owner, Subscription};
+use super::{Command, From, Handle, Owner, Subscription, whole};
 use crate::access::Caller;
 use crate::door::Shared;
 use crate::problem::{Problem, Refusal};
+
+const SKIP: &str = r#"{"partition": 0, "sequence": 7}"#;
+const RESET: &str = r#"{"to": "start"}, {"to": "now"} or {"partition": 0, "sequence": 7}"#;
 
 /// What is answered to here.
 pub(crate) fn routes() -> Router<Shared> {
@@ -81,8 +86,9 @@ async fn list(State(door): State<Shared>, caller: Caller) -> Result<Json<Value>,
 async fn show(
     State(door): State<Shared>,
     caller: Caller,
-    Path(name): Path<String>,
+    place: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, Problem> {
+    let Path(name) = place?;
     let handle = theirs(&door, &caller, &name)?;
     let mut stands = standing(&door, &handle).await?;
     stands["definition"] = json!(*handle.definition);
@@ -93,9 +99,11 @@ async fn show(
 async fn define(
     State(door): State<Shared>,
     caller: Caller,
-    Path(name): Path<String>,
-    body: Bytes,
+    place: Result<Path<String>, PathRejection>,
+    body: Body,
 ) -> Result<Response, Problem> {
+    let Path(name) = place?;
+    let body = door.collect(body).await?.bytes;
     let definition: Subscription = read(&body, r#"{"topic": "posts", "url": "https://host/path"}"#)?;
     if !definition.name.is_empty() && definition.name != name {
         let detail = format!(
@@ -166,8 +174,9 @@ async fn within_reach(door: &Shared, definition: &Subscription) -> Result<(), Pr
 async fn remove(
     State(door): State<Shared>,
     caller: Caller,
-    Path(name): Path<String>,
+    place: Result<Path<String>, PathRejection>,
 ) -> Result<StatusCode, Problem> {
+    let Path(name) = place?;
     let handle = theirs(&door, &caller, &name)?;
     if handle.owner == Owner::Configured {
         let detail = format!("subscription {name} is in the configuration of the bus; remove it there");
@@ -177,28 +186,56 @@ async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// What an action may be told.
+/// What a pause may be told.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct Told {
-    /// Why; or which event.
+struct Pause {
     reason: Option<String>,
-    id: Option<EventId>,
-    partition: Option<u32>,
-    sequence: Option<u64>,
-    to: Option<String>,
 }
+
+/// Which parked event a redrive is of; all, where none is named.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Redrive {
+    id: Option<EventId>,
+}
+
+/// Which event is skipped; the one that fails, where none is named.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Skip {
+    #[serde(deserialize_with = "whole::given")]
+    partition: Option<u32>,
+    #[serde(deserialize_with = "whole::given")]
+    sequence: Option<u64>,
+}
+
+/// Where a reset leads.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Reset {
+    to: Option<From>,
+    #[serde(deserialize_with = "whole::given")]
+    partition: Option<u32>,
+    #[serde(deserialize_with = "whole::given")]
+    sequence: Option<u64>,
+}
+
+/// Nothing.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Nothing {}
 
 async fn act(
     State(door): State<Shared>,
     caller: Caller,
-    Path((name, action)): Path<(String, String)>,
-    body: Bytes,
+    place: Result<Path<(String, String)>, PathRejection>,
+    body: Body,
 ) -> Result<Json<Value>, Problem> {
+    let Path((name, action)) = place?;
     let handle = theirs(&door, &caller, &name)?;
-    let told: Told =
-        if body.is_empty() { Told::default() } else { read(&body, "nothing, or a JSON object")? };
-    let answer = done(&door, &handle, &action, told).await?;
+    let body = door.collect(body).await?.bytes;
+    let answer = done(&door, &handle, &action, &body).await?;
     let mut stands = standing(&door, &handle).await?;
     if let (Some(stands), Some(answer)) = (stands.as_object_mut(), answer.as_object()) {
         stands.extend(answer.clone());
@@ -207,24 +244,29 @@ async fn act(
 }
 
 /// Does what is asked, and gives what there is to say of it.
-async fn done(door: &Shared, handle: &Handle, action: &str, told: Told) -> Result<Value, Problem> {
+async fn done(door: &Shared, handle: &Handle, action: &str, body: &Bytes) -> Result<Value, Problem> {
     Ok(match action {
         "pause" => {
-            let reason = told.reason.unwrap_or_else(|| "by request".into());
+            let reason = told::<Pause>(body, r#"{"reason": "a release"}"#)?.reason;
+            let reason = reason.unwrap_or_else(|| "by request".into());
             handle.ask(|to| Command::Pause(reason, to)).await?;
             Value::Null
         }
         "resume" => {
+            told::<Nothing>(body, "{}")?;
             handle.ask(Command::Resume).await?;
             Value::Null
         }
-        "redrive" => json!({"redriven": handle.ask(|to| Command::Redrive(told.id, to)).await?}),
+        "redrive" => {
+            let id = told::<Redrive>(body, r#"{"id": "…"}"#)?.id;
+            json!({"redriven": handle.ask(|to| Command::Redrive(id, to)).await?})
+        }
         "skip" => {
-            let place = told.sequence.map(|sequence| (told.partition.unwrap_or(0), sequence));
+            let place = skipped(&told(body, SKIP)?)?;
             json!({"skipped": handle.ask(|to| Command::Skip(place, to)).await?})
         }
         "reset" => {
-            let cursors = places(door, handle, &told).await?;
+            let cursors = places(door, handle, &told(body, RESET)?).await?;
             handle.ask(|to| Command::Reset(cursors, to)).await?;
             Value::Null
         }
@@ -237,23 +279,43 @@ async fn done(door: &Shared, handle: &Handle, action: &str, told: Told) -> Resul
     })
 }
 
-/// Where a reset leads: `{"to": "start"}`, `{"to": "now"}`, or `{"partition": 0, "sequence": 7}`, after which it goes on.
-async fn places(door: &Shared, handle: &Handle, told: &Told) -> Result<Vec<(u32, Cursor)>, Problem> {
-    let topic = door.bus.topic(&handle.definition.topic).await?;
-    if let (None, Some(sequence)) = (&told.to, told.sequence) {
-        let partition = told.partition.unwrap_or(0);
-        return Ok(vec![(partition, door.bus.cursor_at(&topic, partition, sequence).await?)]);
+/// What an action is told; nothing at all is as good as an empty object.
+fn told<T: Default + DeserializeOwned>(body: &Bytes, expected: &str) -> Result<T, Problem> {
+    if body.is_empty() { Ok(T::default()) } else { read(body, &format!("nothing, or {expected}")) }
+}
+
+/// The event that is to be skipped, where one is named.
+fn skipped(skip: &Skip) -> Result<Option<(u32, u64)>, Problem> {
+    match (skip.partition, skip.sequence) {
+        (partition, Some(sequence)) => Ok(Some((partition.unwrap_or(0), sequence))),
+        (None, None) => Ok(None),
+        (Some(partition), None) => {
+            let detail =
+                format!("partition {partition} is named and no sequence; expected nothing, or {SKIP}");
+            Err(Problem::new(Refusal::InvalidParameter, detail).with("parameter", "sequence"))
+        }
     }
-    let tails = door.bus.tails(&topic.name).await?;
+}
+
+/// The cursors that a reset leads to: it goes on after each.
+async fn places(door: &Shared, handle: &Handle, reset: &Reset) -> Result<Vec<(u32, Cursor)>, Problem> {
+    let topic = door.bus.topic(&handle.definition.topic).await?;
     let start = Cursor::start(topic.incarnation);
-    match told.to.as_deref() {
-        Some("start") => Ok(tails.iter().map(|tail| (tail.partition, start)).collect()),
-        Some("now") => {
-            let at = |tail: &tombolo_bus::Tail| Cursor { sequence: tail.sequence, id: tail.id, ..start };
+    match (reset.to, reset.partition, reset.sequence) {
+        (None, partition, Some(sequence)) => {
+            let partition = partition.unwrap_or(0);
+            Ok(vec![(partition, door.bus.cursor_at(&topic, partition, sequence).await?)])
+        }
+        (Some(to), None, None) => {
+            let tails = door.bus.tails(&topic.name).await?;
+            let at = |tail: &tombolo_bus::Tail| match to {
+                From::Start => start,
+                From::Now => Cursor { sequence: tail.sequence, id: tail.id, ..start },
+            };
             Ok(tails.iter().map(|tail| (tail.partition, at(tail))).collect())
         }
         _ => {
-            let detail = r#"where to is not said; expected {"to": "start"}, {"to": "now"} or {"partition": 0, "sequence": 7}"#;
+            let detail = format!("where to is not said, or twice; expected {RESET}");
             Err(Problem::new(Refusal::InvalidParameter, detail).with("parameter", "to"))
         }
     }
@@ -262,8 +324,9 @@ async fn places(door: &Shared, handle: &Handle, told: &Told) -> Result<Vec<(u32,
 async fn list_parked(
     State(door): State<Shared>,
     caller: Caller,
-    Path(name): Path<String>,
+    place: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, Problem> {
+    let Path(name) = place?;
     theirs(&door, &caller, &name)?;
     let parked = door.push.parked(&name).await?;
     Ok(Json(json!({"parked": parked.iter().map(described).collect::<Vec<_>>()})))
@@ -272,8 +335,9 @@ async fn list_parked(
 async fn show_parked(
     State(door): State<Shared>,
     caller: Caller,
-    Path((name, id)): Path<(String, EventId)>,
+    place: Result<Path<(String, EventId)>, PathRejection>,
 ) -> Result<Json<Value>, Problem> {
+    let Path((name, id)) = place?;
     let handle = theirs(&door, &caller, &name)?;
     let parked = door.push.parked(&name).await?;
     let parked = parked.iter().find(|it| it.id == id).ok_or_else(|| super::runner::unknown(id))?;
@@ -288,8 +352,9 @@ async fn show_parked(
 async fn discard(
     State(door): State<Shared>,
     caller: Caller,
-    Path((name, id)): Path<(String, EventId)>,
+    place: Result<Path<(String, EventId)>, PathRejection>,
 ) -> Result<StatusCode, Problem> {
+    let Path((name, id)) = place?;
     let handle = theirs(&door, &caller, &name)?;
     handle.ask(|to| Command::Discard(id, to)).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -303,8 +368,13 @@ fn described(parked: &Parked) -> Value {
     })
 }
 
-fn read<T: serde::de::DeserializeOwned>(body: &Bytes, expected: &str) -> Result<T, Problem> {
-    serde_json::from_slice(body).map_err(|error| {
-        Problem::new(Refusal::Malformed, format!("the body cannot be read: {error}; expected {expected}"))
-    })
+/// Reads a JSON object; an array of the same values is none.
+fn read<T: DeserializeOwned>(body: &Bytes, expected: &str) -> Result<T, Problem> {
+    let wrong = |found: String| {
+        Problem::new(Refusal::Malformed, format!("the body cannot be read: {found}; expected {expected}"))
+    };
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        return Err(wrong("it is no JSON object".into()));
+    }
+    serde_json::from_slice(body).map_err(|error| wrong(error.to_string()))
 }

@@ -151,22 +151,31 @@ impl Runner {
         order: Assignment,
         wires: Wires,
     ) -> Result<Self, Problem> {
-        let Assignment { definition, reach, origin, recovers, .. } = order;
-        let kept = state.kept(&definition.name).await?;
-        let parked = state.parked(&definition.name).await?;
-        let writing = writing(&definition)?;
-        let permission = Permission::needed(origin, kept.allowed.as_deref());
-        let (is_new, paused) = (kept.standings.is_empty(), kept.paused.clone());
-        let mut runner = Self {
-            queue: Queue::new(definition.order, HashMap::new()),
+        let kept = state.kept(&order.definition.name).await?;
+        let parked = state.parked(&order.definition.name).await?;
+        let permission = Permission::needed(order.origin.clone(), kept.allowed.as_deref());
+        let mut runner = Self { permission, ..Self::new(bus, state, order, wires)? };
+        runner.remember(kept);
+        for event in parked {
+            let key = runner.key_of(&event);
+            *runner.parked.entry(key).or_default() += 1;
+        }
+        Ok(runner)
+    }
+
+    /// One that has done nothing yet.
+    fn new(bus: Arc<dyn Bus>, state: Arc<State>, order: Assignment, wires: Wires) -> Result<Self, Problem> {
+        let writing = writing(&order.definition)?;
+        Ok(Self {
+            queue: Queue::new(order.definition.order, HashMap::new()),
             bus,
             state,
-            reach,
+            reach: order.reach,
             writing,
-            is_new,
-            paused,
-            permission,
-            definition,
+            is_new: true,
+            paused: None,
+            permission: Permission::needed(order.origin, None),
+            definition: order.definition,
             topic: None,
             kept: HashMap::new(),
             readers: FuturesUnordered::new(),
@@ -184,22 +193,18 @@ impl Runner {
             full: Vec::new(),
             redrive: HashMap::new(),
             redriving: HashSet::new(),
-            recovery: Recovery::new(recovers),
+            recovery: Recovery::new(order.recovers),
             settling: None,
             commands: wires.commands,
             is_recovering: wires.is_recovering,
             #[cfg(feature = "mutants")]
             mutant: order.mutant,
-        };
-        runner.remember(kept);
-        for event in parked {
-            let key = runner.key_of(&event);
-            *runner.parked.entry(key).or_default() += 1;
-        }
-        Ok(runner)
+        })
     }
 
     fn remember(&mut self, kept: Kept) {
+        self.is_new = kept.standings.is_empty();
+        self.paused = kept.paused;
         let survived = self.state.survived;
         let standings = kept.standings.into_iter().map(|mut it| {
             if !survived && it.started_to > 0 {

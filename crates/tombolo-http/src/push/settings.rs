@@ -6,16 +6,21 @@ use std::time::Duration;
 
 use http::Uri;
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize};
 use tombolo_event::retry::Backoff;
 use tombolo_event::{ServiceName, name};
 
+use super::whole;
 use crate::problem::{Problem, Refusal};
 
 /// The most deliveries of one subscription that run beside each other.
 const CONCURRENCY_MAX: usize = 64;
 /// The longest that a delivery may take, in milliseconds.
 const TIMEOUT_MS_MAX: u64 = 600_000;
+
+/// The longest wait between two tries, in milliseconds: a day.
+const WAIT_MS_MAX: u64 = 86_400_000;
 
 /// The push subscriptions of a bus.
 #[derive(Debug, Clone, Default)]
@@ -109,11 +114,14 @@ pub enum From {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Retry {
-    /// The first wait, in milliseconds.
+    /// The first wait, in milliseconds; never longer than the longest.
+    #[serde(deserialize_with = "whole::read")]
     pub first_ms: u64,
     /// The longest wait, in milliseconds.
+    #[serde(deserialize_with = "whole::read")]
     pub max_ms: u64,
     /// After how many failed tries an event is parked. A subscriber that cannot be reached does not count.
+    #[serde(deserialize_with = "whole::read")]
     pub attempts: u32,
 }
 
@@ -152,23 +160,29 @@ pub struct Subscription {
     #[serde(default)]
     pub order: Order,
     /// How many deliveries run beside each other, where the order is by key.
-    #[serde(default = "concurrency_default")]
+    #[serde(default = "concurrency_default", deserialize_with = "whole::read")]
     pub concurrency: usize,
     /// How long an answer may take, in milliseconds.
-    #[serde(default = "timeout_ms_default")]
+    #[serde(default = "timeout_ms_default", deserialize_with = "whole::read")]
     pub timeout_ms: u64,
     /// Whether it answers. Where it does not, no answer in time counts as delivered.
     #[serde(default = "yes")]
     pub answers: bool,
     /// How it is tried again.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "of_object")]
     pub retry: Retry,
     /// After how many parked events the subscription stands still, as stuck.
-    #[serde(default = "parked_max_default")]
+    #[serde(default = "parked_max_default", deserialize_with = "whole::read")]
     pub parked_max: usize,
     /// Where it begins when it is new.
     #[serde(default)]
     pub from: From,
+}
+
+/// Reads it from an object; an array of the same values is none.
+fn of_object<'de, D: Deserializer<'de>, T: DeserializeOwned>(from: D) -> Result<T, D::Error> {
+    let object = serde_json::Map::deserialize(from)?;
+    T::deserialize(serde_json::Value::Object(object)).map_err(serde::de::Error::custom)
 }
 
 fn concurrency_default() -> usize {
@@ -203,7 +217,8 @@ impl Subscription {
             ("concurrency", self.concurrency as u64, 1, CONCURRENCY_MAX as u64),
             ("timeout_ms", self.timeout_ms, 1, TIMEOUT_MS_MAX),
             ("attempts", u64::from(self.retry.attempts), 1, 1_000),
-            ("first_ms", self.retry.first_ms, 1, self.retry.max_ms),
+            ("first_ms", self.retry.first_ms, 1, WAIT_MS_MAX),
+            ("max_ms", self.retry.max_ms, 1, WAIT_MS_MAX),
             ("parked_max", self.parked_max as u64, 0, 100_000),
         ];
         for (parameter, found, min, max) in bounds {

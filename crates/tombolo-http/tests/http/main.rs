@@ -4,12 +4,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
-mod served;
+mod stage;
 mod publishing;
 mod reading;
 mod refusing;
 mod languages;
-mod stage;
 mod subscriber;
 mod plain;
 mod recovery;

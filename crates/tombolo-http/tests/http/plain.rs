@@ -98,7 +98,7 @@ async fn the_source_is_who_proved_to_call_and_a_wrong_token_is_refused() {
         }
         assert_eq!(request.send().await.unwrap().status(), status);
     }
-    let read = stage.client.get(format!("{}/topics/events/partitions/0/events", stage.address));
+    let read = stage.client.get(format!("{}/topics/events/partitions/0/events", stage.url));
     let (_, events) = stage.call(read.bearer_auth("posts")).await;
     assert_eq!((&events[0]["source"], &events[1]["source"]), (&json!("posts"), &json!("anonymous")));
     stage.end().await;

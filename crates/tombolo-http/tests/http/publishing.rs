@@ -9,7 +9,7 @@ use tombolo_bus::feed::{FED_BY_BUS, is_fed_by_bus};
 use tombolo_bus::{Bus, Kind, TopicSpec};
 use tombolo_event::{Generations, ServiceName};
 
-use crate::served::{BATCH, Stage, event};
+use crate::stage::{BATCH, Stage, event};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_is_stored_before_it_is_answered_and_read_as_it_was_given() {
@@ -25,7 +25,7 @@ async fn an_event_is_stored_before_it_is_answered_and_read_as_it_was_given() {
     let mut read = stage.all("posts").await.remove(0);
     assert_eq!(read.as_object_mut().unwrap().remove("sequence"), Some(json!("1")));
     assert_eq!(read, given);
-    stage.stop().await;
+    stage.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -43,7 +43,7 @@ async fn a_retry_is_answered_with_the_place_of_the_first() {
     assert_eq!(stage.publish("posts", &other).await.0, StatusCode::CREATED);
     assert_eq!(stage.publish("comments", &event("1", "p")).await.0, StatusCode::CREATED);
     assert_eq!(stage.all("posts").await.len(), 2);
-    stage.stop().await;
+    stage.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,7 +60,7 @@ async fn an_id_that_comes_again_with_other_content_is_refused() {
     let (status, problem) =
         stage.post("/topics/posts/events", BATCH, json!([event("2", "p"), twin]).to_string()).await;
     assert_eq!((status, &problem["type"]), (StatusCode::CONFLICT, &json!("urn:tombolo:problem:id-reused")));
-    stage.stop().await;
+    stage.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -72,7 +72,7 @@ async fn fifty_at_once_with_one_id_are_one_event() {
     let places: BTreeSet<String> =
         all.iter().map(|(_, it)| format!("{}/{}", it["partition"], it["sequence"])).collect();
     assert_eq!((first, places.len(), stage.all("posts").await.len()), (1, 1, 1));
-    stage.stop().await;
+    stage.end().await;
 }
 
 /// Whether ids are found again after what was done to their file.
@@ -87,7 +87,7 @@ async fn are_found_after(meanwhile: impl FnOnce(&Path)) {
     assert_eq!(status, StatusCode::OK, "{placed}");
     assert!(placed["events"].as_array().unwrap().iter().all(|it| it["repeated"] == true));
     assert_eq!(stage.all("posts").await.len(), 501);
-    stage.stop().await;
+    stage.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -129,7 +129,7 @@ async fn ids_are_found_where_their_folder_is_an_older_copy() {
         assert_eq!(stage.publish("posts", &event(id, subject)).await.0, StatusCode::OK, "{id}");
     }
     assert_eq!(stage.all("posts").await.len(), 3);
-    stage.stop().await;
+    stage.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -178,7 +178,7 @@ async fn a_topic_that_an_outbox_feeds_takes_nothing_else() {
         (StatusCode::CONFLICT, &json!("urn:tombolo:problem:fed-by-outbox"))
     );
     assert!(stage.bus.tails(&name).await.unwrap().iter().all(|tail| tail.sequence == 0));
-    stage.stop().await;
+    stage.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -190,7 +190,7 @@ async fn a_relay_cannot_feed_a_topic_that_the_bus_feeds() {
     assert!(is_fed_by_bus(topic.epoch) && topic.epoch > FED_BY_BUS);
     let refused = stage.bus.raise_epoch(&name, topic.incarnation, 1).await.unwrap_err();
     assert_eq!(refused.kind(), Kind::OlderEpoch);
-    stage.stop().await;
+    stage.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -199,7 +199,7 @@ async fn making_a_topic_again_does_not_disturb_who_publishes_to_it() {
     let make = async |partitions: u32| {
         let request =
             stage.client.put(stage.at("/topics/posts")).body(json!({"partitions": partitions}).to_string());
-        crate::served::read(request.send().await.unwrap()).await
+        crate::stage::read(request.send().await.unwrap()).await
     };
     assert_eq!(make(3).await.1["generations"], json!([3]));
     for id in 0..20 {
@@ -208,5 +208,5 @@ async fn making_a_topic_again_does_not_disturb_who_publishes_to_it() {
     }
     assert_eq!(make(4).await.0, StatusCode::CONFLICT);
     assert_eq!(make(0).await.0, StatusCode::BAD_REQUEST);
-    stage.stop().await;
+    stage.end().await;
 }

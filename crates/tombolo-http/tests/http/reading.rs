@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tombolo_bus::Bus;
 use tombolo_event::ServiceName;
 
-use crate::served::{BATCH, Stage, event, read};
+use crate::stage::{BATCH, Stage, event, read};
 
 const BOUND: Duration = Duration::from_secs(20);
 
@@ -60,7 +60,7 @@ async fn pages_of_any_size_give_everything_once_and_in_order() {
         of_partitions += sequences.len();
     }
     assert_eq!(of_partitions, 100);
-    stage.stop().await;
+    stage.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -81,7 +81,7 @@ async fn a_read_that_waits_is_answered_as_soon_as_something_comes() {
         let (_, events) = read(answer.unwrap()).await;
         assert!(!events.as_array().unwrap().is_empty());
     }
-    stage.stop().await;
+    stage.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -93,7 +93,7 @@ async fn lines_are_events() {
     let text = response.text().await.unwrap();
     let events: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(events.len(), 30);
-    stage.stop().await;
+    stage.end().await;
 }
 
 /// Reads server-sent events until there are `count`, and gives them with the id of the last.
@@ -143,7 +143,7 @@ async fn a_stream_goes_on_behind_its_last_event() {
         ids.dedup();
         assert_eq!(ids.len(), whole);
     }
-    stage.stop().await;
+    stage.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -159,7 +159,7 @@ async fn a_place_of_another_life_of_the_topic_is_refused() {
     }
     let (status, problem) = stage.get("/topics/posts/partitions/0/events?after=99").await;
     assert_eq!((status, &problem["type"]), (StatusCode::CONFLICT, &json!("urn:tombolo:problem:other-place")));
-    stage.stop().await;
+    stage.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -187,5 +187,5 @@ async fn of_each_key_the_order_stays_where_a_topic_is_divided() {
             assert!(ids.is_sorted(), "{key}: {ids:?}");
         }
     }
-    stage.stop().await;
+    stage.end().await;
 }

@@ -124,7 +124,7 @@ async fn a_snapshot_that_was_not_sent_whole_moves_nothing() {
     // More than all buffers on the way hold.
     let large = json!({"n": 1, "filler": "x".repeat(700_000)}).to_string();
     for _ in 0..24 {
-        assert_eq!(stage.post(large.clone()).await.status(), 200);
+        assert_eq!(stage.post_plain(large.clone()).await.status(), 200);
     }
     stage.stands_when("events.query", |it| it["state"] == "stuck").await;
     let mut cut = tokio::net::TcpStream::connect(stage.plain()).await.unwrap();

@@ -6,82 +6,76 @@ use tombolo_bus::server::Credential;
 use tombolo_bus::{Bus, Identity};
 use tombolo_event::ServiceName;
 
-use crate::served::{BATCH, STRUCTURED, Stage, event, read};
+use crate::stage::{BATCH, STRUCTURED, Stage, event, read};
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_event_is_refused_by_name_and_nothing_is_stored() {
-    let stage = Stage::start().await;
-    let without = |name: &str| {
-        let mut event = event("1", "p");
-        event.as_object_mut().unwrap().remove(name);
-        event.to_string()
-    };
-    let with = |name: &str, value: Value| {
-        let mut event = event("1", "p");
-        event[name] = value;
-        event.to_string()
-    };
-    let long = "x".repeat(1 << 20);
-    for (content_type, body, status, kind, member) in [
-        (STRUCTURED, "{".to_owned(), 400, "malformed", None),
+/// What is refused: content type, body, status, the problem's type, and a member of its document.
+type Refused = (&'static str, String, u16, &'static str, Option<(&'static str, Value)>);
+
+fn with(name: &str, value: Value) -> String {
+    let mut event = event("1", "p");
+    event[name] = value;
+    event.to_string()
+}
+
+fn without(name: &str) -> String {
+    let mut event = event("1", "p");
+    event.as_object_mut().unwrap().remove(name);
+    event.to_string()
+}
+
+fn bodies() -> [Refused; 8] {
+    [
+        (STRUCTURED, "{".into(), 400, "malformed", None),
         (STRUCTURED, "[]".into(), 400, "malformed", None),
         (STRUCTURED, "\u{feff}{}".into(), 400, "malformed", None),
         ("application/json", "{}".into(), 415, "content-type", None),
         ("", "{}".into(), 415, "content-type", None),
         ("application/cloudevents+xml", "{}".into(), 415, "content-type", None),
-        (STRUCTURED, without("id"), 400, "missing-attribute", Some(("attribute", json!("id")))),
-        (
-            STRUCTURED,
-            without("specversion"),
-            400,
-            "missing-attribute",
-            Some(("attribute", json!("specversion"))),
-        ),
-        (STRUCTURED, with("specversion", json!("2.0")), 400, "specversion", None),
-        (STRUCTURED, with("id", json!("")), 400, "invalid-attribute", Some(("attribute", json!("id")))),
-        (
-            STRUCTURED,
-            with("time", json!("yesterday")),
-            400,
-            "invalid-attribute",
-            Some(("attribute", json!("time"))),
-        ),
-        (STRUCTURED, with("Upper", json!("x")), 400, "invalid-attribute", None),
-        (STRUCTURED, with("odd", json!({})), 400, "invalid-attribute", Some(("attribute", json!("odd")))),
-        (STRUCTURED, with("subject", json!("x".repeat(513))), 400, "invalid-attribute", None),
-        (STRUCTURED, with("data", json!(long)), 413, "too-large", None),
+        (STRUCTURED, with("data", json!("x".repeat(1 << 20))), 413, "too-large", None),
         (STRUCTURED, "x".repeat(5 << 20), 413, "too-large", None),
-        (
-            BATCH,
-            format!("[{},{},7]", event("1", "p"), event("2", "p")),
-            400,
-            "malformed",
-            Some(("index", json!(2))),
-        ),
-        (
-            BATCH,
-            format!("[{},{}]", event("1", "p"), without("type")),
-            400,
-            "missing-attribute",
-            Some(("index", json!(1))),
-        ),
-    ] {
+    ]
+}
+
+fn attributes() -> [Refused; 8] {
+    let of = |name: &'static str| Some(("attribute", json!(name)));
+    [
+        (STRUCTURED, without("id"), 400, "missing-attribute", of("id")),
+        (STRUCTURED, without("specversion"), 400, "missing-attribute", of("specversion")),
+        (STRUCTURED, with("specversion", json!("2.0")), 400, "specversion", None),
+        (STRUCTURED, with("id", json!("")), 400, "invalid-attribute", of("id")),
+        (STRUCTURED, with("time", json!("yesterday")), 400, "invalid-attribute", of("time")),
+        (STRUCTURED, with("Upper", json!("x")), 400, "invalid-attribute", None),
+        (STRUCTURED, with("odd", json!({})), 400, "invalid-attribute", of("odd")),
+        (STRUCTURED, with("subject", json!("x".repeat(513))), 400, "invalid-attribute", None),
+    ]
+}
+
+fn batches() -> [Refused; 2] {
+    let (one, two) = (event("1", "p"), event("2", "p"));
+    let of = |index: usize| Some(("index", json!(index)));
+    [
+        (BATCH, format!("[{one},{two},7]"), 400, "malformed", of(2)),
+        (BATCH, format!("[{one},{}]", without("type")), 400, "missing-attribute", of(1)),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_event_is_refused_by_name_and_nothing_is_stored() {
+    let stage = Stage::start().await;
+    for (content_type, body, status, kind, member) in
+        bodies().into_iter().chain(attributes()).chain(batches())
+    {
         let (found, problem) = stage.post("/topics/posts/events", content_type, body).await;
-        assert_eq!(
-            (found.as_u16(), &problem["type"]),
-            (status, &json!(format!("urn:tombolo:problem:{kind}"))),
-            "{problem}"
-        );
+        let kind = json!(format!("urn:tombolo:problem:{kind}"));
+        assert_eq!((found.as_u16(), &problem["type"]), (status, &kind), "{problem}");
         if let Some((name, value)) = member {
             assert_eq!(problem[name], value, "{problem}");
         }
     }
     assert!(stage.bus.topics().await.unwrap().is_empty());
-    assert_eq!(
-        stage.post("/topics/Posts/events", STRUCTURED, event("1", "p").to_string()).await.0,
-        StatusCode::BAD_REQUEST
-    );
-    stage.stop().await;
+    let odd = stage.post("/topics/Posts/events", STRUCTURED, event("1", "p").to_string()).await;
+    assert_eq!(odd.0, StatusCode::BAD_REQUEST);
+    stage.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -103,7 +97,7 @@ async fn what_is_not_there_is_said_in_a_problem_document() {
     }
     let deleted = stage.client.delete(stage.at("/topics")).send().await.unwrap();
     assert_eq!(read(deleted).await.0, StatusCode::METHOD_NOT_ALLOWED);
-    stage.stop().await;
+    stage.end().await;
 }
 
 fn credential(identity: &str, reads: Option<&[&str]>) -> Credential {
@@ -165,7 +159,7 @@ async fn only_the_owner_publishes_and_the_source_is_the_one_that_was_proved() {
     stage.credentials.replace(vec![credential("operator", None)]);
     assert_eq!(reading("service/comments", "comments").await.0, StatusCode::UNAUTHORIZED);
     assert_eq!(reading("operator", "comments").await.0, StatusCode::OK);
-    stage.stop().await;
+    stage.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -185,5 +179,5 @@ async fn the_streaming_protocol_asks_for_the_same_credentials() {
     for client in [without, wrong, right] {
         client.close().await;
     }
-    stage.stop().await;
+    stage.end().await;
 }

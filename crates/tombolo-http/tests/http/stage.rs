@@ -1,13 +1,13 @@
-//! A bus with its door, in this process, on free ports of loopback.
+//! A bus with its door, in this process, on free ports of loopback: started, ended, and started again with the same files.
 //!
-//! Invariant: each stage has files and ports of its own.
+//! Invariant: each stage has files and ports of its own; what has ended has ended in order, and writes nothing any more.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::{Client, RequestBuilder, Response};
+use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -20,18 +20,23 @@ use tombolo_http::plain::Plain;
 use tombolo_http::push::{Subscription, Webhooks};
 use tombolo_http::{Door, Settings, push};
 
+pub(crate) const STRUCTURED: &str = "application/cloudevents+json";
+pub(crate) const BATCH: &str = "application/cloudevents-batch+json";
 /// How long anything may take that must happen.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 /// A bus that is asked over HTTP.
 pub(crate) struct Stage {
-    folder: Arc<TempDir>,
-    pub(crate) bus: Arc<dyn Bus>,
+    pub(crate) url: String,
+    pub(crate) port: u16,
+    pub(crate) bus: Arc<Log>,
+    pub(crate) credentials: Credentials,
     pub(crate) door: Arc<Door>,
-    pub(crate) address: String,
+    pub(crate) client: Client,
+    folder: Arc<TempDir>,
+    made: Made,
     stop: CancellationToken,
     serving: JoinHandle<()>,
-    pub(crate) client: Client,
 }
 
 /// What a stage is made with.
@@ -59,7 +64,7 @@ impl Made {
     }
 
     async fn start_in(&self, folder: Arc<TempDir>) -> Stage {
-        let bus: Arc<dyn Bus> = open_log(folder.path()).await;
+        let bus = open_log(folder.path()).await;
         let credentials = Credentials::default();
         credentials.replace(self.credentials.clone());
         let settings = Settings {
@@ -70,12 +75,13 @@ impl Made {
         };
         let door = Arc::new(Door::open(bus.clone(), settings).await.unwrap());
         let listen = [Listen::Tcp { host: "127.0.0.1".into(), port: 0 }];
-        let server = Server::bind(&listen, bus.clone()).await.unwrap().with_credentials(credentials);
-        let address = server.addresses()[0].to_string().replace("tombolo://", "http://");
+        let server = Server::bind(&listen, bus.clone()).await.unwrap().with_credentials(credentials.clone());
+        let Listen::Tcp { port, .. } = server.addresses()[0] else { unreachable!() };
         let stop = CancellationToken::new();
         let serving = server.beside(door.routes()).serve(stop.clone());
         let serving = tokio::spawn(async { serving.await.unwrap() });
-        Stage { folder, bus, door, address, stop, serving, client: Client::new() }
+        let (url, client) = (format!("http://127.0.0.1:{port}"), Client::new());
+        Stage { url, port, bus, credentials, door, client, folder, made: self.clone(), stop, serving }
     }
 }
 
@@ -93,19 +99,86 @@ pub(crate) fn credential(name: &str) -> Credential {
     Credential { identity, tokens: vec![Credential::hash(name)], reads: None }
 }
 
+/// Status and body of an answer; every refusal is a problem document.
+pub(crate) async fn read(response: Response) -> (StatusCode, Value) {
+    let status = response.status();
+    let is_problem =
+        response.headers().get("content-type").is_some_and(|it| it == "application/problem+json");
+    let text = response.text().await.unwrap();
+    let body: Value = serde_json::from_str(&text).unwrap_or(Value::String(text));
+    assert_eq!(status.is_client_error() || status.is_server_error(), is_problem, "{status} {body}");
+    if is_problem {
+        assert_eq!(body["status"], status.as_u16());
+        assert!(body["type"].as_str().unwrap().starts_with("urn:tombolo:problem:"), "{body}");
+    }
+    (status, body)
+}
+
+/// An event of the simplest kind.
+pub(crate) fn event(id: &str, subject: &str) -> Value {
+    json!({"specversion": "1.0", "id": id, "source": "/posts", "type": "PostCreated", "subject": subject, "data": {"id": id}})
+}
+
 impl Stage {
-    /// Ends it, and starts it again with the same files.
-    pub(crate) async fn restart(self, made: &Made) -> Stage {
-        let folder = self.folder.clone();
-        self.end().await;
+    /// One of which nothing is said.
+    pub(crate) async fn start() -> Self {
+        Made::default().start().await
+    }
+
+    /// Ends it, and starts it again with the same files and other settings.
+    pub(crate) async fn restart(self, made: &Made) -> Self {
+        made.start_in(self.end().await).await
+    }
+
+    /// Ends it, lets `meanwhile` at its files, and starts it again.
+    pub(crate) async fn again(self, meanwhile: impl FnOnce(&Path)) -> Self {
+        let made = self.made.clone();
+        let folder = self.end().await;
+        meanwhile(folder.path());
         made.start_in(folder).await
     }
 
-    pub(crate) async fn end(self) {
+    /// Ends it, and leaves its files.
+    pub(crate) async fn end(self) -> Arc<TempDir> {
         self.stop.cancel();
         self.door.close().await;
         self.serving.await.unwrap();
         self.bus.close().await;
+        self.folder
+    }
+
+    pub(crate) fn ids_folder(folder: &Path) -> PathBuf {
+        folder.join("http/ids")
+    }
+
+    pub(crate) fn at(&self, path: &str) -> String {
+        format!("{}{path}", self.url)
+    }
+
+    pub(crate) async fn post(
+        &self,
+        path: &str,
+        content_type: &str,
+        body: impl Into<reqwest::Body>,
+    ) -> (StatusCode, Value) {
+        let request = self.client.post(self.at(path)).header("content-type", content_type).body(body);
+        read(request.send().await.unwrap()).await
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> (StatusCode, Value) {
+        read(self.client.get(self.at(path)).send().await.unwrap()).await
+    }
+
+    /// Publishes one event and says where it is.
+    pub(crate) async fn publish(&self, topic: &str, event: &Value) -> (StatusCode, Value) {
+        self.post(&format!("/topics/{topic}/events"), STRUCTURED, event.to_string()).await
+    }
+
+    /// Everything in a topic.
+    pub(crate) async fn all(&self, topic: &str) -> Vec<Value> {
+        let (status, events) = self.get(&format!("/topics/{topic}/events?limit=10000")).await;
+        assert_eq!(status, StatusCode::OK, "{events}");
+        events.as_array().unwrap().clone()
     }
 
     /// The address at which plain events are taken.
@@ -114,7 +187,7 @@ impl Stage {
     }
 
     /// Publishes a plain event.
-    pub(crate) async fn post(&self, body: impl Into<String>) -> Response {
+    pub(crate) async fn post_plain(&self, body: impl Into<String>) -> Response {
         let url = format!("http://{}/events", self.plain());
         let sent = self.client.post(url).body(body.into()).send();
         tokio::time::timeout(SOON, sent).await.unwrap().unwrap()
@@ -123,20 +196,19 @@ impl Stage {
     /// Publishes plain events `{"n": 1}`, …
     pub(crate) async fn post_numbers(&self, numbers: std::ops::RangeInclusive<u64>) {
         for n in numbers {
-            assert_eq!(self.post(json!({"n": n}).to_string()).await.status(), 200);
+            assert_eq!(self.post_plain(json!({"n": n}).to_string()).await.status(), 200);
         }
     }
 
-    /// Publishes CloudEvents with a key each.
-    pub(crate) async fn publish(&self, topic: &str, events: &[(&str, &str, Value)]) {
+    /// Publishes CloudEvents with an id, a key and data each.
+    pub(crate) async fn publish_all(&self, topic: &str, events: &[(&str, &str, Value)]) {
         let batch: Vec<Value> = events
             .iter()
             .map(|(id, key, data)| json!({"specversion": "1.0", "id": id, "source": "/test", "type": "T", "subject": key, "data": data}))
             .collect();
-        let request = self.client.post(format!("{}/topics/{topic}/events", self.address));
-        let request = request.header("content-type", "application/cloudevents-batch+json");
-        let answer = request.body(json!(batch).to_string()).send().await.unwrap();
-        assert_eq!(answer.status(), 200, "{}", answer.text().await.unwrap());
+        let (status, answer) =
+            self.post(&format!("/topics/{topic}/events"), BATCH, json!(batch).to_string()).await;
+        assert_eq!(status, 200, "{answer}");
     }
 
     /// What a subscription says of itself.
@@ -174,14 +246,12 @@ impl Stage {
     }
 
     pub(crate) fn of(&self, name: &str, rest: &str) -> String {
-        format!("{}/subscriptions/{name}{rest}", self.address)
+        self.at(&format!("/subscriptions/{name}{rest}"))
     }
 
     /// Status and document of an answer.
     pub(crate) async fn call(&self, request: RequestBuilder) -> (u16, Value) {
-        let answer = request.send().await.unwrap();
-        let status = answer.status().as_u16();
-        let text = answer.text().await.unwrap();
-        (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
+        let (status, body) = read(request.send().await.unwrap()).await;
+        (status.as_u16(), body)
     }
 }
