@@ -149,7 +149,7 @@ async fn what_a_restored_log_does_not_have_is_new_again() {
     assert_eq!(stage.publish("posts", &event("b", "p")).await.0, StatusCode::CREATED);
     assert_eq!(stage.publish("posts", &event("b", "p")).await.0, StatusCode::OK);
     assert_eq!(stage.all("posts").await.len(), 2);
-    stage.stop().await;
+    stage.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -162,7 +162,7 @@ async fn nothing_of_a_batch_is_stored_if_one_id_of_it_was_used_for_another_event
     let (status, problem) = stage.post("/topics/posts/events", BATCH, body).await;
     assert_eq!((status, &problem["index"]), (StatusCode::CONFLICT, &json!(1)));
     assert_eq!(stage.all("posts").await.len(), 1);
-    stage.stop().await;
+    stage.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
