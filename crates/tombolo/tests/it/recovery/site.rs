@@ -92,7 +92,8 @@ pub(super) async fn stop(running: Running<Sqlite>) {
     database.pool().close().await;
     drop(database);
     // The last connection that is closed takes the log of writes with it.
-    eventually("the file is closed", async || !file.with_extension("db-wal").exists()).await;
+    let log = PathBuf::from(format!("{}-wal", file.display()));
+    eventually("the file is closed", async || !log.exists()).await;
 }
 
 pub(super) async fn place_many(orders: &Running<Sqlite>, numbers: std::ops::Range<i64>) {
