@@ -304,7 +304,7 @@ async fn garbage_on_the_port_hurts_nobody_else() {
     client.append(append(1)).await.unwrap();
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     let garbage: [Vec<u8>; 4] = [
-        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(),
+        b"GET / NOTHING/1.1\r\nHost: x\r\n\r\n".to_vec(),
         vec![0xff; 100_000],
         [preface.as_slice(), &[0xff; 1000]].concat(),
         [preface.as_slice(), &[0, 0, 0, 4, 0, 0, 0, 0, 0], &[0, 255, 255, 0, 0, 0, 0, 0, 1], &[0; 70_000]]
