@@ -1,6 +1,5 @@
 //! Cases about what other programs publish by plain SQL: the same promises as for what is published from Rust.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -10,7 +9,9 @@ use uuid::Uuid;
 
 use super::recovering::{adoption, decided, halted, tail};
 use super::schedule::seed;
-use super::stage::{Noted, Ready, assert_contiguous, event_of, names, noted, service, stand_at};
+use super::stage::{
+    Noted, Ready, assert_contiguous, assert_each_key_is_in_order, event_of, names, noted, service, stand_at,
+};
 use super::{Case, Fixture, Foreign, ForeignRow, Own, Stage};
 use crate::{Depth, ForeignParts, Kind, Outbox, OutboxRow, Recovery, RoundLimit, Schema};
 
@@ -129,22 +130,7 @@ async fn foreign_rows_of_a_key_are_in_the_order_of_their_commits<F: Fixture>(sta
             }
         });
     }
-    let mut leader = ready.lead(Uuid::now_v7()).await;
-    let mut rows = Vec::new();
-    while let Some(writer) = writers.try_join_next().or(writers.join_next().await) {
-        writer.expect("no writer fails");
-        rows.extend(ready.drain(&mut *leader).await);
-    }
-    assert_contiguous(&rows, 0);
-    let mut counts: BTreeMap<String, i64> = BTreeMap::new();
-    for event in rows.iter().map(event_of) {
-        let count = counts.entry(event.key.clone()).or_default();
-        *count += 1;
-        assert_eq!(event.value, *count, "key {} is out of order, or an event is missing", event.key);
-    }
-    for (key, count) in counts {
-        assert_eq!(ready.read(&key).await, Some(count), "an event of key {key} is missing");
-    }
+    assert_each_key_is_in_order(&ready, writers).await;
 }
 
 async fn foreign_rows_and_those_of_the_service_share_the_numbers<F: Fixture>(stage: Stage<F>) {

@@ -9,7 +9,10 @@ use tombolo_event::EventId;
 use uuid::Uuid;
 
 use super::schedule::seed;
-use super::stage::{Noted, Ready, Undeclared, assert_contiguous, event_of, marks_of, names, noted, stand_at};
+use super::stage::{
+    Noted, Ready, Undeclared, assert_contiguous, assert_each_key_is_in_order, event_of, marks_of, names,
+    noted, stand_at,
+};
 use super::{Ability, Case, Fixture, Own, Stage, Tx};
 use crate::outgoing::EVENTS_PER_TRANSACTION_MAX;
 use crate::{Committed, Depth, Kind, Origin, Outgoing, RoundLimit, Transaction};
@@ -256,22 +259,7 @@ async fn events_of_a_key_are_in_the_order_of_their_commits<F: Fixture>(stage: St
             }
         });
     }
-    let mut leader = ready.lead(Uuid::now_v7()).await;
-    let mut rows = Vec::new();
-    while let Some(writer) = writers.try_join_next().or(writers.join_next().await) {
-        writer.expect("no writer fails");
-        rows.extend(ready.drain(&mut *leader).await);
-    }
-    assert_contiguous(&rows, 0);
-    let mut counts: BTreeMap<String, i64> = BTreeMap::new();
-    for event in rows.iter().map(event_of) {
-        let count = counts.entry(event.key.clone()).or_default();
-        *count += 1;
-        assert_eq!(event.value, *count, "key {} is out of order, or an event is missing", event.key);
-    }
-    for (key, count) in counts {
-        assert_eq!(ready.read(&key).await, Some(count), "an event of key {key} is missing");
-    }
+    assert_each_key_is_in_order(&ready, writers).await;
 }
 
 /// Of two transactions of one key that commit at once, the one that is second everywhere waits for the first.

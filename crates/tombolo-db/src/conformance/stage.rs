@@ -238,6 +238,30 @@ pub(super) fn names(rows: &[OutboxRow]) -> Vec<(u32, u64, EventId)> {
     rows.iter().map(|row| (row.partition, row.sequence, row.id)).collect()
 }
 
+/// Drains the outbox while `writers` write, and fails unless the values of each key are 1, 2, 3, … in the order of its rows, up to the
+/// value that its state has.
+pub(super) async fn assert_each_key_is_in_order<F: Fixture>(
+    ready: &Ready<F>,
+    mut writers: tokio::task::JoinSet<()>,
+) {
+    let mut leader = ready.lead(Uuid::now_v7()).await;
+    let mut rows = Vec::new();
+    while let Some(writer) = writers.try_join_next().or(writers.join_next().await) {
+        writer.expect("no writer fails");
+        rows.extend(ready.drain(&mut *leader).await);
+    }
+    assert_contiguous(&rows, 0);
+    let mut counts: std::collections::BTreeMap<String, i64> = std::collections::BTreeMap::new();
+    for event in rows.iter().map(event_of) {
+        let count = counts.entry(event.key.clone()).or_default();
+        *count += 1;
+        assert_eq!(event.value, *count, "key {} is out of order, or an event is missing", event.key);
+    }
+    for (key, count) in counts {
+        assert_eq!(ready.read(&key).await, Some(count), "an event of key {key} is missing");
+    }
+}
+
 /// Fails unless each partition's sequences follow each other from `after + 1`, in the order of `rows`.
 pub(super) fn assert_contiguous(rows: &[OutboxRow], after: u64) {
     let mut last = std::collections::BTreeMap::new();
