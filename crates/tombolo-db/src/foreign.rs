@@ -19,8 +19,8 @@ use serde_json::value::RawValue;
 use tombolo_event::envelope::{EVENT_BYTES_MAX, JSON};
 use tombolo_event::{Envelope, EventId, KeyHash};
 
-use crate::ForeignParked;
 use crate::outgoing::Row;
+use crate::{Depth, ForeignParked};
 
 /// The most bytes of the reason for which a row is parked.
 const REASON_BYTES_MAX: usize = 1_000;
@@ -73,6 +73,27 @@ pub(crate) fn judge(service: &str, written: Vec<Written>) -> Judged {
         }
     }
     judged
+}
+
+/// What waits in the foreign outbox, as a database counts it.
+pub(crate) struct Waiting {
+    pub(crate) rows: u64,
+    pub(crate) bytes: u64,
+    pub(crate) oldest: Option<Timestamp>,
+    pub(crate) parked_rows: u64,
+}
+
+impl Waiting {
+    /// That, and what waits in the ordinary outbox.
+    pub(crate) fn beside(self, depth: Depth) -> Depth {
+        Depth {
+            rows: depth.rows + self.rows,
+            bytes: depth.bytes + self.bytes,
+            oldest: depth.oldest.into_iter().chain(self.oldest).min(),
+            parked_rows: self.parked_rows,
+            ..depth
+        }
+    }
 }
 
 /// Says by name what is parked.

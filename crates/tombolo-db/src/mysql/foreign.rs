@@ -21,7 +21,7 @@ use tombolo_event::envelope::EVENT_BYTES_MAX;
 use super::schema::{IS_THERE, statement};
 use super::session::number;
 use super::{Mysql, limit as bound, unsigned};
-use crate::foreign::{Judged, Written, judge, tell};
+use crate::foreign::{Judged, Waiting, Written, judge, tell};
 use crate::mutant::Mutant;
 use crate::{Depth, Error, ForeignParked, ForeignParts, Kind, Result, RoundLimit, Schema};
 
@@ -298,13 +298,13 @@ impl Mysql {
         let row = row.bind(most).fetch_one(&self.pool).await?;
         let oldest: Option<i64> = row.try_get(2)?;
         let oldest = oldest.and_then(|ms| Timestamp::from_millisecond(ms).ok());
-        Ok(Depth {
-            rows: depth.rows + unsigned(row.try_get(0)?),
-            bytes: depth.bytes + unsigned(row.try_get(1)?),
-            oldest: depth.oldest.into_iter().chain(oldest).min(),
+        let waiting = Waiting {
+            rows: unsigned(row.try_get(0)?),
+            bytes: unsigned(row.try_get(1)?),
+            oldest,
             parked_rows: unsigned(row.try_get(3)?),
-            ..depth
-        })
+        };
+        Ok(waiting.beside(depth))
     }
 
     pub(super) async fn parked_foreign(&self, most: usize) -> Result<Vec<ForeignParked>> {

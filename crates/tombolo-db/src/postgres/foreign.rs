@@ -20,7 +20,7 @@ use tombolo_event::Generations;
 use tombolo_event::envelope::EVENT_BYTES_MAX;
 
 use super::{Postgres, SCHEMA, lock_class, unsigned};
-use crate::foreign::{Judged, Written, judge, tell};
+use crate::foreign::{Judged, Waiting, Written, judge, tell};
 use crate::mutant::Mutant;
 use crate::port::foreign::FOREIGN_STRIPES;
 use crate::{Depth, Error, ForeignParked, ForeignParts, HintStream, Kind, Result, RoundLimit, Schema};
@@ -272,13 +272,13 @@ impl Postgres {
         let row = row.bind(most).fetch_one(&self.pool).await?;
         let oldest: Option<i64> = row.try_get(2)?;
         let oldest = oldest.and_then(|ms| Timestamp::from_millisecond(ms).ok());
-        Ok(Depth {
-            rows: depth.rows + unsigned(row.try_get(0)?),
-            bytes: depth.bytes + unsigned(row.try_get(1)?),
-            oldest: depth.oldest.into_iter().chain(oldest).min(),
+        let waiting = Waiting {
+            rows: unsigned(row.try_get(0)?),
+            bytes: unsigned(row.try_get(1)?),
+            oldest,
             parked_rows: unsigned(row.try_get(3)?),
-            ..depth
-        })
+        };
+        Ok(waiting.beside(depth))
     }
 
     pub(super) async fn parked_foreign(&self, most: usize) -> Result<Vec<ForeignParked>> {

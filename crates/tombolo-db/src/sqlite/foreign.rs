@@ -20,7 +20,7 @@ use tombolo_event::envelope::EVENT_BYTES_MAX;
 use super::Sqlite;
 use super::outbox::unsigned;
 use super::transaction::write_rows;
-use crate::foreign::{Judged, Written, judge, tell};
+use crate::foreign::{Judged, Waiting, Written, judge, tell};
 use crate::mutant::{Mutant, Mutation};
 use crate::{Depth, Error, ForeignParked, ForeignParts, Kind, Result, RoundLimit, Schema};
 
@@ -170,13 +170,13 @@ impl Sqlite {
         let row = row.bind(most).fetch_one(&self.pool).await?;
         let oldest: Option<Vec<u8>> = row.try_get_unchecked(2)?;
         let oldest = oldest.and_then(|time| String::from_utf8(time).ok()?.parse::<Timestamp>().ok());
-        Ok(Depth {
-            rows: depth.rows + unsigned(row.try_get(0)?),
-            bytes: depth.bytes + unsigned(row.try_get(1)?),
-            oldest: depth.oldest.into_iter().chain(oldest).min(),
+        let waiting = Waiting {
+            rows: unsigned(row.try_get(0)?),
+            bytes: unsigned(row.try_get(1)?),
+            oldest,
             parked_rows: unsigned(row.try_get(3)?),
-            ..depth
-        })
+        };
+        Ok(waiting.beside(depth))
     }
 
     pub(super) async fn parked_foreign(&self, most: usize) -> Result<Vec<ForeignParked>> {

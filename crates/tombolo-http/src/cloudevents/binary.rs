@@ -22,11 +22,9 @@ pub(super) fn event(
             attributes.put(name, Attribute::Text(decoded(name, value.as_bytes())?))?;
         }
     }
-    for name in ["traceparent"] {
+    if attributes.trace.is_none() {
         // The request's own context, where the event brings none.
-        if let (None, Some(Ok(value))) = (attributes.trace, headers.get(name).map(|it| it.to_str())) {
-            attributes.trace = value.parse().ok();
-        }
+        attributes.trace = headers.get("traceparent").and_then(|it| it.to_str().ok()?.parse().ok());
     }
     if let Some(content_type) = content_type {
         attributes.put("datacontenttype", Attribute::Text(content_type.to_owned()))?;
