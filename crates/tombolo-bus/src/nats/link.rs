@@ -139,6 +139,13 @@ impl Link {
             let message = format!("NATS server is version {version}; expected 2.9 or later: upgrade it");
             return Err(Error::new(Kind::Configuration, message));
         }
+        if self.replicas > 1 && !self.client.is_server_compatible(2, 12, 0) {
+            let message = format!(
+                "NATS server is version {version}, and the bus URL asks for {} replicas; expected 2.12 or later for that: upgrade it, because clusters of 2.9 were seen to lose what they had acknowledged and to let replicas stay behind",
+                self.replicas
+            );
+            return Err(Error::new(Kind::Configuration, message));
+        }
         // Not the client's own query: it expects fields that 2.9 does not send.
         let answer = self.client.request("$JS.API.INFO", Bytes::new()).await;
         let refused = |why: String| {

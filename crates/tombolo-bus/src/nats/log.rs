@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use async_nats::header::NATS_MESSAGE_ID;
 use async_nats::jetstream::ErrorCode;
-use async_nats::jetstream::context::{GetStreamErrorKind, PublishErrorKind};
+use async_nats::jetstream::context::{GetStreamErrorKind, PublishError, PublishErrorKind};
 use async_nats::jetstream::message::{PublishMessage, StreamMessage};
-use async_nats::jetstream::stream::{Info, LastRawMessageErrorKind, Stream};
+use async_nats::jetstream::stream::{Config, Info, LastRawMessageErrorKind, Stream};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tombolo_event::{Backoff, EventId, ServiceName};
 
@@ -29,16 +29,34 @@ const READS_AT_ONCE: usize = 32;
 /// How often a topic is ensured again whose stream nobody leads yet; a few seconds in all.
 const HALF_MADE_TRIES_MAX: u32 = 8;
 const AGAIN: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
-/// A last sequence that no stream has.
-const NO_SEQUENCE: u64 = i64::MAX as u64;
 
 /// A topic's stream.
 pub(super) struct Log {
     pub(super) link: Arc<Link>,
     pub(super) topic: ServiceName,
     pub(super) stream: Stream<()>,
-    /// On how many servers it is kept.
-    replicas: usize,
+    pub(super) sending: Sending,
+}
+
+/// How an append is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sending {
+    /// All messages at once, each of which names the one before it: to one server.
+    Chained,
+    /// One after the other: to servers that must agree.
+    OneByOne,
+    /// The same, many at once as one batch that is stored whole: from NATS 2.12 on.
+    Batched,
+}
+
+impl Sending {
+    fn to(config: &Config) -> Self {
+        match config {
+            Config { num_replicas: 0 | 1, .. } => Self::Chained,
+            Config { allow_atomic_publish: true, .. } => Self::Batched,
+            _ => Self::OneByOne,
+        }
+    }
 }
 
 /// The end of a partition, and where in the stream it is.
@@ -58,6 +76,7 @@ pub(super) struct Known {
     pub(super) last: u64,
     /// The message id of `last`.
     pub(super) last_id: Option<String>,
+    pub(super) sending: Sending,
 }
 
 impl Known {
@@ -93,6 +112,21 @@ fn message_id(message: &StreamMessage) -> Option<String> {
     message.headers.get(NATS_MESSAGE_ID).map(|id| id.as_str().to_owned())
 }
 
+/// Whether a message was refused because its condition did not hold. A server says so in one of three ways.
+pub(super) fn did_not_hold(error: &PublishError) -> bool {
+    match error.kind() {
+        PublishErrorKind::WrongLastSequence | PublishErrorKind::WrongLastMessageId => true,
+        _ => refused_by(error) == Some(ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT),
+    }
+}
+
+/// The code by which the server refused a message, if it did.
+pub(super) fn refused_by(error: &PublishError) -> Option<ErrorCode> {
+    let source = std::error::Error::source(error);
+    let refused = source.and_then(|source| source.downcast_ref::<async_nats::jetstream::Error>());
+    refused.map(async_nats::jetstream::Error::error_code)
+}
+
 fn foreign(topic: &ServiceName, at: u64) -> Error {
     let message = format!(
         "message {at} of topic {topic}'s stream is in no partition; expected only what Tombolo wrote: find out who publishes there"
@@ -116,9 +150,9 @@ impl Log {
         match link.jetstream.get_stream(&name).await {
             Ok(found) => {
                 check(link, topic, &found.cached_info().config)?;
-                let replicas = found.cached_info().config.num_replicas;
+                let sending = Sending::to(&found.cached_info().config);
                 let stream = without_info(link, &name).await?;
-                Ok(Some(Self { link: Arc::clone(link), topic: topic.clone(), stream, replicas }))
+                Ok(Some(Self { link: Arc::clone(link), topic: topic.clone(), stream, sending }))
             }
             Err(error) => match error.kind() {
                 GetStreamErrorKind::JetStream(why) if why.error_code() == ErrorCode::STREAM_NOT_FOUND => {
@@ -177,10 +211,8 @@ impl Log {
         };
         match ack {
             Ok(_) => Ok(true),
-            Err(error) => match error.kind() {
-                PublishErrorKind::WrongLastSequence | PublishErrorKind::WrongLastMessageId => Ok(false),
-                _ => Err(super::writer::refusal(&self.topic, error)),
-            },
+            Err(error) if did_not_hold(&error) => Ok(false),
+            Err(error) => Err(super::writer::refusal(&self.topic, error)),
         }
     }
 
@@ -197,32 +229,18 @@ impl Log {
 
     /// Whether it is kept on several servers.
     pub(super) fn has_replicas(&self) -> bool {
-        self.replicas > 1
+        self.sending != Sending::Chained
     }
 
-    /// Returns when whoever leads the stream has applied all that was acknowledged before the call: a message that can never
-    /// hold goes through the order of the majority, and is refused in its place there. Nothing is stored.
+    /// Returns when whoever leads the stream has applied all that was acknowledged before the call: the removal of what is not there
+    /// goes through the order of the majority, and is answered in its place there. Nothing is stored. (A message that cannot hold
+    /// is not enough: from NATS 2.11 on the leader refuses it by itself, also one that leads nobody any more.)
     pub(super) async fn settle(&self) -> Result<()> {
         if !self.has_replicas() {
             return Ok(());
         }
-        let message = PublishMessage::build().expected_last_sequence(NO_SEQUENCE);
-        let sent = self.link.jetstream.send_publish(self.link.names.control(&self.topic), message).await;
-        let refused = match sent {
-            Ok(ack) => ack.await.map(drop),
-            Err(error) => Err(error),
-        };
-        match refused {
-            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(()),
-            Err(error) => Err(super::writer::refusal(&self.topic, error)),
-            Ok(()) => {
-                let message = format!(
-                    "the stream of topic {} took a message on a condition that cannot hold",
-                    self.topic
-                );
-                Err(Error::new(Kind::Corrupt, message))
-            }
-        }
+        let removed = self.stream.purge().filter(self.link.names.barrier(&self.topic)).await;
+        removed.map(drop).map_err(|error| unavailable("the topic's stream does not settle", error))
     }
 
     /// The last record of a partition.
@@ -284,7 +302,8 @@ impl Log {
         let (control, message) = self.last_control().await?.ok_or_else(|| unknown(&self.topic))?;
         let ends = stream::iter(0..control.generations.partitions()).map(|partition| self.end_of(partition));
         let ends = ends.buffered(READS_AT_ONCE).try_collect().await?;
-        let mut known = Known { control, control_at: message.sequence, ends, last, last_id: None };
+        let (control_at, sending) = (message.sequence, self.sending);
+        let mut known = Known { control, control_at, ends, last, last_id: None, sending };
         if let Some(message) = self.at(last).await? {
             known.last_id = message_id(&message);
         }

@@ -65,6 +65,8 @@ fn settings(link: &Link, topic: &ServiceName) -> Config {
         duplicate_window: Duration::from_millis(duplicates_ms),
         deny_delete: true,
         num_replicas: link.replicas,
+        // Otherwise an append waits for each of its messages (`agreed`).
+        allow_atomic_publish: link.replicas > 1 && link.client.is_server_compatible(2, 12, 0),
         ..Config::default()
     }
 }

@@ -17,11 +17,9 @@
 //! `?replicas=3` keeps each stream on three servers of a cluster. A message is then acknowledged when a majority of them has it,
 //! and survives the death of any one for good, disk and all; each still syncs when its own settings say so. A server that
 //! has just begun to lead may not have caught up with what others acknowledged, so what refuses or acknowledges something is
-//! read behind a *barrier* (`log`): a message that cannot hold, answered in its place in the order that the majority agreed on.
-//! What was seen once with NATS 2.9.10, and is not proven: a server was killed and restarted, the next leader was stopped a second
-//! later, and what had been acknowledged meanwhile was gone; the next append was refused as a hole, by name. It may be that a
-//! restarted replica was elected before it held what the others held. The test on a cluster (`tests/suite/nats/faults.rs`) runs where
-//! it is asked for.
+//! read behind a *barrier* (`log`): the removal of nothing, answered in its place in the order that the majority agreed on. Appends to such streams
+//! do not chain by ids (`agreed`). The test on a cluster (`tests/suite/nats/faults.rs`) runs with NATS 2.15; with 2.9 it did not end green, because a
+//! replica that was stopped did not always catch up, so use 2.12 or later for replicas.
 //!
 //! What this engine cannot do: an append of several records is several messages, so a raise in their middle leaves the
 //! first of them stored (the next relay finds them in its tails); types are not filtered; only the server's own
@@ -40,6 +38,7 @@ mod reader;
 mod registrations;
 mod signals;
 mod trimming;
+mod agreed;
 mod writer;
 #[cfg(feature = "mutants")]
 mod mutants;

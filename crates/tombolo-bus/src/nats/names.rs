@@ -135,6 +135,11 @@ impl Names {
         format!("{}.topic.{topic}.control", self.namespace)
     }
 
+    /// A subject of the topic's stream that nothing is ever sent to.
+    pub(super) fn barrier(&self, topic: &ServiceName) -> String {
+        format!("{}.topic.{topic}.barrier", self.namespace)
+    }
+
     pub(super) fn partition(&self, topic: &ServiceName, partition: u32) -> String {
         format!("{}.topic.{topic}.{partition}", self.namespace)
     }

@@ -17,8 +17,9 @@ use futures_util::future::join_all;
 use tokio::sync::{Mutex, MutexGuard, OwnedRwLockReadGuard, RwLock};
 use tombolo_event::{Cursor, EventId, Generations, Incarnation, ServiceName};
 
+use super::agreed;
 use super::link::{Link, unavailable};
-use super::log::{End, Known, Log, TRIES_MAX, contended};
+use super::log::{End, Known, Log, Sending, TRIES_MAX, contended, did_not_hold, refused_by};
 use super::message::{self, Control};
 use crate::{Append, Appended, Error, Kind, Record, Result, Tail, Topic};
 
@@ -126,7 +127,7 @@ impl Writer {
             known.control.generations = one.unwrap_or(known.control.generations);
         }
         match decide(&known, append) {
-            Ok(Decision::Send) => self.send(&mut state, known, append, 0, reread).await.map(Step::Sent),
+            Ok(Decision::Send) => self.send_from(&mut state, known, append, 0, reread).await,
             // What memory says may be old: no refusal and no acknowledgement before the stream was read.
             _ if !fresh && !self.answers_from_memory() => Ok(Step::Reread),
             Err(refused) => {
@@ -143,9 +144,29 @@ impl Writer {
                     let whole = stored == append.records.len();
                     return if whole { Ok(Step::Stored(last)) } else { Err(self::sealed(append, last)) };
                 }
-                self.send(&mut state, known, append, stored, reread).await.map(Step::Sent)
+                self.send_from(&mut state, known, append, stored, reread).await
             }
         }
+    }
+
+    /// Sends the records from `first` on.
+    async fn send_from(
+        &self,
+        state: &mut MutexGuard<'_, State>,
+        mut known: Known,
+        append: &Append,
+        first: usize,
+        reread: bool,
+    ) -> Result<Step> {
+        if known.sending == Sending::Chained {
+            return self.send(state, known, append, first, reread).await.map(Step::Sent);
+        }
+        if !agreed::store(&self.link, &mut known, append, first).await? {
+            return Ok(Step::Reread);
+        }
+        let last = known.ends[append.partition as usize].sequence;
+        state.known = Some(known);
+        Ok(Step::Stored(last))
     }
 
     /// Reads the stream, once nothing is on its way any more.
@@ -228,7 +249,7 @@ impl Writer {
         }
         drop(state);
         match error.kind() {
-            PublishErrorKind::Other => Err(refusal(&self.topic, error)),
+            PublishErrorKind::Other if !did_not_hold(&error) => Err(refusal(&self.topic, error)),
             PublishErrorKind::TimedOut => {
                 self.link.leave().await;
                 Ok(None)
@@ -415,10 +436,7 @@ fn same_id(append: &Append, record: &Record, found: Option<EventId>) -> Result<(
 
 /// What an error of a publish means where it is not a link that did not hold.
 pub(super) fn refusal(topic: &ServiceName, error: PublishError) -> Error {
-    let source = std::error::Error::source(&error);
-    let code = source
-        .and_then(|source| source.downcast_ref::<async_nats::jetstream::Error>())
-        .map(|refused| refused.error_code());
+    let code = refused_by(&error);
     match (error.kind(), code) {
         (PublishErrorKind::MaxPayloadExceeded, _) => {
             Error::new(Kind::TooLarge, "an event is over `max_payload` of the NATS server").because(error)

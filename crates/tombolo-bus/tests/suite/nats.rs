@@ -6,6 +6,7 @@ mod cluster;
 mod faults;
 
 use std::net::TcpListener;
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -59,17 +60,31 @@ async fn a_server_that_may_not_sync_is_refused_unless_that_is_accepted_by_name()
 #[tokio::test]
 async fn a_server_alone_is_not_enough_for_replicas_and_a_stream_on_one_is_refused_where_three_are_asked_for()
 {
-    let Some(server) = shared("replicas on one NATS server") else { return };
-    let namespace = unique("alone");
+    let Some(program) = cluster::program("replicas on one NATS server") else { return };
+    let server = Private::start_of(program).await;
     let spec = TopicSpec::new("orders".parse().unwrap(), Generations::first(1).unwrap());
-    let three = nats::connect(&format!("{server}/{namespace}?replicas=3&accept=unsynced")).await.unwrap();
+    let three = nats::connect(&format!("{}?replicas=3&accept=unsynced", server.url())).await.unwrap();
     let refused = three.ensure_topic(&spec).await.unwrap_err();
     assert_eq!(refused.kind(), Kind::Configuration, "{refused}");
     assert!(refused.to_string().contains("replicas=3"), "{refused}");
-    connect(&format!("{server}/{namespace}")).await.ensure_topic(&spec).await.unwrap();
+    connect(&server.url()).await.ensure_topic(&spec).await.unwrap();
     let refused = three.ensure_topic(&spec).await.unwrap_err();
     assert_eq!(refused.kind(), Kind::Unsafe, "{refused}");
     assert!(refused.to_string().contains("kept on 1 of the servers; expected 3"), "{refused}");
+}
+
+#[tokio::test]
+async fn replicas_are_refused_on_servers_whose_clusters_lose_what_they_acknowledged() {
+    let Some(server) = shared("replicas on an old NATS server") else { return };
+    let version = async_nats::connect(&server).await.unwrap().server_info().version;
+    if !version.starts_with("2.9.") {
+        eprintln!("skipped: replicas on an old NATS server: this one is {version}");
+        return;
+    }
+    let refused = nats::connect(&format!("{server}?replicas=3&accept=unsynced")).await.map(drop).unwrap_err();
+    assert_eq!(refused.kind(), Kind::Configuration, "{refused}");
+    assert!(refused.to_string().contains(&format!("{version}, and")), "{refused}");
+    assert!(refused.to_string().contains("2.12 or later"), "{refused}");
 }
 
 #[tokio::test]
@@ -301,6 +316,7 @@ impl Factory for Shared {
 
 /// A server of our own, on a free port, in a scratch folder.
 struct Private {
+    program: PathBuf,
     folder: TempDir,
     port: u16,
     /// Who we are, as it stands in its address.
@@ -315,8 +331,18 @@ impl Private {
 
     /// One that has these settings, too, and lets only `login` in.
     async fn start_for(login: &'static str, settings: &str) -> Self {
+        Self::start_with("nats-server".into(), login, settings).await
+    }
+
+    /// One of another version.
+    async fn start_of(program: PathBuf) -> Self {
+        Self::start_with(program, "", "").await
+    }
+
+    async fn start_with(program: PathBuf, login: &'static str, settings: &str) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let server = Self { folder: tempfile::tempdir().unwrap(), port, login, process: Mutex::default() };
+        let folder = tempfile::tempdir().unwrap();
+        let server = Self { program, folder, port, login, process: Mutex::default() };
         let store = server.folder.path().join("store");
         // A little above the largest event, so that the largest is really sent.
         let settings = format!("max_payload: 2MB\njetstream {{ store_dir: {store:?} }}\n{settings}");
@@ -327,7 +353,7 @@ impl Private {
 
     async fn run(&self) {
         let settings = self.folder.path().join("nats.conf");
-        let process = Command::new("nats-server")
+        let process = Command::new(&self.program)
             .args(["--addr", "127.0.0.1", "--port", &self.port.to_string(), "--config"])
             .arg(settings)
             .stdout(Stdio::null())
