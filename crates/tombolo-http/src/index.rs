@@ -27,7 +27,7 @@ pub(crate) type Place = (u32, u64);
 /// How much of what is on disk is kept in memory, in bytes.
 const CACHE_BYTES: u64 = 32 << 20;
 /// How much is gathered in memory before it goes to a table on disk, in bytes.
-const TABLE_BYTES: u64 = 16 << 20;
+const TABLE_BYTES: u64 = 4 << 20;
 /// The most ids that wait for the writer; then publishers wait too.
 const RECENT_MAX: usize = 200_000;
 /// How long a publisher waits for the writer, before it is asked to come again.
@@ -97,7 +97,10 @@ impl Index {
             let recent = self.file.recent.lock().unwrap_or_else(PoisonError::into_inner);
             ids.iter().map(|id| recent.get(id).copied()).collect()
         };
-        for (place, id) in found.iter_mut().zip(ids).filter(|(place, _)| place.is_none()) {
+        let mut unknown: Vec<_> = found.iter_mut().zip(ids).filter(|(place, _)| place.is_none()).collect();
+        // In their order, because neighbours of a key lie on the same way to it.
+        unknown.sort_unstable_by_key(|(_, id)| **id);
+        for (place, id) in unknown {
             let value = self.file.places.get(id.0.as_bytes()).map_err(broken)?;
             *place = value.map(|bytes| read_place(&bytes)).transpose()?;
         }
@@ -198,14 +201,15 @@ impl File {
 
     fn write(&self, runs: &[Run], is_synced: bool) -> Result<(), Problem> {
         let mut batch = self.database.batch();
+        let places = runs.iter().flat_map(|run| {
+            run.ids.iter().zip(run.first..).map(|(id, sequence)| (id, (run.partition, sequence)))
+        });
+        let mut places: Vec<_> = places.collect();
+        places.sort_unstable_by_key(|(id, _)| **id);
+        for (id, place) in places {
+            batch.insert(&self.places, id.0.as_bytes().as_slice(), written_place(place));
+        }
         for run in runs {
-            for (id, sequence) in run.ids.iter().zip(run.first..) {
-                batch.insert(
-                    &self.places,
-                    id.0.as_bytes().as_slice(),
-                    written_place((run.partition, sequence)),
-                );
-            }
             if let Some(last) = run.ids.last() {
                 let end = Cursor::at(run.incarnation, run.first + run.ids.len() as u64 - 1, *last);
                 batch.insert(&self.reached, reached_key(&run.topic, run.partition), written_reached(&end));
