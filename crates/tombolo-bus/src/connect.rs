@@ -13,13 +13,21 @@ use crate::{Bus, Error, Kind, Result};
 
 /// The URLs of buses, for people.
 const FORMS: &str = "memory: (this process only), file:///folder (the log of one process), \
-    tombolo://host:port or tombolo+unix:///path/to/socket (a `tombolo bus`), nats://host:port (NATS JetStream), \
+    tombolo://host:port, tombolo+tls://host:port or tombolo+unix:///path/to/socket (a `tombolo bus`), nats://host:port (NATS JetStream), \
     postgres://user@host:port/database (PostgreSQL), redis://host:port (Redis), \
     amqp://user:password@host:port (RabbitMQ streams), kafka://host:port (Kafka)";
 
 /// The environment variable with the token that a `tombolo bus` with credentials asks for; a URL would show it in logs.
 #[cfg(feature = "server")]
 const TOKEN: &str = "TOMBOLO_BUS_TOKEN";
+/// A file in PEM with the authorities that the certificate of a `tombolo+tls://` bus may be of; the system's if it is not set.
+#[cfg(feature = "tls")]
+const AUTHORITIES: &str = "TOMBOLO_BUS_CA";
+/// Files in PEM with the certificate to show, and its key.
+#[cfg(feature = "tls")]
+const CERTIFICATE: &str = "TOMBOLO_BUS_CERTIFICATE";
+#[cfg(feature = "tls")]
+const KEY: &str = "TOMBOLO_BUS_KEY";
 
 /// Who uses a bus.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -76,7 +84,7 @@ pub async fn connect(url: &str, identity: &Identity) -> Result<Arc<dyn Bus>> {
             Some(folder) if folder.starts_with('/') => in_folder(folder).await,
             _ => Err(unusable(url, "has no absolute path (file:// and then /folder)")),
         },
-        "tombolo" | "tombolo+unix" => to_server(url, identity).await,
+        "tombolo" | "tombolo+tls" | "tombolo+unix" => to_server(url, identity).await,
         "nats" => to_nats(url).await,
         "amqp" | "amqps" => to_rabbitmq(url).await,
         "kafka" => to_kafka(url).await,
@@ -130,18 +138,42 @@ async fn in_folder(folder: &str) -> Result<Arc<dyn Bus>> {
 
 #[cfg(feature = "server")]
 async fn to_server(url: &str, identity: &Identity) -> Result<Arc<dyn Bus>> {
-    let client = match std::env::var(TOKEN) {
-        Ok(token) if !token.is_empty() => {
-            crate::server::Client::with_token(&url.parse()?, identity, token.trim())?
-        }
-        _ => crate::server::Client::new(&url.parse()?, identity)?,
-    };
+    let token = variable(TOKEN);
+    let token = token.as_deref().map(str::trim);
+    let client = crate::server::Client::with_trust(&url.parse()?, identity, token, &trust()?)?;
     match client.ping().await {
         Ok(_) => {}
         Err(error) if error.is_transient() => tracing::info!(%error, "going on without the bus for now"),
         Err(error) => return Err(error),
     }
     Ok(Arc::new(client))
+}
+
+#[cfg(feature = "server")]
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// Whom to trust, and what to show, as the environment says.
+#[cfg(feature = "tls")]
+fn trust() -> Result<crate::server::Trust> {
+    let file = |name: &str| variable(name).map(std::path::PathBuf::from);
+    let own = match (file(CERTIFICATE), file(KEY)) {
+        (Some(chain), Some(key)) => Some(crate::server::Certificate { chain, key }),
+        (None, None) => None,
+        _ => {
+            let message =
+                format!("a certificate needs its key; expected both {CERTIFICATE} and {KEY}, or neither");
+            return Err(Error::new(Kind::Configuration, message));
+        }
+    };
+    Ok(crate::server::Trust { authorities: file(AUTHORITIES), own })
+}
+
+#[cfg(all(feature = "server", not(feature = "tls")))]
+#[expect(clippy::unnecessary_wraps, reason = "the other one can fail")]
+fn trust() -> Result<crate::server::Trust> {
+    Ok(crate::server::Trust::default())
 }
 
 #[cfg(not(feature = "server"))]

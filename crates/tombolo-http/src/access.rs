@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use http::{HeaderMap, header};
 use tombolo_bus::Identity;
-use tombolo_bus::server::{Credential, Credentials};
+use tombolo_bus::server::{ClientCertificate, Credential, Credentials, Shown};
 use tombolo_event::ServiceName;
 
 use crate::problem::{Problem, Refusal};
@@ -30,11 +30,17 @@ impl Access {
         Self { credentials }
     }
 
-    /// Who sent a request with these headers, from this address; none is a socket of this machine.
+    /// Who sent a request with these headers, from this address (none is a socket of this machine), over a connection on which it showed
+    /// this certificate.
     ///
     /// # Errors
     /// `Unauthenticated`.
-    pub fn caller(&self, headers: &HeaderMap, from: Option<IpAddr>) -> Result<Caller, Problem> {
+    pub fn caller(
+        &self,
+        headers: &HeaderMap,
+        from: Option<IpAddr>,
+        certificate: Option<&ClientCertificate>,
+    ) -> Result<Caller, Problem> {
         let token = headers.get(header::AUTHORIZATION).map(|it| it.to_str().unwrap_or_default());
         let token = match token.map(|it| it.split_once(' ')) {
             None => None,
@@ -45,7 +51,7 @@ impl Access {
             }
         };
         let is_here = from.is_none_or(|address| address.to_canonical().is_loopback());
-        let credential = self.credentials.recognise(token, is_here);
+        let credential = self.credentials.recognise(Shown { token, certificate }, is_here);
         let credential =
             credential.map_err(|error| Problem::new(Refusal::Unauthenticated, error.to_string()))?;
         Ok(Caller { credential })

@@ -26,9 +26,23 @@ pub struct Config {
     /// Who is sent events of topics.
     #[serde(default)]
     pub push: Vec<Subscription>,
+    /// What seals connections over TCP.
+    pub tls: Option<TlsTable>,
     /// What holds for subscriptions that services make themselves.
     #[serde(default)]
     pub webhooks: Webhooks,
+}
+
+/// `[bus.tls]`: paths are relative to the file that they stand in.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsTable {
+    /// The certificate of the bus with its chain, in PEM.
+    pub certificate: std::path::PathBuf,
+    /// Its private key, in PEM.
+    pub key: std::path::PathBuf,
+    /// The authorities of its clients' certificates, in PEM, where these count as credentials (mutual TLS).
+    pub clients: Option<std::path::PathBuf>,
 }
 
 /// One `[[bus.credential]]`.
@@ -45,6 +59,9 @@ pub struct CredentialTable {
     pub token_sha256: Vec<String>,
     /// A file with its tokens, one a line.
     pub token_file: Option<std::path::PathBuf>,
+    /// The DNS names for which a certificate of it may have been given out, where `[bus.tls]` has `clients`.
+    #[serde(default)]
+    pub certificate: Vec<String>,
     /// The topics that it may read beside its own; all, if it is left out.
     pub reads: Option<Vec<ServiceName>>,
 }
@@ -78,13 +95,13 @@ impl CredentialTable {
             })?;
             tokens.extend(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(Credential::hash));
         }
-        if tokens.is_empty() {
+        if tokens.is_empty() && self.certificate.is_empty() {
             let detail = format!(
-                "{identity} has no token; expected token_sha256 = [\"…\"] or token_file = \"…\": `openssl rand -hex 32 | tee token | tr -d '\\n' | sha256sum` makes one"
+                "{identity} has no token and no certificate; expected token_sha256 = [\"…\"], token_file = \"…\" or certificate = [\"NAME\"]: `openssl rand -hex 32 | tee token | tr -d '\\n' | sha256sum` makes one"
             );
             return Err(wrong(&detail));
         }
-        Ok(Credential { identity, tokens, reads: self.reads.clone() })
+        Ok(Credential { identity, tokens, certificates: self.certificate.clone(), reads: self.reads.clone() })
     }
 }
 

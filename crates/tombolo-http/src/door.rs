@@ -16,7 +16,7 @@ use http::request::Parts;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tombolo_bus::Bus;
-use tombolo_bus::server::{Credentials, Peer};
+use tombolo_bus::server::{ClientCertificate, Credentials, Peer};
 
 use crate::access::{Access, Caller};
 use crate::feed::Feeds;
@@ -137,15 +137,20 @@ impl FromRequestParts<Shared> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, door: &Shared) -> Result<Self, Problem> {
-        door.access.caller(&parts.headers, address(parts))
+        door.access.caller(&parts.headers, address(parts), certificate(parts))
     }
 }
 
 /// Where a request comes from; none is this machine.
 pub(crate) fn address(parts: &Parts) -> Option<IpAddr> {
-    let own = parts.extensions.get::<Peer>().and_then(|peer| peer.0);
+    let own = parts.extensions.get::<Peer>().and_then(|peer| peer.address);
     let plain = parts.extensions.get::<axum::extract::ConnectInfo<SocketAddr>>().map(|it| it.0);
     own.or(plain).map(|it| it.ip())
+}
+
+/// What the other end of the request's connection has shown of itself.
+pub(crate) fn certificate(parts: &Parts) -> Option<&ClientCertificate> {
+    parts.extensions.get::<Peer>()?.certificate.as_ref()
 }
 
 /// A body that is written as it comes.

@@ -21,6 +21,6 @@ pub mod plain;
 mod door;
 
 pub use access::{Access, Caller};
-pub use config::{Config, CredentialTable};
+pub use config::{Config, CredentialTable, TlsTable};
 pub use door::{Door, Settings};
 pub use problem::{Problem, Refusal};

@@ -32,7 +32,7 @@ use tombolo_event::{Envelope, EventId};
 
 pub use settings::{Plain, Recovers, Source, Subscriber};
 
-use crate::door::{Shared, address};
+use crate::door::{Shared, address, certificate};
 use crate::problem::{Problem, Refusal};
 use crate::push::{Handle, Owner};
 
@@ -176,7 +176,7 @@ impl FromRequestParts<Place> for Caller {
         let source = &place.settings.source;
         let mut service = None;
         if parts.headers.contains_key(header::AUTHORIZATION) || source.credential_required {
-            let caller = place.door.access.caller(&parts.headers, address)?;
+            let caller = place.door.access.caller(&parts.headers, address, certificate(parts))?;
             service = caller.service().map(|it| it.as_str().to_owned());
         }
         let by_address = address.and_then(|it| source.addresses.get(&it)).cloned();

@@ -1,4 +1,4 @@
-//! How a caller proves who it is: a bearer token, of which the server knows the hash.
+//! How a caller proves who it is: by a bearer token, of which the server knows the hash, or by a certificate.
 //!
 //! Invariant: where there are credentials, nobody gets in without one; where there are none, nobody from elsewhere does.
 
@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tombolo_event::ServiceName;
 
+use super::ClientCertificate;
 use crate::{Error, Identity, Kind, Result};
 
 /// What one caller shows, and what it may do.
@@ -17,6 +18,8 @@ pub struct Credential {
     pub identity: Identity,
     /// The SHA-256 of each token that it may show: two of them while one takes the place of the other.
     pub tokens: Vec<[u8; 32]>,
+    /// The names for which a certificate of it may have been given out (mutual TLS).
+    pub certificates: Vec<String>,
     /// The topics that it may read; none for all.
     pub reads: Option<Vec<ServiceName>>,
 }
@@ -36,6 +39,15 @@ impl Credential {
     }
 }
 
+/// What a caller shows of itself.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Shown<'a> {
+    /// The bearer token. Where there is one, it decides.
+    pub token: Option<&'a str>,
+    /// The certificate, which was verified already.
+    pub certificate: Option<&'a ClientCertificate>,
+}
+
 /// The credentials of everybody, which can be replaced while the server runs.
 #[derive(Debug, Clone, Default)]
 pub struct Credentials(Arc<RwLock<Vec<Credential>>>);
@@ -52,11 +64,11 @@ impl Credentials {
         !self.0.read().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
-    /// Whose token this is. None where there are no credentials at all and the caller is on this machine: then it is taken at its word.
+    /// Who shows this. None where there are no credentials at all and the caller is on this machine: then it is taken at its word.
     ///
     /// # Errors
     /// `Unauthenticated`.
-    pub fn recognise(&self, token: Option<&str>, is_on_this_machine: bool) -> Result<Option<Credential>> {
+    pub fn recognise(&self, shown: Shown<'_>, is_on_this_machine: bool) -> Result<Option<Credential>> {
         let wrong = |message: &str| Err(Error::new(Kind::Unauthenticated, message));
         let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
         if known.is_empty() {
@@ -67,10 +79,19 @@ impl Credentials {
                 ),
             };
         }
-        let Some(token) = token else {
-            return wrong(
-                "the call shows no token; expected the bearer token of a service or an operator that this bus knows",
-            );
+        let Some(token) = shown.token else {
+            let Some(certificate) = shown.certificate else {
+                return wrong(
+                    "the call shows neither a token nor a certificate; expected the bearer token of a service or an operator that this bus knows",
+                );
+            };
+            let is_its = |of: &&Credential| of.certificates.iter().any(|name| certificate.is_for(name));
+            return match known.iter().find(is_its) {
+                Some(credential) => Ok(Some(credential.clone())),
+                None => wrong(
+                    "the certificate is for no name that this bus knows; expected one of a `[[bus.credential]]`",
+                ),
+            };
         };
         let hash = Credential::hash(token);
         // All are compared, each in constant time, so that nothing is told by how long it takes.
@@ -97,15 +118,20 @@ mod tests {
         Credential {
             identity: identity.parse().unwrap(),
             tokens: tokens.iter().map(|it| Credential::hash(it)).collect(),
+            certificates: Vec::new(),
             reads: Some(Vec::new()),
         }
+    }
+
+    fn by(token: Option<&str>) -> Shown<'_> {
+        Shown { token, certificate: None }
     }
 
     #[test]
     fn without_credentials_only_this_machine_is_let_in() {
         let credentials = Credentials::default();
-        assert_eq!(credentials.recognise(None, true).unwrap(), None);
-        assert_eq!(credentials.recognise(None, false).unwrap_err().kind(), Kind::Unauthenticated);
+        assert_eq!(credentials.recognise(Shown::default(), true).unwrap(), None);
+        assert_eq!(credentials.recognise(Shown::default(), false).unwrap_err().kind(), Kind::Unauthenticated);
     }
 
     #[test]
@@ -113,15 +139,15 @@ mod tests {
         let credentials = Credentials::default();
         credentials.replace(vec![of("service/posts", &["old", "new"]), of("operator", &["root"])]);
         for token in ["old", "new"] {
-            let found = credentials.recognise(Some(token), true).unwrap().unwrap();
+            let found = credentials.recognise(by(Some(token)), true).unwrap().unwrap();
             assert_eq!(found.identity.to_string(), "service/posts");
         }
         for token in [None, Some("other"), Some("")] {
-            assert_eq!(credentials.recognise(token, true).unwrap_err().kind(), Kind::Unauthenticated);
+            assert_eq!(credentials.recognise(by(token), true).unwrap_err().kind(), Kind::Unauthenticated);
         }
         credentials.replace(vec![of("service/posts", &["new"])]);
-        assert!(credentials.recognise(Some("old"), true).is_err());
-        assert!(credentials.recognise(Some("new"), false).is_ok());
+        assert!(credentials.recognise(by(Some("old")), true).is_err());
+        assert!(credentials.recognise(by(Some("new")), false).is_ok());
     }
 
     #[test]

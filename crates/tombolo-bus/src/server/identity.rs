@@ -1,14 +1,14 @@
 //! Who calls: what the client says in the metadata, and what the server makes of it.
 //!
 //! Invariant: a topic is changed only by the service of its name. Where the server has credentials, an identity is what the
-//! token proves; where it has none, callers are taken at their word. [`of`] is the one place where a caller is recognised.
+//! token or the certificate proves; where it has none, callers are taken at their word. [`of`] is the one place where a caller is recognised.
 
 use tombolo_event::ServiceName;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::{Request, Status};
 
-use super::Credentials;
+use super::{Credentials, Peer, Shown};
 use crate::{Error, Identity, Kind, Result};
 
 /// The metadata in which a client says who it is.
@@ -26,7 +26,9 @@ pub(super) fn of<T>(request: &Request<T>, credentials: &Credentials) -> Result<I
     if credentials.is_asked_for() {
         let shown = metadata.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
         let token = shown.and_then(|it| it.strip_prefix("Bearer "));
-        if let Some(credential) = credentials.recognise(token, false)? {
+        let peer = request.extensions().get::<Peer>();
+        let certificate = peer.and_then(|peer| peer.certificate.as_ref());
+        if let Some(credential) = credentials.recognise(Shown { token, certificate }, false)? {
             return Ok(credential.identity);
         }
     }

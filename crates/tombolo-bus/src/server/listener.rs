@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -18,10 +18,13 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
+use super::tls::{ClientCertificate, Seal};
 use crate::{Error, Kind, Result};
 
 /// How long to wait after the system refused to hand out a connection (no file left), before the next.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How many connections agree on a seal at once; the next ones wait.
+const HANDSHAKES_MAX: usize = 1024;
 
 /// Where a server listens, and where a client finds it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -29,6 +32,13 @@ pub enum Listen {
     /// `tombolo://host:port`; port 0 takes a free one.
     Tcp {
         /// A name or an address; IPv6 in brackets.
+        host: String,
+        /// The port.
+        port: u16,
+    },
+    /// `tombolo+tls://host:port`: the same, sealed by TLS. A server that seals says so of its ports.
+    Tls {
+        /// A name or an address; IPv6 in brackets. The server's certificate has to be for it.
         host: String,
         /// The port.
         port: u16,
@@ -41,6 +51,7 @@ impl fmt::Display for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp { host, port } => write!(f, "tombolo://{host}:{port}"),
+            Self::Tls { host, port } => write!(f, "tombolo+tls://{host}:{port}"),
             Self::Unix(path) => write!(f, "tombolo+unix://{}", path.display()),
         }
     }
@@ -52,7 +63,7 @@ impl FromStr for Listen {
     fn from_str(url: &str) -> Result<Self> {
         let wrong = |found: &str| {
             let message = format!(
-                "bus address {url:?} {found}; expected tombolo://host:port or tombolo+unix:///path/to/socket"
+                "bus address {url:?} {found}; expected tombolo://host:port, tombolo+tls://host:port or tombolo+unix:///path/to/socket"
             );
             Error::new(Kind::Configuration, message)
         };
@@ -62,7 +73,9 @@ impl FromStr for Listen {
                 false => Err(wrong("has no absolute path")),
             };
         }
-        let place = url.strip_prefix("tombolo://").ok_or_else(|| wrong("has another scheme"))?;
+        let sealed = url.strip_prefix("tombolo+tls://");
+        let place = sealed.or_else(|| url.strip_prefix("tombolo://"));
+        let place = place.ok_or_else(|| wrong("has another scheme"))?;
         let (host, port) = place.rsplit_once(':').ok_or_else(|| wrong("has no port"))?;
         let is_bracketed = host.starts_with('[') && host.ends_with(']');
         let odd =
@@ -71,7 +84,8 @@ impl FromStr for Listen {
             return Err(wrong("has no host that can be one"));
         }
         let port = port.parse().map_err(|_| wrong("has a port that is not a number up to 65535"))?;
-        Ok(Self::Tcp { host: host.to_owned(), port })
+        let host = host.to_owned();
+        Ok(if sealed.is_some() { Self::Tls { host, port } } else { Self::Tcp { host, port } })
     }
 }
 
@@ -91,7 +105,7 @@ enum Accepting {
 impl Listener {
     pub(super) async fn bind(address: &Listen) -> Result<Self> {
         match address {
-            Listen::Tcp { host, port } => {
+            Listen::Tcp { host, port } | Listen::Tls { host, port } => {
                 let listener = TcpListener::bind(format!("{host}:{port}"))
                     .await
                     .map_err(|error| cannot_listen(address, error))?;
@@ -111,14 +125,14 @@ impl Listener {
         &self.address
     }
 
-    async fn accept(&self) -> io::Result<Transport> {
+    async fn accept(&self) -> io::Result<Raw> {
         match &self.socket {
             Accepting::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
+                let (stream, from) = listener.accept().await?;
                 stream.set_nodelay(true)?;
-                Ok(Transport::Tcp(stream))
+                Ok(Raw::Tcp(stream, from))
             }
-            Accepting::Unix { listener, .. } => Ok(Transport::Unix(listener.accept().await?.0)),
+            Accepting::Unix { listener, .. } => Ok(Raw::Unix(listener.accept().await?.0)),
         }
     }
 }
@@ -147,7 +161,7 @@ fn cannot_listen(address: &Listen, error: io::Error) -> Error {
             "another process listens there, or {} is not a socket; stop it or choose another path",
             path.display()
         ),
-        (io::ErrorKind::AddrInUse, Listen::Tcp { .. }) => {
+        (io::ErrorKind::AddrInUse, Listen::Tcp { .. } | Listen::Tls { .. }) => {
             "another process listens there; stop it, or choose another port (0 takes a free one)".into()
         }
         (io::ErrorKind::PermissionDenied, _) => {
@@ -170,28 +184,32 @@ impl Drop for SocketFile {
     }
 }
 
-/// The connections of all `listeners`, each of which breaks when `cut` is cancelled.
+/// A connection as the system hands it out.
+enum Raw {
+    Tcp(TcpStream, SocketAddr),
+    Unix(UnixStream),
+}
+
+/// The connections of all `listeners`, each of which breaks when `cut` is cancelled; those of TCP sealed, where there is a seal.
 pub(super) fn accept(
     listeners: Vec<Listener>,
+    seal: Option<Seal>,
     cut: CancellationToken,
 ) -> impl Stream<Item = io::Result<Connection>> + Send {
-    let of_one = move |listener: Listener| {
-        let cut = cut.clone();
-        Box::pin(stream::unfold((listener, cut), |(listener, cut)| async move {
-            let connection = next_connection(&listener, &cut).await;
-            Some((Ok(connection), (listener, cut)))
-        }))
+    let of_one = |listener: Listener| {
+        Box::pin(stream::unfold(listener, async |listener| Some((next_raw(&listener).await, listener))))
     };
-    stream::select_all(listeners.into_iter().map(of_one)).fuse()
+    let raw = stream::select_all(listeners.into_iter().map(of_one));
+    let opened = raw.map(move |raw| opened(raw, seal.clone(), cut.clone()));
+    // Agreeing takes a while, and longer with who does not mean it: nobody waits for another's.
+    opened.buffer_unordered(HANDSHAKES_MAX).filter_map(async |opened| opened.map(Ok)).fuse()
 }
 
 /// A connection that could not be had (no file is left, or it broke at once) costs a pause, never the listener.
-async fn next_connection(listener: &Listener, cut: &CancellationToken) -> Connection {
+async fn next_raw(listener: &Listener) -> Raw {
     loop {
         match listener.accept().await {
-            Ok(transport) => {
-                return Connection { transport, cut: Box::pin(cut.clone().cancelled_owned()) };
-            }
+            Ok(raw) => return raw,
             Err(error) => {
                 tracing::warn!(address = %listener.address, %error, "a connection could not be taken");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -200,33 +218,57 @@ async fn next_connection(listener: &Listener, cut: &CancellationToken) -> Connec
     }
 }
 
-/// An address that is nobody's.
-const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
-
-#[derive(Debug)]
-enum Transport {
-    Tcp(TcpStream),
-    Unix(UnixStream),
+/// The connection, unless its other end does not agree to be sealed.
+async fn opened(raw: Raw, seal: Option<Seal>, cut: CancellationToken) -> Option<Connection> {
+    let cut = Box::pin(cut.cancelled_owned());
+    let (stream, from) = match raw {
+        Raw::Unix(stream) => {
+            let peer = Peer { address: None, certificate: None };
+            return Some(Connection { stream: Box::new(stream), peer, cut });
+        }
+        Raw::Tcp(stream, from) => (stream, from),
+    };
+    let Some(seal) = seal else {
+        let peer = Peer { address: Some(from), certificate: None };
+        return Some(Connection { stream: Box::new(stream), peer, cut });
+    };
+    match seal.accept(stream).await {
+        Ok(stream) => {
+            let peer = Peer { address: Some(from), certificate: ClientCertificate::of(&stream) };
+            Some(Connection { stream: Box::new(stream), peer, cut })
+        }
+        Err(error) => {
+            tracing::debug!(%from, %error, "a connection was not sealed");
+            None
+        }
+    }
 }
 
-/// Where a request comes from: the address of the other end, or none for a socket of this machine. Stands in the request's extensions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Peer(pub Option<SocketAddr>);
+/// Where a request comes from. Stands in the request's extensions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// The address of the other end, or none for a socket of this machine.
+    pub address: Option<SocketAddr>,
+    /// What it has shown, and what was verified.
+    pub certificate: Option<ClientCertificate>,
+}
+
+/// What bytes go over.
+trait Bytes: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Bytes for T {}
 
 /// One client's connection.
 pub(super) struct Connection {
-    transport: Transport,
+    stream: Box<dyn Bytes>,
+    peer: Peer,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl Connected for Connection {
     type ConnectInfo = Peer;
     fn connect_info(&self) -> Peer {
-        match &self.transport {
-            // A peer that has gone already is nobody on this machine.
-            Transport::Tcp(stream) => Peer(Some(stream.peer_addr().unwrap_or(NOWHERE))),
-            Transport::Unix(_) => Peer(None),
-        }
+        self.peer.clone()
     }
 }
 
@@ -236,10 +278,7 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let read = match &mut self.transport {
-            Transport::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Transport::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
-        };
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
         if read.is_ready() {
             return read;
         }
@@ -250,10 +289,7 @@ impl AsyncRead for Connection {
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.transport {
-            Transport::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
-            Transport::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
+        Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
     fn poll_write_vectored(
@@ -261,28 +297,19 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.transport {
-            Transport::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Transport::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-        }
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        true
+        self.stream.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.transport {
-            Transport::Tcp(stream) => Pin::new(stream).poll_flush(cx),
-            Transport::Unix(stream) => Pin::new(stream).poll_flush(cx),
-        }
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.transport {
-            Transport::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Transport::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
@@ -292,7 +319,12 @@ mod tests {
 
     #[test]
     fn an_address_is_written_as_it_is_read() {
-        for url in ["tombolo://localhost:7500", "tombolo://[::1]:0", "tombolo+unix:///run/bus.sock"] {
+        for url in [
+            "tombolo://localhost:7500",
+            "tombolo+tls://bus:1",
+            "tombolo://[::1]:0",
+            "tombolo+unix:///run/bus.sock",
+        ] {
             assert_eq!(url.parse::<Listen>().unwrap().to_string(), url);
         }
     }

@@ -28,6 +28,8 @@ mod listener;
 mod records;
 mod service;
 mod streams;
+#[cfg_attr(not(feature = "tls"), path = "no_tls.rs")]
+mod tls;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,8 +37,11 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 pub use client::Client;
-pub use credentials::{Credential, Credentials};
+pub use credentials::{Credential, Credentials, Shown};
 pub use listener::{Listen, Peer};
+#[cfg(feature = "tls")]
+pub use tls::Certificate;
+pub use tls::{ClientCertificate, Seal, Trust};
 
 use crate::{Bus, Error, Kind, Result};
 use generated::bus_server::BusServer;
@@ -64,6 +69,7 @@ pub struct Server {
     bus: Bound,
     credentials: Credentials,
     routes: axum::Router,
+    seal: Option<Seal>,
 }
 
 struct Bound(Arc<dyn Bus>);
@@ -93,6 +99,7 @@ impl Server {
             bus: Bound(bus),
             credentials: Credentials::default(),
             routes: axum::Router::new(),
+            seal: None,
         })
     }
 
@@ -100,6 +107,13 @@ impl Server {
     #[must_use]
     pub fn with_credentials(mut self, credentials: Credentials) -> Self {
         self.credentials = credentials;
+        self
+    }
+
+    /// Seals what comes over TCP; sockets of this machine stay as they are.
+    #[must_use]
+    pub fn sealed_by(mut self, seal: Seal) -> Self {
+        self.seal = Some(seal);
         self
     }
 
@@ -113,7 +127,11 @@ impl Server {
     /// The addresses as they were taken: with the port that was chosen where 0 was asked for.
     #[must_use]
     pub fn addresses(&self) -> Vec<Listen> {
-        self.listeners.iter().map(|listener| listener.address().clone()).collect()
+        let sealed = |address: &Listen| match address.clone() {
+            Listen::Tcp { host, port } if self.seal.is_some() => Listen::Tls { host, port },
+            address => address,
+        };
+        self.listeners.iter().map(|listener| sealed(listener.address())).collect()
     }
 
     /// Serves until `shutdown`: then takes no more, ends every stream with `Unavailable`, answers the appends
@@ -127,7 +145,7 @@ impl Server {
         let service =
             service::Service { bus: self.bus.0, ending: shutdown.clone(), credentials: self.credentials };
         let service = BusServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        let incoming = listener::accept(self.listeners, cut.clone());
+        let incoming = listener::accept(self.listeners, self.seal, cut.clone());
         let routes = tonic::service::Routes::from(self.routes).add_service(service);
         let serving =
             transport().add_routes(routes).serve_with_incoming_shutdown(incoming, shutdown.cancelled());

@@ -5,6 +5,8 @@
 
 mod logged;
 mod stand_in;
+#[cfg(feature = "tls")]
+mod sealed;
 #[cfg(feature = "conformance")]
 mod owners;
 #[cfg(feature = "conformance")]

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tombolo_bus::embedded::{Log, Options, Recovered};
-use tombolo_bus::server::{Listen, Server};
+use tombolo_bus::server::{Listen, Seal, Server};
 use tracing_subscriber::EnvFilter;
 
 use crate::arguments::Bus;
@@ -41,7 +41,11 @@ async fn serve(arguments: &Bus, log: Arc<Log>) -> Result<()> {
     let ended = end_on_signal(shutdown.clone(), Some("ending"))?;
     let server = Server::bind(&addresses, log.clone()).await?;
     let doors = Doors::open(arguments, log.clone()).await?;
-    let server = server.with_credentials(doors.credentials()).beside(doors.routes());
+    let mut server = server.with_credentials(doors.credentials()).beside(doors.routes());
+    let seal = doors.seal();
+    if let Some(seal) = &seal {
+        server = server.sealed_by(seal.clone());
+    }
     for address in server.addresses() {
         say(&format!("listening on {address}"))?;
     }
@@ -54,7 +58,8 @@ async fn serve(arguments: &Bus, log: Arc<Log>) -> Result<()> {
     }
     let served = async { Ok(server.serve(shutdown.clone()).await?) };
     let reading = async {
-        doors.read_again(shutdown.clone()).await;
+        let following = shutdown.run_until_cancelled(followed(seal));
+        tokio::join!(doors.read_again(shutdown.clone()), following);
         Ok(())
     };
     // Whichever fails first ends the others.
@@ -69,6 +74,13 @@ async fn serve(arguments: &Bus, log: Arc<Log>) -> Result<()> {
     };
     doors.close().await;
     outcome
+}
+
+/// Keeps to the files of a seal, if there is one.
+async fn followed(seal: Option<Seal>) {
+    if let Some(seal) = seal {
+        seal.follow().await;
+    }
 }
 
 async fn measured(metrics: Option<Metrics>, shutdown: CancellationToken) -> Result<()> {

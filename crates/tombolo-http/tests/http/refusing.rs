@@ -105,6 +105,7 @@ fn credential(identity: &str, reads: Option<&[&str]>) -> Credential {
     Credential {
         identity: identity.parse::<Identity>().unwrap(),
         tokens: vec![Credential::hash(identity)],
+        certificates: Vec::new(),
         reads,
     }
 }

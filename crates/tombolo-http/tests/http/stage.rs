@@ -96,7 +96,7 @@ pub(crate) fn credential(name: &str) -> Credential {
         "operator" => Identity::Operator,
         service => Identity::Service(ServiceName::new(service).unwrap()),
     };
-    Credential { identity, tokens: vec![Credential::hash(name)], reads: None }
+    Credential { identity, tokens: vec![Credential::hash(name)], certificates: Vec::new(), reads: None }
 }
 
 /// Status and body of an answer; every refusal is a problem document.

@@ -20,7 +20,7 @@ use crate::server::generated::bus_client::BusClient;
 use crate::server::identity::Identified;
 use crate::server::{
     CONNECTION_WINDOW_BYTES, FRAME_BYTES_MAX, Listen, MESSAGE_BYTES_MAX, SILENCE_MAX, STREAM_WINDOW_BYTES,
-    failure, generated as wire,
+    Trust, failure, generated as wire, tls,
 };
 use crate::{Error, Guarantee, Identity, Kind, Result};
 
@@ -51,10 +51,15 @@ struct Known {
 }
 
 impl Connection {
-    pub(super) fn new(address: &Listen, identity: &Identity, token: Option<&str>) -> Result<Self> {
+    pub(super) fn new(
+        address: &Listen,
+        identity: &Identity,
+        token: Option<&str>,
+        trust: &Trust,
+    ) -> Result<Self> {
         let identified = Identified::new(identity, token)?;
         let calls = || -> Result<Calls> {
-            let client = BusClient::with_interceptor(channel(address)?, identified.clone());
+            let client = BusClient::with_interceptor(channel(address, trust)?, identified.clone());
             Ok(client.max_decoding_message_size(MESSAGE_BYTES_MAX))
         };
         let address = address.to_string();
@@ -173,9 +178,10 @@ impl Connection {
     }
 }
 
-fn channel(address: &Listen) -> Result<Channel> {
+fn channel(address: &Listen, trust: &Trust) -> Result<Channel> {
     let uri = match address {
-        Listen::Tcp { host, port } => format!("http://{host}:{port}"),
+        // Not `https`: what seals is our own connector.
+        Listen::Tcp { host, port } | Listen::Tls { host, port } => format!("http://{host}:{port}"),
         Listen::Unix(_) => "http://localhost".to_owned(),
     };
     let endpoint = Endpoint::from_shared(uri).map_err(|error| {
@@ -192,6 +198,13 @@ fn channel(address: &Listen) -> Result<Channel> {
         .keep_alive_while_idle(true);
     Ok(match address.clone() {
         Listen::Tcp { .. } => endpoint.connect_lazy(),
+        Listen::Tls { host, port } => {
+            let connector = trust.connector()?;
+            endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
+                let connected = tls::connect(connector.clone(), host.clone(), port);
+                async move { connected.await.map(TokioIo::new) }
+            }))
+        }
         Listen::Unix(path) => endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
             let path = path.clone();
             async move { UnixStream::connect(path).await.map(TokioIo::new) }

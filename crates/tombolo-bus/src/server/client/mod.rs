@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use futures_util::{StreamExt, TryStreamExt};
 use tombolo_event::{Generations, Incarnation, ServiceName};
 
-use super::{Listen, convert, generated as wire, streams};
+use super::{Listen, Trust, convert, generated as wire, streams};
 use crate::{
     Append, Appended, Batch, Bus, Guarantee, Identity, Reach, Read, RecordStream, Registration, Result,
     Signal, SignalStream, Tail, Topic, TopicSpec, port,
@@ -37,7 +37,7 @@ impl Client {
     /// # Errors
     /// `Configuration` if the address cannot be one.
     pub fn new(address: &Listen, identity: &Identity) -> Result<Self> {
-        Self::showing(address, identity, None)
+        Self::with_trust(address, identity, None, &Trust::default())
     }
 
     /// The same, which proves who it is by a bearer token that the server knows.
@@ -45,11 +45,20 @@ impl Client {
     /// # Errors
     /// `Configuration` if the address cannot be one, or the token cannot be shown.
     pub fn with_token(address: &Listen, identity: &Identity, token: &str) -> Result<Self> {
-        Self::showing(address, identity, Some(token))
+        Self::with_trust(address, identity, Some(token), &Trust::default())
     }
 
-    fn showing(address: &Listen, identity: &Identity, token: Option<&str>) -> Result<Self> {
-        let connection = Connection::new(address, identity, token)?;
+    /// The same, with what it trusts and shows where the address asks for TLS; with a certificate that the server knows, no token is needed.
+    ///
+    /// # Errors
+    /// `Configuration` if the address cannot be one, or a file cannot be used.
+    pub fn with_trust(
+        address: &Listen,
+        identity: &Identity,
+        token: Option<&str>,
+        trust: &Trust,
+    ) -> Result<Self> {
+        let connection = Connection::new(address, identity, token, trust)?;
         let (appends, signals) = (Lane::new(connection.clone()), Lane::new(connection.clone()));
         Ok(Self { connection, appends, signals })
     }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tombolo_bus::Bus;
-use tombolo_bus::server::Credentials;
-use tombolo_http::{Config, Door, Problem, Settings, push};
+use tombolo_bus::server::{Certificate, Credentials, Seal};
+use tombolo_http::{Config, Door, Problem, Settings, TlsTable, push};
 
 use crate::arguments;
 use crate::error::{Error, Result};
@@ -21,6 +21,7 @@ const OF_THE_RUNNER: [&str; 2] = ["url", "listen"];
 pub(super) struct Doors {
     door: Door,
     credentials: Credentials,
+    seal: Option<Seal>,
     config: Option<std::path::PathBuf>,
 }
 
@@ -28,7 +29,9 @@ impl Doors {
     pub(super) async fn open(arguments: &arguments::Bus, bus: Arc<dyn Bus>) -> Result<Self> {
         let credentials = Credentials::default();
         let config = read(arguments.config.as_deref())?;
-        credentials.replace(config.credentials(folder(arguments.config.as_deref())).map_err(refused)?);
+        let folder = folder(arguments.config.as_deref());
+        credentials.replace(config.credentials(folder).map_err(refused)?);
+        let seal = config.tls.as_ref().map(|table| seal(table, folder)).transpose()?;
         let settings = Settings {
             folder: arguments.data.join("http"),
             credentials: credentials.clone(),
@@ -36,7 +39,12 @@ impl Doors {
             push: push::Settings::new(config.push, config.webhooks),
         };
         let door = Door::open(bus, settings).await.map_err(refused)?;
-        Ok(Self { door, credentials, config: arguments.config.clone() })
+        Ok(Self { door, credentials, seal, config: arguments.config.clone() })
+    }
+
+    /// What seals connections over TCP, if something does.
+    pub(super) fn seal(&self) -> Option<Seal> {
+        self.seal.clone()
     }
 
     pub(super) fn credentials(&self) -> Credentials {
@@ -79,6 +87,11 @@ fn read(path: Option<&Path>) -> Result<Config> {
         bus.remove(key);
     }
     bus.try_into().map_err(|error| wrong(&format!("in the table [bus]: {error}")))
+}
+
+fn seal(table: &TlsTable, folder: &Path) -> Result<Seal> {
+    let own = Certificate { chain: folder.join(&table.certificate), key: folder.join(&table.key) };
+    Ok(Seal::open(own, table.clients.as_ref().map(|path| folder.join(path)))?)
 }
 
 /// Where the paths in a file begin.
