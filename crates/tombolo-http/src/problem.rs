@@ -199,6 +199,10 @@ impl IntoResponse for Problem {
             Refusal::Unavailable => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
             }
+            // The rest of the body is not read, so the connection ends: said, so that nobody sends another request there meanwhile.
+            Refusal::TooLarge => {
+                headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
             _ => {}
         }
         response
