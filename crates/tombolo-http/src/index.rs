@@ -311,4 +311,49 @@ mod tests {
             |incarnation| index.reached(&topic, Incarnation(uuid::Uuid::from_u128(incarnation)), 3).unwrap();
         assert_eq!((of(7).sequence, of(7).id, of(8).sequence), (1000, ids.last().copied(), 0));
     }
+
+    /// What this process holds of the machine's memory, in bytes.
+    fn memory() -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+    }
+
+    /// Ids as they come: of SHA-1, in no order.
+    fn ids(from: u64, count: u64) -> Vec<EventId> {
+        let id = |n: u64| EventId(Uuid::new_v5(&Uuid::nil(), &n.to_be_bytes()));
+        (from..from + count).map(id).collect()
+    }
+
+    /// `TOMBOLO_TEST_IDS=10000000 cargo test --release -p tombolo-http --lib memory_does_not` is the whole of it.
+    #[tokio::test]
+    async fn memory_does_not_grow_with_the_number_of_ids() {
+        const RUN: u64 = 1_000;
+        let asked = std::env::var("TOMBOLO_TEST_IDS").ok().and_then(|count| count.parse().ok());
+        let count: u64 = asked.unwrap_or(200_000);
+        let folder = tempfile::tempdir().unwrap();
+        let index = Index::open(&folder.path().join("ids")).unwrap();
+        let (mut tenth, started) = (0, std::time::Instant::now());
+        for first in (0..count).step_by(RUN as usize) {
+            index.room().await.unwrap();
+            index.note(vec![run(first + 1, &ids(first, RUN))]).unwrap();
+            if first == count / 10 {
+                tenth = memory();
+            }
+        }
+        let whole = memory();
+        let each = started.elapsed().as_nanos() / u128::from(count);
+        for first in (0..count).step_by(count as usize / 20) {
+            let places: Vec<_> = (first + 1..=first + 10).map(|at| Some((3, at))).collect();
+            assert_eq!(index.find(&ids(first, 10)).unwrap(), places);
+        }
+        assert!(index.find(&ids(count, 1_000)).unwrap().iter().all(Option::is_none));
+        index.close();
+        eprintln!(
+            "{count} ids, {each} ns each: {} MiB after a tenth of them, {} MiB after all",
+            tenth >> 20,
+            whole >> 20
+        );
+        assert!(whole < tenth + (64 << 20), "{tenth} bytes after a tenth, {whole} after all");
+    }
 }

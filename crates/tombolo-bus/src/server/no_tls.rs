@@ -1,6 +1,6 @@
 //! In the place of `tls`, in a build without it: there is nothing that could seal a connection.
 //!
-//! Invariant: what stands here cannot be made, so whoever has one has TLS.
+//! Invariant: a server's seal cannot be made here, and a client says that it has none.
 
 use tokio::net::TcpStream;
 
@@ -42,16 +42,17 @@ impl ClientCertificate {
 pub struct Trust {}
 
 impl Trust {
-    pub(super) fn connector(&self) -> Result<Never> {
-        let message = "this build has no TLS; enable the feature `tls` of tombolo-bus, or use tombolo:// behind something that seals";
-        Err(Error::new(Kind::Configuration, message))
+    pub(super) fn connector(&self) -> Result<Connector> {
+        Err(Error::new(Kind::Configuration, ABSENT))
     }
 }
 
-/// What there is none of.
+/// What would connect.
 #[derive(Debug, Clone)]
-pub(super) enum Never {}
+pub(super) struct Connector;
 
-pub(super) async fn connect(connector: Never, _host: String, _port: u16) -> std::io::Result<TcpStream> {
-    match connector {}
+const ABSENT: &str = "this build has no TLS; enable the feature `tls` of tombolo-bus, or use tombolo:// behind something that seals";
+
+pub(super) async fn connect(_connector: Connector, _host: String, _port: u16) -> std::io::Result<TcpStream> {
+    Err(std::io::Error::new(std::io::ErrorKind::Unsupported, ABSENT))
 }
