@@ -22,7 +22,7 @@ const BIN_DIR_VARIABLE: &str = "TOMBOLO_BIN_DIR";
 /// What stands for that folder in a command.
 const TARGET: &str = "{target}";
 /// The schemes of servers on which each service can have a database of its own name.
-const DATABASE_SERVERS: [&str; 4] = ["postgres", "postgresql", "mysql", "mariadb"];
+const DATABASE_SERVERS: [&str; 6] = ["postgres", "postgresql", "mysql", "mariadb", "mongodb", "mongodb+srv"];
 /// The ports that are tried for those who asked for none; below those that the kernel gives to connections.
 const FREE_PORTS: std::ops::Range<u16> = 10_240..32_768;
 
@@ -460,6 +460,7 @@ mod tests {
             ("postgres://shop:x@db:5432", "postgres://shop:x@db:5432/order_history"),
             ("postgres://db/", "postgres://db/order_history"),
             ("mysql://db?ssl-mode=disabled", "mysql://db/order_history?ssl-mode=disabled"),
+            ("mongodb://a:1,b:2/?replicaSet=rs0", "mongodb://a:1,b:2/order_history?replicaSet=rs0"),
             ("postgres://db/shop", "postgres://db/shop"),
             ("postgres://db?dbname=shop", "postgres://db?dbname=shop"),
             ("mongodb://db", "mongodb://db"),

@@ -38,6 +38,10 @@ pub fn is_transient(error: &(dyn StdError + 'static)) -> bool {
         if let Some(error) = error.downcast_ref::<sqlx::Error>() {
             return sqlx_is_transient(error);
         }
+        #[cfg(feature = "mongodb")]
+        if let Some(error) = error.downcast_ref::<::mongodb::error::Error>() {
+            return crate::mongodb::is_transient(error);
+        }
         if let Some(error) = error.downcast_ref::<crate::Error>() {
             return error.is_transient();
         }

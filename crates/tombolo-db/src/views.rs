@@ -27,7 +27,13 @@ use serde_json::{Map, Value};
 use tombolo_event::{Incarnation, ServiceName};
 use uuid::Uuid;
 
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
+#[cfg(any(
+    feature = "sqlite",
+    feature = "postgres",
+    feature = "mysql",
+    feature = "documents",
+    feature = "mongodb"
+))]
 use crate::tables::declare_the_same;
 use crate::{Error, Kind, Result, Tables};
 
@@ -183,6 +189,7 @@ pub struct Build {
     feature = "postgres",
     feature = "mysql",
     feature = "documents",
+    feature = "mongodb",
     feature = "conformance"
 ))]
 impl Build {
@@ -202,7 +209,13 @@ impl Build {
     }
 }
 
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
+#[cfg(any(
+    feature = "sqlite",
+    feature = "postgres",
+    feature = "mysql",
+    feature = "documents",
+    feature = "mongodb"
+))]
 impl Build {
     /// Whether its tables are declared as they are wanted.
     pub(crate) fn is_declared_by(&self, wanted: &Wanted) -> bool {
@@ -319,7 +332,13 @@ pub struct Difference {
 }
 
 /// A build of a version, as the database remembers it.
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
+#[cfg(any(
+    feature = "sqlite",
+    feature = "postgres",
+    feature = "mysql",
+    feature = "documents",
+    feature = "mongodb"
+))]
 pub(crate) struct Known {
     pub(crate) build: Build,
     /// Who asked for it, if it is a further one.
@@ -328,7 +347,13 @@ pub(crate) struct Known {
 }
 
 /// What is to be done about a wanted build.
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
+#[cfg(any(
+    feature = "sqlite",
+    feature = "postgres",
+    feature = "mysql",
+    feature = "documents",
+    feature = "mongodb"
+))]
 pub(crate) enum Making {
     /// It is there, or was dropped.
     There(Option<Build>),
@@ -337,7 +362,13 @@ pub(crate) enum Making {
 }
 
 /// Looks for a wanted build among all of its version, which are in order.
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
+#[cfg(any(
+    feature = "sqlite",
+    feature = "postgres",
+    feature = "mysql",
+    feature = "documents",
+    feature = "mongodb"
+))]
 pub(crate) fn find(known: &[Known], wanted: &Wanted) -> Result<Making> {
     if let Some(other) = known.iter().find(|known| !known.build.is_declared_by(wanted)) {
         return Err(refusal::declared_otherwise(&other.build, wanted));
@@ -355,21 +386,39 @@ pub(crate) fn find(known: &[Known], wanted: &Wanted) -> Result<Making> {
 }
 
 /// One build among all of its version.
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
+#[cfg(any(
+    feature = "sqlite",
+    feature = "postgres",
+    feature = "mysql",
+    feature = "documents",
+    feature = "mongodb"
+))]
 pub(crate) fn one(known: Vec<Known>, view: &str, id: BuildId) -> Result<Known> {
     let one = known.into_iter().find(|known| known.build.id == id);
     one.ok_or_else(|| refusal::no_build(view, id))
 }
 
 /// Where a cursor is: what a switch compares.
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
+#[cfg(any(
+    feature = "sqlite",
+    feature = "postgres",
+    feature = "mysql",
+    feature = "documents",
+    feature = "mongodb"
+))]
 pub(crate) struct At {
     pub(crate) subscription: String,
     pub(crate) goal: Goal,
 }
 
 /// What `to` has not reached of the places of `from` and the goals, and by how many events it has not.
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
+#[cfg(any(
+    feature = "sqlite",
+    feature = "postgres",
+    feature = "mysql",
+    feature = "documents",
+    feature = "mongodb"
+))]
 pub(crate) fn behind(switch: &Switch, cursors: &[At], from: &str, to: &str) -> Option<Switched> {
     let of = |subscription: &str| {
         let own = cursors.iter().filter(move |at| at.subscription == *subscription);
@@ -392,7 +441,13 @@ pub(crate) fn behind(switch: &Switch, cursors: &[At], from: &str, to: &str) -> O
 }
 
 /// The places that these cursors have not reached, or that their partition is to go back from.
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
+#[cfg(any(
+    feature = "sqlite",
+    feature = "postgres",
+    feature = "mysql",
+    feature = "documents",
+    feature = "mongodb"
+))]
 pub(crate) fn not_reached(places: &[Goal], cursors: &[(Goal, bool)]) -> Vec<Goal> {
     let is_reached = |place: &&Goal| {
         cursors.iter().any(|(at, goes_back)| {
@@ -404,7 +459,13 @@ pub(crate) fn not_reached(places: &[Goal], cursors: &[(Goal, bool)]) -> Vec<Goal
 }
 
 /// Why a build cannot be made or dropped, in the same words by every database.
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
+#[cfg(any(
+    feature = "sqlite",
+    feature = "postgres",
+    feature = "mysql",
+    feature = "documents",
+    feature = "mongodb"
+))]
 pub(crate) mod refusal {
     use super::{Build, BuildId, READERS_HEAR_WITHIN, Wanted};
     use crate::{Error, Kind};

@@ -5,6 +5,8 @@
 use std::path::Path;
 
 use tombolo_db::documents::{self, Documents};
+#[cfg(feature = "mongodb")]
+use tombolo_db::mongodb::{self, Mongodb};
 use tombolo_db::mysql::{self, Mysql};
 use tombolo_db::postgres::{self, Postgres};
 use tombolo_db::sqlite::{self, Sqlite};
@@ -27,6 +29,8 @@ pub(crate) fn print(arguments: &PrintSchema) -> Result<()> {
         DatabaseKind::Postgres => postgres::schema_sql(&arguments.schema),
         DatabaseKind::Mysql => mysql::schema_sql(&arguments.prefix),
         DatabaseKind::Documents => documents::schema_text(),
+        #[cfg(feature = "mongodb")]
+        DatabaseKind::Mongodb => mongodb::schema_text(&arguments.prefix),
     })
 }
 
@@ -41,12 +45,16 @@ fn foreign(arguments: &PrintSchema, parts: ForeignParts) -> Result<String> {
         DatabaseKind::Documents => Err(Error::usage(
             "documents have no SQL, so other programs cannot use them; leave the options out",
         )),
+        #[cfg(feature = "mongodb")]
+        DatabaseKind::Mongodb => {
+            Err(Error::usage("MongoDB has no SQL, so other programs cannot use it so; leave the options out"))
+        }
     }
 }
 
 /// `tombolo schema apply`.
 pub(crate) async fn apply(arguments: ApplySchema) -> Result<()> {
-    let opened = Opened::of(&arguments.database)?;
+    let opened = Opened::of(&arguments.database).await?;
     let service = arguments.service.clone();
     let version = match opened {
         Opened::Sqlite(database) => {
@@ -65,6 +73,11 @@ pub(crate) async fn apply(arguments: ApplySchema) -> Result<()> {
             made(&database, arguments).await?;
             database.check().await?
         }
+        #[cfg(feature = "mongodb")]
+        Opened::Mongodb(database) => {
+            made(&database, arguments).await?;
+            database.check().await?
+        }
     };
     say(&format!("Tombolo's tables for service {service} are there, version {version}"))
 }
@@ -79,11 +92,13 @@ async fn made(database: &impl Outbox, arguments: ApplySchema) -> Result<()> {
 pub(crate) async fn check(arguments: CheckSchema) -> Result<()> {
     let version = checked(&arguments.database).await?;
     let (parts, schema) = (arguments.parts.into(), tombolo_db::Schema::Check);
-    match Opened::of(&arguments.database)? {
+    match Opened::of(&arguments.database).await? {
         Opened::Sqlite(database) => database.prepare_foreign(parts, schema).await?,
         Opened::Postgres(database) => database.prepare_foreign(parts, schema).await?,
         Opened::Mysql(database) => database.prepare_foreign(parts, schema).await?,
         Opened::Documents(database) => database.prepare_foreign(parts, schema).await?,
+        #[cfg(feature = "mongodb")]
+        Opened::Mongodb(database) => database.prepare_foreign(parts, schema).await?,
     }
     say(&format!("Tombolo's tables are there, version {version}, and the settings keep what is committed"))
 }
@@ -129,7 +144,7 @@ impl From<Unchecked> for Error {
 }
 
 pub(super) async fn checked(arguments: &OfDatabase) -> std::result::Result<i64, Unchecked> {
-    match Opened::of(arguments)? {
+    match Opened::of(arguments).await? {
         Opened::Sqlite(database) => {
             is_there(arguments.url.trim_start_matches("sqlite:"))?;
             Ok(database.check().await?)
@@ -140,6 +155,8 @@ pub(super) async fn checked(arguments: &OfDatabase) -> std::result::Result<i64, 
         }
         Opened::Postgres(database) => Ok(database.check().await?),
         Opened::Mysql(database) => Ok(database.check().await?),
+        #[cfg(feature = "mongodb")]
+        Opened::Mongodb(database) => Ok(database.check().await?),
     }
 }
 
@@ -149,10 +166,12 @@ pub(super) enum Opened {
     Postgres(Postgres),
     Mysql(Mysql),
     Documents(Documents),
+    #[cfg(feature = "mongodb")]
+    Mongodb(Mongodb),
 }
 
 impl Opened {
-    pub(super) fn of(arguments: &OfDatabase) -> Result<Self> {
+    pub(super) async fn of(arguments: &OfDatabase) -> Result<Self> {
         let url = arguments.url.as_str();
         if url.starts_with("postgres://") || url.starts_with("postgresql://") {
             return Ok(Self::Postgres(Postgres::open(url)?.with_schema(&arguments.schema)?));
@@ -166,9 +185,35 @@ impl Opened {
         if url.starts_with("documents:") {
             return Ok(Self::Documents(Documents::open(url)?));
         }
+        if url.starts_with("mongodb") {
+            return Self::mongodb(arguments).await;
+        }
         Err(Error::usage(format!(
-            "found the database {url:?}; expected sqlite:PATH, documents:PATH, postgres://… or mysql://…"
+            "found the database {url:?}; expected sqlite:PATH, documents:PATH, postgres://…, mysql://… or mongodb://…"
         )))
+    }
+
+    #[cfg(feature = "mongodb")]
+    async fn mongodb(arguments: &OfDatabase) -> Result<Self> {
+        let database = Mongodb::open(&arguments.url).await?.with_prefix(&arguments.prefix)?;
+        Ok(Self::Mongodb(database))
+    }
+
+    #[cfg(not(feature = "mongodb"))]
+    async fn mongodb(_: &OfDatabase) -> Result<Self> {
+        Err(Error::usage(
+            "this program is built without MongoDB, whose driver is large; build it with `--features mongodb`",
+        ))
+    }
+
+    /// Why other programs cannot use it; nothing if they can.
+    pub(super) fn without_sql(&self) -> Option<&'static str> {
+        match self {
+            Self::Sqlite(_) | Self::Postgres(_) | Self::Mysql(_) => None,
+            Self::Documents(_) => Some("documents have no SQL"),
+            #[cfg(feature = "mongodb")]
+            Self::Mongodb(_) => Some("MongoDB has no SQL"),
+        }
     }
 }
 
