@@ -15,9 +15,9 @@ use crate::folder::DataFolder;
 use crate::manifest::{BUS, Database, Manifest, Service};
 use crate::process::{RUN_VARIABLE, listener_on};
 
-/// Says where built binaries are, in place of the folder of `tombolo` itself.
 /// Whether a service makes its tables of Tombolo or only checks them; a manifest may say otherwise.
 const SCHEMA_VARIABLE: &str = "TOMBOLO_SCHEMA";
+/// Says where built binaries are, in place of the folder of `tombolo` itself.
 const BIN_DIR_VARIABLE: &str = "TOMBOLO_BIN_DIR";
 /// What stands for that folder in a command.
 const TARGET: &str = "{target}";
@@ -111,6 +111,8 @@ pub(crate) struct Looked {
     pub(crate) arguments: Vec<String>,
     /// The URL of its database.
     pub(crate) database: Option<String>,
+    /// Whether it makes Tombolo's tables there, instead of only checking them.
+    pub(crate) makes_tables: bool,
 }
 
 /// What `manifest` says of each service.
@@ -121,6 +123,7 @@ pub(crate) fn look(manifest: &Manifest, folder: &DataFolder) -> Result<Vec<Looke
         program: planner.program(service),
         arguments: planner.arguments(service),
         database: planner.database(service),
+        makes_tables: service.env.get(SCHEMA_VARIABLE).is_none_or(|schema| schema == "apply"),
     });
     Ok(looked.collect())
 }

@@ -103,13 +103,23 @@ pub(crate) async fn check(arguments: CheckSchema) -> Result<()> {
     say(&format!("Tombolo's tables are there, version {version}, and the settings keep what is committed"))
 }
 
-/// The version of Tombolo's tables in the database at `url`, if that and its settings are as they should be; none if only
-/// the service that runs can look, because the file is open in it.
-pub(crate) async fn version(url: &str) -> Result<Option<i64>> {
+/// What looking at a database came to.
+pub(crate) enum Found {
+    /// It is ready, with this version of Tombolo's tables.
+    Ready(i64),
+    /// Only the service that runs can look, because the file is open in it.
+    Elsewhere,
+    /// It, or Tombolo's tables in it, are not there yet.
+    NotMade(Error),
+}
+
+/// Looks at the database at `url` and its settings.
+pub(crate) async fn look(url: &str) -> Result<Found> {
     let (schema, prefix) = (SCHEMA_DEFAULT.to_owned(), PREFIX_DEFAULT.to_owned());
     match checked(&OfDatabase { url: url.to_owned(), schema, prefix }).await {
-        Ok(version) => Ok(Some(version)),
-        Err(Unchecked::Elsewhere(_)) => Ok(None),
+        Ok(version) => Ok(Found::Ready(version)),
+        Err(Unchecked::Elsewhere(_)) => Ok(Found::Elsewhere),
+        Err(Unchecked::NotMade(error)) => Ok(Found::NotMade(error)),
         Err(Unchecked::Wrong(error)) => Err(error),
     }
 }
@@ -118,27 +128,33 @@ pub(crate) async fn version(url: &str) -> Result<Option<i64>> {
 pub(super) enum Unchecked {
     /// Another process has its file open, and does not share it.
     Elsewhere(Error),
+    /// It, or Tombolo's tables in it, are not there yet.
+    NotMade(Error),
     /// It is not as it should be.
     Wrong(Error),
 }
 
 impl From<Error> for Unchecked {
     fn from(error: Error) -> Self {
-        Self::Wrong(error)
+        let is_there = error.kind != crate::error::Kind::NotFound;
+        if is_there { Self::Wrong(error) } else { Self::NotMade(error) }
     }
 }
 
 impl From<tombolo_db::Error> for Unchecked {
     fn from(error: tombolo_db::Error) -> Self {
-        let is_elsewhere = documents::is_open_elsewhere(&error);
-        if is_elsewhere { Self::Elsewhere(error.into()) } else { Self::Wrong(error.into()) }
+        match () {
+            () if documents::is_open_elsewhere(&error) => Self::Elsewhere(error.into()),
+            () if error.is_not_made() => Self::NotMade(error.into()),
+            () => Self::Wrong(error.into()),
+        }
     }
 }
 
 impl From<Unchecked> for Error {
     fn from(unchecked: Unchecked) -> Self {
         match unchecked {
-            Unchecked::Elsewhere(error) | Unchecked::Wrong(error) => error,
+            Unchecked::Elsewhere(error) | Unchecked::NotMade(error) | Unchecked::Wrong(error) => error,
         }
     }
 }

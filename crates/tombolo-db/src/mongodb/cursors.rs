@@ -47,7 +47,7 @@ impl Cursors for Mongodb {
         loop {
             let mut session = self.session().await?;
             let opened = self.open_now(&mut session, subscription, types, (starts, accept)).await;
-            if let Some(added) = tries.end(session, opened).await? {
+            if let Some(added) = tries.end(&mut session, opened).await? {
                 return Ok(added);
             }
         }
@@ -83,7 +83,7 @@ impl Cursors for Mongodb {
         loop {
             let mut session = self.session().await?;
             let looked = self.places(&mut session, subscription).await;
-            if let Some(cursors) = tries.end(session, looked).await? {
+            if let Some(cursors) = tries.end(&mut session, looked).await? {
                 return Ok(crate::views::not_reached(places, &cursors));
             }
         }

@@ -31,7 +31,7 @@ impl Effects for Mongodb {
                 Ok(()) => self.store_call(&mut session, claim, call, false).await,
                 Err(error) => Err(error),
             };
-            if let Some(()) = tries.end(session, recorded).await? {
+            if let Some(()) = tries.end(&mut session, recorded).await? {
                 return Ok(());
             }
         }
@@ -86,7 +86,7 @@ impl Mongodb {
         }
         let mut apart = self.session().await?;
         let completed = self.complete_now(&mut apart, claim, call).await;
-        Tries::new().end(apart, completed).await.map(drop)
+        Tries::new().end(&mut apart, completed).await.map(drop)
     }
 
     async fn complete_now(

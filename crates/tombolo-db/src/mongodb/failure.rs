@@ -64,8 +64,19 @@ pub fn is_transient(error: &Found) -> bool {
 pub(super) fn is_conflict(error: &Error) -> bool {
     let found = std::error::Error::source(error).and_then(|source| source.downcast_ref::<Found>());
     found.is_some_and(|found| {
-        found.contains_label(TRANSIENT_TRANSACTION_ERROR) && number(found) != Some(NO_SUCH_TRANSACTION)
+        let met =
+            found.contains_label(TRANSIENT_TRANSACTION_ERROR) && number(found) != Some(NO_SUCH_TRANSACTION);
+        met || (error.is_transient() && is_duplicate(found))
     })
+}
+
+/// A document of ours that somebody else has just made is one that another transaction wrote.
+pub(super) fn conflicting(error: Found) -> Error {
+    if !is_duplicate(&error) {
+        return error.into();
+    }
+    let message = "another transaction has just made the same document of Tombolo's; try again";
+    Error::new(Kind::Unavailable, message).because(error)
 }
 
 /// Whether it is not known what became of a commit.

@@ -121,16 +121,16 @@ struct Moving {
 
 impl MongodbLeader {
     /// Moves what is due and nobody holds; returns how many.
-    pub(super) async fn move_all(&self, now: Timestamp, limit: RoundLimit) -> Result<usize> {
+    pub(super) async fn move_all(&mut self, now: Timestamp, limit: RoundLimit) -> Result<usize> {
         let apart = self.database.mutation.is(Mutant::LaterRemovedApart);
         let mut tries = Tries::new();
         let mut held = BTreeSet::new();
         let moved = loop {
-            let mut session = self.database.session().await?;
+            let mut session = self.begin().await?;
             let mut moving = Moving { found: Vec::new(), moved: Vec::new() };
             let done = self.move_now(&mut session, (now, limit), &held, &mut moving).await;
             let met = done.as_ref().is_err_and(is_conflict);
-            if tries.end(session, done).await?.is_some() {
+            if self.end(&mut tries, session, done).await?.is_some() {
                 break moving.moved;
             }
             if met {
@@ -139,9 +139,9 @@ impl MongodbLeader {
         };
         barrier::reach("later.after-move");
         if apart {
-            let mut session = self.database.session().await?;
+            let mut session = self.begin().await?;
             let removed = self.database.remove_later(&mut session, &moved).await;
-            Tries::new().end(session, removed).await?;
+            self.end(&mut Tries::new(), session, removed).await?;
         }
         Ok(moved.len())
     }

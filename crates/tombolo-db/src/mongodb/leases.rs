@@ -37,7 +37,7 @@ impl Leases for Mongodb {
             let asked = Asked { subscription, holder, share, now_ms, until_ms: now_ms + millis(lease) };
             let mut session = self.session().await?;
             let claimed = self.claim_now(&mut session, &asked).await;
-            if let Some(claimed) = tries.end(session, claimed).await? {
+            if let Some(claimed) = tries.end(&mut session, claimed).await? {
                 return Ok(claimed);
             }
         }
@@ -72,7 +72,7 @@ impl Leases for Mongodb {
         loop {
             let mut session = self.session().await?;
             let released = self.release_now(&mut session, subscription, holder).await;
-            if let Some(()) = tries.end(session, released).await? {
+            if let Some(()) = tries.end(&mut session, released).await? {
                 return Ok(());
             }
         }
@@ -100,7 +100,7 @@ impl Mongodb {
         }
         let taken = taken(&cursors, &members, counts, asked, takes_held);
         let gone: Vec<CursorRow> = given_up(&cursors, &taken, asked);
-        let changed = taken.iter().chain(&gone).map(|row| handed(row));
+        let changed = taken.iter().chain(&gone).map(handed);
         self.run(Some(session), CURSOR, UPDATE, changed.collect()).await?;
         let claims: Vec<Claim> = taken.iter().map(claim).collect();
         let partitions = usize::try_from(counts.partitions).unwrap_or(0);

@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use super::outbox::{Won, leader_of};
 use super::rows::{self, DELETE, LEADER, LeaderRow, ONE, OUTBOX, OutboxDocument, PARTITION, SERVICE, UPDATE};
-use super::session::Tries;
+use super::session::{self, Tries};
 use super::{Mongodb, limit as bound, millis, signed};
 use crate::mutant::Mutant;
 use crate::{Leader, Mark, OutboxRow, Result, RoundLimit, fencing};
@@ -41,6 +41,8 @@ pub(super) struct MongodbLeader {
     /// The highest position seen; used by nothing but a mutant.
     highest: i64,
     next_due: Option<Timestamp>,
+    /// The session by which a successor knows what this one may have left open.
+    session: Option<ClientSession>,
 }
 
 /// What a round is about.
@@ -64,7 +66,7 @@ struct Unnumbered {
 }
 
 impl MongodbLeader {
-    pub(super) fn new(database: Mongodb, lease: Duration, won: Won) -> Self {
+    pub(super) fn new(database: Mongodb, lease: Duration, won: Won, session: ClientSession) -> Self {
         let Won { epoch, generations, marks } = won;
         Self {
             database,
@@ -77,7 +79,28 @@ impl MongodbLeader {
             is_backlog: true,
             highest: i64::MIN,
             next_due: None,
+            session: Some(session),
         }
+    }
+
+    /// Begins a transaction in the leader's own session.
+    pub(super) async fn begin(&mut self) -> Result<ClientSession> {
+        match self.session.take() {
+            Some(mut session) => session::start(&mut session).await.map(|()| session),
+            None => self.database.session().await,
+        }
+    }
+
+    /// Ends it, and keeps the session for the next one.
+    pub(super) async fn end<T>(
+        &mut self,
+        tries: &mut Tries,
+        mut session: ClientSession,
+        done: Result<T>,
+    ) -> Result<Option<T>> {
+        let ended = tries.end(&mut session, done).await;
+        self.session = Some(session);
+        ended
     }
 
     /// The marks of `done` that lie above what was removed before.
@@ -245,12 +268,12 @@ impl MongodbLeader {
     async fn remove(&mut self, news: &[Mark]) -> Result<()> {
         let mut tries = Tries::new();
         loop {
-            let mut session = self.database.session().await?;
+            let mut session = self.begin().await?;
             let removed = match self.touch(&mut session).await {
                 Ok(()) => self.database.remove(&mut session, news).await,
                 Err(error) => Err(error),
             };
-            if let Some(()) = tries.end(session, removed).await? {
+            if let Some(()) = self.end(&mut tries, session, removed).await? {
                 self.remember(news, &[]);
                 return Ok(());
             }
@@ -313,9 +336,9 @@ impl Leader for MongodbLeader {
     async fn pin(&mut self, found: Incarnation) -> Result<()> {
         let mut tries = Tries::new();
         loop {
-            let mut session = self.database.session().await?;
+            let mut session = self.begin().await?;
             let pinned = self.pin_now(&mut session, found).await;
-            if let Some(()) = tries.end(session, pinned).await? {
+            if let Some(()) = self.end(&mut tries, session, pinned).await? {
                 return Ok(());
             }
         }
@@ -328,9 +351,9 @@ impl Leader for MongodbLeader {
     async fn divide(&mut self, generations: &Generations, asked: Option<(Uuid, &Outcome)>) -> Result<()> {
         let mut tries = Tries::new();
         loop {
-            let mut session = self.database.session().await?;
+            let mut session = self.begin().await?;
             let divided = self.divide_now(&mut session, generations, asked).await;
-            if let Some(()) = tries.end(session, divided).await? {
+            if let Some(()) = self.end(&mut tries, session, divided).await? {
                 break;
             }
         }
@@ -352,9 +375,9 @@ impl Leader for MongodbLeader {
         let round = Round { news: &news, limit, from_backlog };
         let mut tries = Tries::new();
         let done = loop {
-            let mut session = self.database.session().await?;
+            let mut session = self.begin().await?;
             let worked = self.work(&mut session, &round).await;
-            if let Some(done) = tries.end(session, worked).await? {
+            if let Some(done) = self.end(&mut tries, session, worked).await? {
                 break done;
             }
         };

@@ -19,6 +19,7 @@ use jiff::Timestamp;
 use tombolo_event::{EventId, Generations, Position};
 use uuid::Uuid;
 
+use super::failure::is_conflict;
 use super::numbering::MongodbLeader;
 use super::rows::{
     self, DELETE, KNOWN, LATER, LEADER, LaterRow, LeaderRow, ONE, OUTBOX, OutboxDocument, PARTITION,
@@ -48,16 +49,22 @@ impl Outbox for Mongodb {
     }
 
     async fn lead(&self, holder: Uuid, lease: Duration) -> Result<Option<Box<dyn Leader>>> {
-        let Some(epoch) = self.win(holder, lease).await? else { return Ok(None) };
-        if self.mutation.is(Mutant::NumberingNotDurable) {
-            self.forget_numbers().await?;
-        }
         let mut tries = Tries::new();
         loop {
+            let now_ms = self.server_ms().await?;
+            let found = self.rows::<LeaderRow>(ONE).find_one(doc! { "_id": LEADER }).await?;
+            let found = leader_of(found)?;
+            if !found.is_free_for(holder, now_ms) {
+                return Ok(None);
+            }
             let mut session = self.session().await?;
-            let begun = self.begin_with(&mut session, epoch).await;
-            if let Some(won) = tries.end(session, begun).await? {
-                return Ok(Some(Box::new(MongodbLeader::new(self.clone(), lease, won))));
+            let won = self.win(&mut session, holder, (now_ms, lease)).await;
+            let is_held = won.as_ref().is_err_and(is_conflict);
+            match tries.end(&mut session, won).await? {
+                Some(won) => return Ok(won.map(|won| leader(self, lease, won, session))),
+                // The lease is free, and yet somebody has the document: whoever led died inside a transaction.
+                None if is_held => self.end_sessions(found.session).await,
+                None => {}
             }
         }
     }
@@ -101,6 +108,10 @@ pub(super) struct Won {
     pub(super) marks: Vec<Mark>,
 }
 
+fn leader(database: &Mongodb, lease: Duration, won: Won, session: ClientSession) -> Box<dyn Leader> {
+    Box::new(MongodbLeader::new(database.clone(), lease, won, session))
+}
+
 /// How much a collection has.
 #[derive(Default)]
 struct Counted {
@@ -110,9 +121,13 @@ struct Counted {
 }
 
 impl Mongodb {
-    /// Raises the epoch, if the lease is free.
-    async fn win(&self, holder: Uuid, lease: Duration) -> Result<Option<u64>> {
-        let now_ms = self.server_ms().await?;
+    /// Raises the epoch, if the lease is free, and reads the marks.
+    async fn win(
+        &self,
+        session: &mut ClientSession,
+        holder: Uuid,
+        (now_ms, lease): (i64, Duration),
+    ) -> Result<Option<Won>> {
         let mut free = doc! {
             "_id": LEADER,
             "$or": [{ "until_ms": { "$lte": now_ms } }, { "holder": rows::id(holder) }],
@@ -121,26 +136,32 @@ impl Mongodb {
             free.insert("halt", Bson::Null);
         }
         let until_ms = now_ms.saturating_add(millis(lease));
-        let raise =
-            doc! { "$inc": { "epoch": 1_i64 }, "$set": { "holder": rows::id(holder), "until_ms": until_ms } };
+        let set = doc! { "holder": rows::id(holder), "until_ms": until_ms, "session": session.id().clone() };
         let rows = self.rows::<LeaderRow>(ONE);
-        let raised = rows.find_one_and_update(free, raise);
-        let raised = raised.return_document(ReturnDocument::After).await?;
-        Ok(raised.map(|row| row.epoch.unsigned_abs()))
-    }
-
-    async fn begin_with(&self, session: &mut ClientSession, epoch: u64) -> Result<Won> {
+        let raised = rows.find_one_and_update(free, doc! { "$inc": { "epoch": 1_i64 }, "$set": set });
+        let raised = raised.return_document(ReturnDocument::After).session(&mut *session).await?;
+        let Some(row) = raised else { return Ok(None) };
+        if self.mutation.is(Mutant::NumberingNotDurable) {
+            self.forget_numbers(session).await?;
+        }
         let generations = self.service(session).await?.generations;
         let marks = self.partitions(session).await?.iter().map(mark).collect();
-        Ok(Won { epoch, generations, marks })
+        Ok(Some(Won { epoch: row.epoch.unsigned_abs(), generations, marks }))
+    }
+
+    async fn end_sessions(&self, session: Option<Document>) {
+        let Some(session) = session else { return };
+        if let Err(error) = self.end_session(session).await {
+            tracing::debug!(%error, "what the relay before left open ends by itself");
+        }
     }
 
     /// What it would be if numbers lived in the relay's memory: a new leader knows none of them.
-    async fn forget_numbers(&self) -> Result<()> {
+    async fn forget_numbers(&self, session: &mut ClientSession) -> Result<()> {
         let none = doc! { "$set": { "sequence": null } };
-        self.rows::<Document>(OUTBOX).update_many(doc! {}, none).await?;
+        self.rows::<Document>(OUTBOX).update_many(doc! {}, none).session(&mut *session).await?;
         let none = vec![doc! { "$set": { "numbered": "$removed_sequence" } }];
-        self.rows::<Document>(PARTITION).update_many(doc! {}, none).await?;
+        self.rows::<Document>(PARTITION).update_many(doc! {}, none).session(session).await?;
         Ok(())
     }
 

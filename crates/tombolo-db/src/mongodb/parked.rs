@@ -42,7 +42,7 @@ impl Parking for Mongodb {
         loop {
             let mut session = self.session().await?;
             let recorded = self.record_now(&mut session, claim, sequence, tried).await;
-            if let Some(()) = tries.end(session, recorded).await? {
+            if let Some(()) = tries.end(&mut session, recorded).await? {
                 return Ok(());
             }
         }

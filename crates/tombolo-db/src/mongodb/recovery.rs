@@ -38,7 +38,7 @@ impl Recovery for Mongodb {
         loop {
             let mut session = self.session().await?;
             let looked = self.standing_now(&mut session, holder, now_ms).await;
-            if let Some(standing) = tries.end(session, looked).await? {
+            if let Some(standing) = tries.end(&mut session, looked).await? {
                 return Ok(standing);
             }
         }
@@ -68,7 +68,7 @@ impl Recovery for Mongodb {
             let now_ms = self.server_ms().await?;
             let mut session = self.session().await?;
             let halted = self.halt_now(&mut session, halt, (epoch, holder, now_ms)).await;
-            if let Some(is_halted) = tries.end(session, halted).await? {
+            if let Some(is_halted) = tries.end(&mut session, halted).await? {
                 return Ok(is_halted);
             }
         }
@@ -79,7 +79,7 @@ impl Recovery for Mongodb {
         loop {
             let mut session = self.session().await?;
             let adopted = self.adopt_now(&mut session, decision, adoption).await;
-            if let Some(adopted) = tries.end(session, adopted).await? {
+            if let Some(adopted) = tries.end(&mut session, adopted).await? {
                 return Ok(adopted);
             }
         }
@@ -90,7 +90,7 @@ impl Recovery for Mongodb {
         loop {
             let mut session = self.session().await?;
             let ended = self.end_halt(&mut session, decision, None).await;
-            if let Some(()) = tries.end(session, ended).await? {
+            if let Some(()) = tries.end(&mut session, ended).await? {
                 return Ok(());
             }
         }

@@ -31,7 +31,7 @@ impl Requests for Mongodb {
         while !asked.is_empty() {
             let mut session = self.session().await?;
             let written = self.rows::<RequestRow>(REQUEST).insert_many(&asked).session(&mut session).await;
-            if tries.end(session, written.map_err(Error::from)).await?.is_some() {
+            if tries.end(&mut session, written.map_err(Error::from)).await?.is_some() {
                 break;
             }
         }
@@ -53,7 +53,7 @@ impl Requests for Mongodb {
         loop {
             let mut session = self.session().await?;
             let finished = self.finish_request(&mut session, request, outcome).await;
-            if let Some(()) = tries.end(session, finished).await? {
+            if let Some(()) = tries.end(&mut session, finished).await? {
                 return Ok(());
             }
         }

@@ -75,6 +75,9 @@ pub(super) struct LeaderRow {
     pub(super) until_ms: i64,
     /// Why nobody may lead.
     pub(super) halt: Option<Uuid>,
+    /// The session of whoever leads: what a successor ends if it is in the way.
+    #[serde(default)]
+    pub(super) session: Option<Document>,
 }
 
 impl LeaderRow {

@@ -12,13 +12,13 @@ use ::mongodb::{ClientSession, IndexModel};
 use tombolo_event::Generations;
 
 use super::Mongodb;
-use super::failure::{is_duplicate, missing, number};
+use super::failure::{conflicting, is_duplicate, missing, number};
 use super::rows::{
     self, BUILD, CALL, CLAIMS, CURSOR, HALT, KNOWN, LATER, LEADER, LeaderRow, MEMBER, ONE, OPENING, OUTBOX,
     PARKED, PARTITION, REQUEST, SERVICE, STRIPE, SUBSCRIPTION, ServiceRow, VIEW,
 };
 use super::session::Tries;
-use crate::{Error, Kind, Owner, Result, Schema, owner};
+use crate::{Kind, Owner, Result, Schema, owner};
 
 /// The version of the collections that this program makes.
 pub(super) const VERSION: i64 = 1;
@@ -140,7 +140,7 @@ impl Mongodb {
         loop {
             let mut session = self.session().await?;
             let owned = self.own(&mut session, owner).await;
-            if let Some(()) = tries.end(session, owned).await? {
+            if let Some(()) = tries.end(&mut session, owned).await? {
                 return Ok(());
             }
         }
@@ -160,7 +160,7 @@ impl Mongodb {
             incarnation: None,
         };
         self.put_one(session, SERVICE, &row).await?;
-        let leader = LeaderRow { epoch: 0, holder: None, until_ms: 0, halt: None };
+        let leader = LeaderRow { epoch: 0, holder: None, until_ms: 0, halt: None, session: None };
         self.put_one(session, LEADER, &leader).await?;
         self.touch(session, CLAIMS).await?;
         self.store_generations(session, &generations).await
@@ -177,15 +177,6 @@ impl Mongodb {
         let put = rows.update_one(doc! { "_id": name }, set);
         put.upsert(true).session(session).await.map(drop).map_err(conflicting)
     }
-}
-
-/// A document that somebody else has just made is one that another transaction wrote.
-fn conflicting(error: ::mongodb::error::Error) -> Error {
-    if is_duplicate(&error) {
-        let message = "another process prepares the database at the same time; try again";
-        return Error::new(Kind::Unavailable, message).because(error);
-    }
-    error.into()
 }
 
 #[cfg(test)]

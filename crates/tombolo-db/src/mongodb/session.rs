@@ -11,6 +11,7 @@
 use std::time::{Duration, Instant};
 
 use ::mongodb::ClientSession;
+use ::mongodb::bson::{Document, doc};
 use ::mongodb::options::{ReadConcern, TransactionOptions};
 use uuid::Uuid;
 
@@ -22,6 +23,12 @@ use crate::Result;
 const PAUSE_MAX: Duration = Duration::from_millis(64);
 
 impl Mongodb {
+    /// Ends whatever a session has open, whosever it is: a process that died inside a transaction has left it open.
+    pub(super) async fn end_session(&self, session: Document) -> Result<()> {
+        self.database.run_command(doc! { "killSessions": [session] }).await?;
+        Ok(())
+    }
+
     /// A session in which a transaction begins with the next statement.
     pub(super) async fn session(&self) -> Result<ClientSession> {
         let mut session = self.client.start_session().await?;
@@ -67,9 +74,9 @@ impl Tries {
 
     /// Ends a try: with what it came to, if it was committed; with nothing if it met another transaction, and is to be
     /// done again.
-    pub(super) async fn end<T>(&mut self, mut session: ClientSession, done: Result<T>) -> Result<Option<T>> {
+    pub(super) async fn end<T>(&mut self, session: &mut ClientSession, done: Result<T>) -> Result<Option<T>> {
         let ended = match done {
-            Ok(done) => commit(&mut session).await.map(|()| done),
+            Ok(done) => commit(session).await.map(|()| done),
             Err(error) => {
                 // What the server does not hear of it ends by itself.
                 session.abort_transaction().await.ok();

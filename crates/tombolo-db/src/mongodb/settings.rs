@@ -14,7 +14,7 @@ const SERVER_MIN: (u32, u32) = (4, 4);
 impl Mongodb {
     /// Refuses a server on which the promise would not hold.
     pub(super) async fn check_server(&self) -> Result<()> {
-        let hello = self.database.run_command(doc! { "hello": 1 }).await.map_err(name_address)?;
+        let hello = self.database.run_command(doc! { "hello": 1 }).await?;
         check_kind(&hello)?;
         let built = self.database.run_command(doc! { "buildInfo": 1 }).await?;
         check_version(built.get_str("version").unwrap_or("of an unknown version"))?;
@@ -22,11 +22,6 @@ impl Mongodb {
         let status = self.client.database("admin").run_command(doc! { "serverStatus": 1 }).await;
         status.map_or(Ok(()), |status| check_engine(&status))
     }
-}
-
-/// Says which address it was that did not answer.
-fn name_address(error: ::mongodb::error::Error) -> Error {
-    error.into()
 }
 
 fn check_kind(hello: &Document) -> Result<()> {

@@ -19,7 +19,8 @@ use tombolo_event::operator::Outcome;
 use tombolo_event::{Cursor, Event, EventId, Generations, KeyHash, Position, barrier};
 use uuid::Uuid;
 
-use super::rows::{ONE, STRIPE, StripeRow, UPDATE};
+use super::failure::conflicting;
+use super::rows::{ONE, STRIPE, StripeRow};
 use super::session::{self, Tries};
 use super::{Mongodb, STRIPES};
 use crate::mutant::Mutant;
@@ -201,7 +202,7 @@ impl Mongodb {
     async fn touch_stripe(&self, session: Option<&mut ClientSession>, stripe: u32) -> Result<Touched> {
         let id = doc! { "_id": i64::from(stripe) };
         let rows = self.rows::<StripeRow>(STRIPE);
-        let touch = rows.find_one_and_update(id, vec![next_position()]);
+        let touch = rows.find_one_and_update(id, vec![next_position(now_us())]);
         let touch = touch.upsert(true).return_document(ReturnDocument::After);
         let row = match session {
             Some(session) => touch.session(session).await?,
@@ -211,19 +212,49 @@ impl Mongodb {
     }
 
     async fn touch_many(&self, mut session: Option<&mut ClientSession>, stripes: &[u32]) -> Result<Touched> {
-        let touch = |stripe: &u32| {
-            let id = doc! { "_id": i64::from(*stripe) };
-            doc! { "q": id, "u": [next_position()], "upsert": true }
-        };
-        self.run(session.as_deref_mut(), STRIPE, UPDATE, stripes.iter().map(touch).collect()).await?;
+        // One time for all of them, so that what comes of it is in the order in which it was published.
+        let now_us = now_us();
         let these: Vec<Bson> = stripes.iter().map(|stripe| Bson::Int64(i64::from(*stripe))).collect();
         let these = doc! { "_id": { "$in": these } };
-        let rows: Vec<StripeRow> = match session {
-            Some(session) => self.all(session, STRIPE, these, doc! {}).await?,
-            None => self.look(STRIPE, these, doc! {}).await?,
+        let rows = self.rows::<StripeRow>(STRIPE);
+        let touch = rows.update_many(these.clone(), vec![next_position(now_us)]);
+        let found: Vec<StripeRow> = match session.as_deref_mut() {
+            Some(session) => {
+                touch.session(&mut *session).await?;
+                self.all(session, STRIPE, these, doc! {}).await?
+            }
+            None => {
+                touch.await?;
+                self.look(STRIPE, these, doc! {}).await?
+            }
         };
         let at = |row: StripeRow| Some((u32::try_from(row.stripe).ok()?, row.at));
-        Ok(Touched(rows.into_iter().filter_map(at).collect()))
+        let mut touched = Touched(found.into_iter().filter_map(at).collect());
+        self.make_stripes(session, &mut touched, (stripes, now_us)).await?;
+        Ok(touched)
+    }
+
+    /// Makes the stripes that nobody has touched before.
+    async fn make_stripes(
+        &self,
+        session: Option<&mut ClientSession>,
+        touched: &mut Touched,
+        (stripes, now_us): (&[u32], i64),
+    ) -> Result<()> {
+        let new = stripes.iter().filter(|stripe| !touched.0.contains_key(stripe));
+        let made: Vec<StripeRow> =
+            new.map(|stripe| StripeRow { stripe: i64::from(*stripe), at: now_us }).collect();
+        if made.is_empty() {
+            return Ok(());
+        }
+        touched.0.extend(made.iter().filter_map(|row| Some((u32::try_from(row.stripe).ok()?, row.at))));
+        let rows = self.rows::<StripeRow>(STRIPE);
+        let make = rows.insert_many(&made);
+        let made = match session {
+            Some(session) => make.session(session).await,
+            None => make.await,
+        };
+        made.map(drop).map_err(conflicting)
     }
 
     /// Writes what `outgoing` buffered within a transaction of the user's own. If that fails, the transaction keeps nothing,
@@ -258,10 +289,13 @@ impl Mongodb {
 }
 
 /// The change that gives a stripe its next position: the time, unless it was there before.
-fn next_position() -> Document {
-    let now_us = Timestamp::now().as_microsecond();
+fn next_position(now_us: i64) -> Document {
     let next = doc! { "$add": [{ "$ifNull": ["$at", 0_i64] }, 1_i64] };
     doc! { "$set": { "at": { "$max": [next, now_us] } } }
+}
+
+fn now_us() -> i64 {
+    Timestamp::now().as_microsecond()
 }
 
 /// Whether a session of the user's own is in a transaction. The driver tells it only by refusing to begin another one.

@@ -52,7 +52,7 @@ impl Views for Mongodb {
         loop {
             let mut session = self.session().await?;
             let made = self.make_now(&mut session, wanted, standing).await;
-            match tries.end(session, made).await? {
+            match tries.end(&mut session, made).await? {
                 Some(Made::There(build)) => return Ok(build),
                 Some(Made::Needs(number)) => {
                     self.make_collections(&Build::new(wanted, number)).await?;
@@ -68,7 +68,7 @@ impl Views for Mongodb {
         loop {
             let mut session = self.session().await?;
             let switched = self.switch_now(&mut session, switch).await;
-            if let Some(switched) = tries.end(session, switched).await? {
+            if let Some(switched) = tries.end(&mut session, switched).await? {
                 return Ok(switched);
             }
         }
@@ -88,7 +88,7 @@ impl Views for Mongodb {
         let dropped = loop {
             let mut session = self.session().await?;
             let dropped = self.drop_now(&mut session, view, id).await;
-            if let Some(dropped) = tries.end(session, dropped).await? {
+            if let Some(dropped) = tries.end(&mut session, dropped).await? {
                 break dropped;
             }
         };
