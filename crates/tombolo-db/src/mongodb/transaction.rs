@@ -205,9 +205,10 @@ impl Mongodb {
         let touch = rows.find_one_and_update(id, vec![next_position(now_us())]);
         let touch = touch.upsert(true).return_document(ReturnDocument::After);
         let row = match session {
-            Some(session) => touch.session(session).await?,
-            None => touch.await?,
+            Some(session) => touch.session(session).await,
+            None => touch.await,
         };
+        let row = row.map_err(conflicting)?;
         Ok(Touched(row.into_iter().map(|row| (stripe, row.at)).collect()))
     }
 
