@@ -7,6 +7,7 @@
 mod address;
 pub mod error;
 mod mariadb;
+mod mongodb;
 mod nats;
 mod postgres;
 pub mod programs;
@@ -35,11 +36,20 @@ pub enum Engine {
     RabbitMq,
     /// Redis, whose append-only file is synced before it answers: a bus.
     Redis,
+    /// MongoDB, as a replica set of one: a database. No distribution of Linux has it, so it is used where it is.
+    MongoDb,
 }
 
 impl Engine {
-    /// All of them, in the order in which they are started.
+    /// Those that every full run of the tests needs, in the order in which they are started.
     pub const ALL: [Self; 5] = [Self::Postgres, Self::MariaDb, Self::Nats, Self::RabbitMq, Self::Redis];
+
+    /// Those, and the others whose programs are on this machine.
+    #[must_use]
+    pub fn here() -> Vec<Self> {
+        let others = programs::has_mongodb().then_some(Self::MongoDb);
+        Self::ALL.into_iter().chain(others).collect()
+    }
 
     /// The variable by which tests find a server.
     #[must_use]
@@ -50,6 +60,7 @@ impl Engine {
             Self::Nats => "TOMBOLO_TEST_NATS",
             Self::RabbitMq => "TOMBOLO_TEST_RABBITMQ",
             Self::Redis => "TOMBOLO_TEST_REDIS",
+            Self::MongoDb => "TOMBOLO_TEST_MONGODB",
         }
     }
 
@@ -65,6 +76,7 @@ impl Engine {
             Self::Nats => nats::make(folder, programs),
             Self::RabbitMq => rabbitmq::make(folder, programs),
             Self::Redis => redis::make(folder, programs),
+            Self::MongoDb => mongodb::make(folder, programs),
         }
     }
 }
@@ -77,6 +89,7 @@ impl fmt::Display for Engine {
             Self::Nats => "nats",
             Self::RabbitMq => "rabbitmq",
             Self::Redis => "redis",
+            Self::MongoDb => "mongodb",
         })
     }
 }

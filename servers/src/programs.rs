@@ -50,6 +50,12 @@ pub struct Programs {
     pub(super) rabbitmq: PathBuf,
     pub(super) epmd: PathBuf,
     pub(super) redis: PathBuf,
+    pub(super) mongodb: PathBuf,
+}
+
+/// Whether there is a MongoDB, which is never installed.
+pub(super) fn has_mongodb() -> bool {
+    on_path("mongod").is_some()
 }
 
 /// The programs for servers of these engines. What is missing is installed if that is allowed: by `install`, or by `CI=true`.
@@ -128,8 +134,9 @@ fn look(engines: &[Engine]) -> (Programs, Vec<&'static str>) {
     let redis = find(Engine::Redis, "redis-server", on_path("redis-server"));
     let rabbitmq = find(Engine::RabbitMq, "rabbitmq-server", rabbitmq_folder());
     let epmd = find(Engine::RabbitMq, "rabbitmq-server", on_path("epmd"));
+    let mongodb = find(Engine::MongoDb, "mongod", on_path("mongod"));
     missing.dedup();
-    (Programs { postgres, mariadb, mariadb_install, nats, redis, rabbitmq, epmd }, missing)
+    (Programs { postgres, mariadb, mariadb_install, nats, redis, rabbitmq, epmd, mongodb }, missing)
 }
 
 fn advice(missing: &[&str]) -> String {

@@ -1,5 +1,5 @@
-//! `cargo xtask services`, and the servers of `cargo xtask test`: private PostgreSQL, MariaDB, NATS, RabbitMQ and
-//! Redis on free loopback ports, with their files in a scratch folder. Invariant: only a process that a record
+//! `cargo xtask services`, and the servers of `cargo xtask test`: private PostgreSQL, MariaDB, NATS, RabbitMQ,
+//! Redis, and MongoDB where it is, on free loopback ports, with their files in a scratch folder. Invariant: only a process that a record
 //! proves to be ours is ever stopped, and what is started is recorded before anybody waits for it.
 
 mod process;
@@ -149,7 +149,7 @@ fn start_by_hand(folder: &Path, install: bool) -> Result<(), Error> {
         }
         record.stop()?;
     }
-    let mut servers = Servers::start(folder, BY_HAND, install, &Engine::ALL, &interrupt)?;
+    let mut servers = Servers::start(folder, BY_HAND, install, &Engine::here(), &interrupt)?;
     write_environment(folder, servers.variables())?;
     interrupt.check()?;
     servers.record.keep();

@@ -62,8 +62,9 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<(), Error>
 /// Servers of the engines that the person at the terminal names none of.
 fn servers(workspace: &Workspace, options: &Options, interrupt: &Interrupt) -> Result<Servers, Error> {
     let is_given = |engine: &Engine| std::env::var_os(engine.variable()).is_some_and(|url| !url.is_empty());
-    let (given, wanted): (Vec<Engine>, Vec<Engine>) = Engine::ALL.into_iter().partition(is_given);
-    for engine in given {
+    let (given, wanted): (Vec<Engine>, Vec<Engine>) = Engine::here().into_iter().partition(is_given);
+    let is_unlisted = is_given(&Engine::MongoDb) && !given.contains(&Engine::MongoDb);
+    for engine in given.into_iter().chain(is_unlisted.then_some(Engine::MongoDb)) {
         eprintln!("xtask: using the server that {} names", engine.variable());
     }
     Servers::for_tests(workspace, options.install, &wanted, interrupt)
@@ -78,7 +79,7 @@ fn commands(workspace: &Workspace, quick: bool) -> [Command; 3] {
         let mut command = workspace.cargo();
         command.args(["test", "--workspace", "--all-features", "--no-fail-fast"]).args(targets);
         if quick {
-            for engine in Engine::ALL {
+            for engine in Engine::ALL.into_iter().chain([Engine::MongoDb]) {
                 command.env_remove(engine.variable());
             }
         }

@@ -150,7 +150,7 @@ pub(crate) struct PrintSchema {
     /// The schema of the tables, on PostgreSQL
     #[arg(long, value_name = "NAME", default_value = SCHEMA_DEFAULT)]
     pub(crate) schema: String,
-    /// What the names of the tables begin with, on MySQL and MariaDB
+    /// What the names of the tables begin with, on MySQL, MariaDB and MongoDB
     #[arg(long, value_name = "PREFIX", default_value = PREFIX_DEFAULT)]
     pub(crate) prefix: String,
 }
@@ -165,6 +165,9 @@ pub(crate) enum DatabaseKind {
     Mysql,
     /// Documents by key, in one file
     Documents,
+    /// MongoDB, as a replica set
+    #[cfg(feature = "mongodb")]
+    Mongodb,
 }
 
 /// Options of `schema check`.
@@ -194,13 +197,13 @@ pub(crate) struct ApplySchema {
 /// Which database is meant.
 #[derive(Debug, Args)]
 pub(crate) struct OfDatabase {
-    /// sqlite:PATH, documents:PATH, postgres://… or mysql://…
+    /// sqlite:PATH, documents:PATH, postgres://…, mysql://… or mongodb://…
     #[arg(value_name = "URL", env = "TOMBOLO_DATABASE", hide_env_values = true)]
     pub(crate) url: String,
     /// The schema of the tables, on PostgreSQL
     #[arg(long, value_name = "NAME", default_value = SCHEMA_DEFAULT)]
     pub(crate) schema: String,
-    /// What the names of the tables begin with, on MySQL and MariaDB
+    /// What the names of the tables begin with, on MySQL, MariaDB and MongoDB
     #[arg(long, value_name = "PREFIX", default_value = PREFIX_DEFAULT)]
     pub(crate) prefix: String,
 }

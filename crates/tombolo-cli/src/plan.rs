@@ -15,14 +15,14 @@ use crate::folder::DataFolder;
 use crate::manifest::{BUS, Database, Manifest, Service};
 use crate::process::{RUN_VARIABLE, listener_on};
 
-/// Says where built binaries are, in place of the folder of `tombolo` itself.
 /// Whether a service makes its tables of Tombolo or only checks them; a manifest may say otherwise.
 const SCHEMA_VARIABLE: &str = "TOMBOLO_SCHEMA";
+/// Says where built binaries are, in place of the folder of `tombolo` itself.
 const BIN_DIR_VARIABLE: &str = "TOMBOLO_BIN_DIR";
 /// What stands for that folder in a command.
 const TARGET: &str = "{target}";
 /// The schemes of servers on which each service can have a database of its own name.
-const DATABASE_SERVERS: [&str; 4] = ["postgres", "postgresql", "mysql", "mariadb"];
+const DATABASE_SERVERS: [&str; 6] = ["postgres", "postgresql", "mysql", "mariadb", "mongodb", "mongodb+srv"];
 /// The ports that are tried for those who asked for none; below those that the kernel gives to connections.
 const FREE_PORTS: std::ops::Range<u16> = 10_240..32_768;
 
@@ -111,6 +111,8 @@ pub(crate) struct Looked {
     pub(crate) arguments: Vec<String>,
     /// The URL of its database.
     pub(crate) database: Option<String>,
+    /// Whether it makes Tombolo's tables there, instead of only checking them.
+    pub(crate) makes_tables: bool,
 }
 
 /// What `manifest` says of each service.
@@ -121,6 +123,7 @@ pub(crate) fn look(manifest: &Manifest, folder: &DataFolder) -> Result<Vec<Looke
         program: planner.program(service),
         arguments: planner.arguments(service),
         database: planner.database(service),
+        makes_tables: service.env.get(SCHEMA_VARIABLE).is_none_or(|schema| schema == "apply"),
     });
     Ok(looked.collect())
 }
@@ -460,6 +463,7 @@ mod tests {
             ("postgres://shop:x@db:5432", "postgres://shop:x@db:5432/order_history"),
             ("postgres://db/", "postgres://db/order_history"),
             ("mysql://db?ssl-mode=disabled", "mysql://db/order_history?ssl-mode=disabled"),
+            ("mongodb://a:1,b:2/?replicaSet=rs0", "mongodb://a:1,b:2/order_history?replicaSet=rs0"),
             ("postgres://db/shop", "postgres://db/shop"),
             ("postgres://db?dbname=shop", "postgres://db?dbname=shop"),
             ("mongodb://db", "mongodb://db"),

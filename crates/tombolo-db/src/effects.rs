@@ -86,7 +86,13 @@ pub struct LatestCall {
 }
 
 /// The call was completed before, by somebody who held the same lease.
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
+#[cfg(any(
+    feature = "sqlite",
+    feature = "postgres",
+    feature = "mysql",
+    feature = "documents",
+    feature = "mongodb"
+))]
 pub(crate) fn done_before(claim: &Claim, call: &EffectCall) -> crate::Error {
     crate::Error::new(
         crate::Kind::CursorMoved,

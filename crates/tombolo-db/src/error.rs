@@ -58,6 +58,13 @@ impl Error {
         self.kind
     }
 
+    /// Whether the database, or Tombolo's tables in it, are not there yet, so that whoever makes them has not run.
+    #[must_use]
+    pub fn is_not_made(&self) -> bool {
+        let source = self.source.as_deref().and_then(|source| source.downcast_ref::<sqlx::Error>());
+        self.kind == Kind::Schema || source.is_some_and(crate::transient::names_no_database)
+    }
+
     /// Whether the same work may succeed later without anybody's doing.
     #[must_use]
     pub fn is_transient(&self) -> bool {

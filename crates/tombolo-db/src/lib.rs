@@ -11,15 +11,33 @@ pub mod port;
 pub mod effects;
 pub mod tables;
 pub mod views;
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
+#[cfg(any(
+    feature = "sqlite",
+    feature = "postgres",
+    feature = "mysql",
+    feature = "documents",
+    feature = "mongodb"
+))]
 mod comparing;
 pub mod transient;
 mod error;
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
+#[cfg(any(
+    feature = "sqlite",
+    feature = "postgres",
+    feature = "mysql",
+    feature = "documents",
+    feature = "mongodb"
+))]
 mod owner;
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
+#[cfg(any(
+    feature = "sqlite",
+    feature = "postgres",
+    feature = "mysql",
+    feature = "documents",
+    feature = "mongodb"
+))]
 mod fencing;
-#[cfg(any(feature = "postgres", feature = "mysql"))]
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "mongodb"))]
 mod due;
 pub mod mutant;
 #[cfg(feature = "sqlite")]
@@ -30,6 +48,8 @@ pub mod postgres;
 pub mod mysql;
 #[cfg(feature = "documents")]
 pub mod documents;
+#[cfg(feature = "mongodb")]
+pub mod mongodb;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 

@@ -52,11 +52,23 @@ pub enum Mutant {
 }
 
 /// Which fault a database handle has, if any.
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
+#[cfg(any(
+    feature = "sqlite",
+    feature = "postgres",
+    feature = "mysql",
+    feature = "documents",
+    feature = "mongodb"
+))]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Mutation(#[cfg(feature = "mutants")] pub(crate) Option<Mutant>);
 
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
+#[cfg(any(
+    feature = "sqlite",
+    feature = "postgres",
+    feature = "mysql",
+    feature = "documents",
+    feature = "mongodb"
+))]
 impl Mutation {
     /// Whether the fault is `mutant`.
     #[cfg(feature = "mutants")]

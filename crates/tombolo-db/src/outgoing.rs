@@ -299,7 +299,7 @@ impl Outgoing {
     }
 
     /// What the store calls a collection of the view that is being kept.
-    #[cfg(feature = "documents")]
+    #[cfg(any(feature = "documents", feature = "mongodb"))]
     pub(crate) fn collection(&self, name: &str) -> Result<String> {
         let why = match &self.origin {
             Origin::View { tables: Some(tables), .. } => return tables.collection(name),
@@ -362,7 +362,13 @@ impl Outgoing {
 
     /// Tells that everything that was taken is committed, its events at `positions`.
     #[cfg_attr(
-        not(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents")),
+        not(any(
+            feature = "sqlite",
+            feature = "postgres",
+            feature = "mysql",
+            feature = "documents",
+            feature = "mongodb"
+        )),
         expect(dead_code, reason = "only a database commits")
     )]
     pub(crate) fn committed(&self, positions: &[Position]) {

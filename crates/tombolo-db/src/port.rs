@@ -367,13 +367,25 @@ pub struct Depth {
 }
 
 /// A due time as the databases keep it, in microseconds since 1970: rounded up, so that nothing is moved too early.
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
+#[cfg(any(
+    feature = "sqlite",
+    feature = "postgres",
+    feature = "mysql",
+    feature = "documents",
+    feature = "mongodb"
+))]
 pub(crate) fn due_us(due: Timestamp) -> i64 {
     i64::try_from(-(-due.as_nanosecond()).div_euclid(1_000)).unwrap_or(i64::MAX)
 }
 
 /// A due time out of what the databases keep.
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
+#[cfg(any(
+    feature = "sqlite",
+    feature = "postgres",
+    feature = "mysql",
+    feature = "documents",
+    feature = "mongodb"
+))]
 pub(crate) fn due_time(due_us: i64) -> Timestamp {
     Timestamp::from_microsecond(due_us).unwrap_or(Timestamp::MAX)
 }

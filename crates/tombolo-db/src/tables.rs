@@ -19,7 +19,12 @@ const WITHOUT_SCHEMA: [&str; 4] = ["INDEX", "CONSTRAINT", "TRIGGER", "RULE"];
 /// How the tables of a build are told from those of another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(
-    not(all(feature = "postgres", any(feature = "sqlite", feature = "mysql"))),
+    not(all(
+        feature = "postgres",
+        feature = "documents",
+        feature = "mongodb",
+        any(feature = "sqlite", feature = "mysql")
+    )),
     expect(dead_code, reason = "each database has its own way")
 )]
 pub(crate) enum Apart {
@@ -29,6 +34,8 @@ pub(crate) enum Apart {
     ByPrefix(char),
     /// They are collections of documents, which no SQL names.
     Collections,
+    /// The same, with names that people type in a shell.
+    Dotted,
 }
 
 /// What the names in braces stand for in one build of a view. Cheap to clone.
@@ -46,7 +53,13 @@ struct Inner {
 }
 
 impl Tables {
-    #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
+    #[cfg(any(
+        feature = "sqlite",
+        feature = "postgres",
+        feature = "mysql",
+        feature = "documents",
+        feature = "mongodb"
+    ))]
     /// The tables that `declared` makes for the build `of` in `namespace`.
     pub(crate) fn new(of: String, apart: Apart, namespace: &str, declared: &str) -> Self {
         let names = pieces(declared).filter_map(|piece| match piece {
@@ -77,7 +90,7 @@ impl Tables {
     }
 
     /// What the store calls the build's own collection of a name.
-    #[cfg(feature = "documents")]
+    #[cfg(any(feature = "documents", feature = "mongodb"))]
     pub(crate) fn collection(&self, name: &str) -> Result<String> {
         match self.0.names.contains(name) {
             true => Ok(self.qualified(name, false)),
@@ -91,7 +104,7 @@ impl Tables {
     }
 
     pub(crate) fn resolve(&self, text: &str) -> Result<String> {
-        if self.0.apart == Apart::Collections {
+        if matches!(self.0.apart, Apart::Collections | Apart::Dotted) {
             return Err(self.without_sql());
         }
         let mut sql = String::with_capacity(text.len() * 2);
@@ -115,6 +128,7 @@ impl Tables {
             Apart::BySchema if without_schema => format!("\"{name}\""),
             Apart::BySchema => format!("\"{namespace}\".\"{name}\""),
             Apart::Collections => format!("view/{namespace}/{name}"),
+            Apart::Dotted => format!("{namespace}.{name}"),
         }
     }
 
@@ -122,7 +136,9 @@ impl Tables {
         let of = &self.0.of;
         Error::new(
             Kind::View,
-            format!("{of} has collections of documents, and no SQL; name one as `Collection::of_view(…)`"),
+            format!(
+                "{of} has collections of documents, and no SQL; name one as `Collection::of_view(…)` of documents, or `tx.view_collection(…)` of MongoDB"
+            ),
         )
     }
 
@@ -195,7 +211,13 @@ fn name_at(text: &str) -> Option<&str> {
     (is_word && name.starts_with(|first: char| first.is_ascii_lowercase() || first == '_')).then_some(name)
 }
 
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
+#[cfg(any(
+    feature = "sqlite",
+    feature = "postgres",
+    feature = "mysql",
+    feature = "documents",
+    feature = "mongodb"
+))]
 /// Whether two texts declare the same, apart from spaces and comments.
 pub(crate) fn declare_the_same(one: &str, other: &str) -> bool {
     let words = |text| {
@@ -206,7 +228,7 @@ pub(crate) fn declare_the_same(one: &str, other: &str) -> bool {
 }
 
 /// Whether a text declares collections and nothing else: names in braces, between them spaces, commas and comments.
-#[cfg(feature = "documents")]
+#[cfg(any(feature = "documents", feature = "mongodb"))]
 pub(crate) fn declares_collections(text: &str) -> bool {
     let lines = text.lines().map(|line| line.split_once("--").map_or(line, |(before, _)| before));
     let mut pieces = lines.flat_map(|line| pieces(line).collect::<Vec<_>>());
@@ -216,7 +238,16 @@ pub(crate) fn declares_collections(text: &str) -> bool {
     })
 }
 
-#[cfg(all(test, any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents")))]
+#[cfg(all(
+    test,
+    any(
+        feature = "sqlite",
+        feature = "postgres",
+        feature = "mysql",
+        feature = "documents",
+        feature = "mongodb"
+    )
+))]
 mod tests {
     use super::*;
 

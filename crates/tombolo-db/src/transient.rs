@@ -27,6 +27,11 @@ const MYSQL: &[u16] = &[
     1637, 1836, 1927, 1969, 3024, 3058, 3100, 3101, 3168, 3169, 3572, 4031,
 ];
 
+/// What PostgreSQL says of a database that is not there, and MySQL and MariaDB.
+const POSTGRES_UNKNOWN: &str = "3D000";
+#[cfg(feature = "mysql")]
+const MYSQL_UNKNOWN: u16 = 1049;
+
 /// The length of PostgreSQL's codes; those of SQLite are shorter.
 const SQLSTATE_BYTES: usize = 5;
 
@@ -37,6 +42,10 @@ pub fn is_transient(error: &(dyn StdError + 'static)) -> bool {
     while let Some(error) = next {
         if let Some(error) = error.downcast_ref::<sqlx::Error>() {
             return sqlx_is_transient(error);
+        }
+        #[cfg(feature = "mongodb")]
+        if let Some(error) = error.downcast_ref::<::mongodb::error::Error>() {
+            return crate::mongodb::is_transient(error);
         }
         if let Some(error) = error.downcast_ref::<crate::Error>() {
             return error.is_transient();
@@ -56,6 +65,16 @@ fn sqlx_is_transient(error: &sqlx::Error) -> bool {
         sqlx::Error::Database(error) => database_is_transient(&**error),
         _ => false,
     }
+}
+
+/// Whether a server answered that it has no database of the name.
+pub(crate) fn names_no_database(error: &sqlx::Error) -> bool {
+    let Some(error) = error.as_database_error() else { return false };
+    #[cfg(feature = "mysql")]
+    if let Some(number) = mysql_number(error) {
+        return number == MYSQL_UNKNOWN;
+    }
+    error.code().is_some_and(|code| code == POSTGRES_UNKNOWN)
 }
 
 fn database_is_transient(error: &dyn DatabaseError) -> bool {

@@ -66,6 +66,9 @@ pub use tombolo_db::sqlite;
 #[cfg(feature = "documents")]
 pub use tombolo_db::documents;
 
+/// MongoDB as a service's database: `mongodb::Mongodb` and `mongodb::Tx`, with the driver beside them as `mongodb::driver`.
+#[cfg(feature = "mongodb")]
+pub use tombolo_db::mongodb;
 /// MySQL and MariaDB as a service's database: `mysql::Mysql` and `mysql::Tx`.
 #[cfg(feature = "mysql")]
 pub use tombolo_db::mysql;

@@ -134,12 +134,13 @@ pub fn database_or(default: &str) -> String {
 }
 
 /// The kind of database that an address names, as [`tombolo_db::Outbox::kind`] calls it: `sqlite` (also for a plain path),
-/// `postgres`, `mysql`, or whatever else stands before its colon. For a program that is built for several.
+/// `postgres`, `mysql`, `mongodb`, or whatever else stands before its colon. For a program that is built for several.
 #[must_use]
 pub fn database_kind(address: &str) -> &str {
     match address.split_once(':') {
         Some(("postgres" | "postgresql", _)) => "postgres",
         Some(("mysql" | "mariadb", _)) => "mysql",
+        Some(("mongodb" | "mongodb+srv", _)) => "mongodb",
         Some((scheme, rest)) if scheme != "sqlite" && rest.starts_with("//") => scheme,
         _ => "sqlite",
     }
@@ -168,11 +169,13 @@ mod tests {
             ("postgresql://db", "postgres"),
             ("mysql://db/users", "mysql"),
             ("mariadb://db/users", "mysql"),
+            ("mongodb://a,b/users?replicaSet=rs0", "mongodb"),
+            ("mongodb+srv://cluster/users", "mongodb"),
             ("sqlite:orders.db", "sqlite"),
             ("sqlite:///data/orders.db?mode=rwc", "sqlite"),
             ("orders.db", "sqlite"),
             ("C:/orders.db", "sqlite"),
-            ("mongodb+srv://db/orders", "mongodb+srv"),
+            ("cassandra+tls://db/orders", "cassandra+tls"),
         ] {
             assert_eq!(database_kind(address), kind, "{address}");
         }

@@ -10,6 +10,9 @@ const SKIPPED: &str = "skipped:";
 /// How it says that it lacked a server.
 const MISSING_SERVER: &str = "is not set";
 
+/// How it says that it lacked one which a full run may lack, because it is not to be had everywhere.
+const ABSENT_SERVER: &str = "is not to be had here";
+
 /// What has been counted.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Tally {
@@ -19,6 +22,8 @@ pub(super) struct Tally {
     skipped: u64,
     /// Skipped for want of a server: each is one whole test.
     missing: u64,
+    /// The same for want of one that a full run may lack.
+    absent: u64,
     /// Inside the output of tests that passed, which is not shown.
     hidden: bool,
     /// A run that failed without a failed test: it did not build, or crashed.
@@ -54,6 +59,7 @@ impl Tally {
         let skip = line.starts_with(SKIPPED);
         self.skipped += u64::from(skip);
         self.missing += u64::from(skip && line.contains(MISSING_SERVER));
+        self.absent += u64::from(skip && line.contains(ABSENT_SERVER));
         skip
     }
 
@@ -87,7 +93,7 @@ impl Tally {
 
 impl fmt::Display for Tally {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let passed = self.passed.saturating_sub(self.missing);
+        let passed = self.passed.saturating_sub(self.missing + self.absent);
         write!(out, "{passed} passed, {} failed, {} skipped", self.failed, self.skipped + self.ignored)
     }
 }
@@ -143,6 +149,14 @@ test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; fini
         let (tally, _) = tally(RUN);
         assert!(tally.verdict(false).unwrap_err().to_string().contains("missing server"));
         assert!(tally.verdict(true).is_ok());
+    }
+
+    #[test]
+    fn a_full_run_may_lack_what_is_not_to_be_had_and_does_not_count_it_as_passed() {
+        let run = RUN.replace("TOMBOLO_TEST_POSTGRES is not set", "MongoDB is not to be had here");
+        let (tally, _) = tally(&run);
+        assert_eq!(tally.to_string(), "1 passed, 0 failed, 3 skipped");
+        assert!(tally.verdict(false).is_ok());
     }
 
     #[test]

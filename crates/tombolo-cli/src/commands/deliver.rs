@@ -49,16 +49,20 @@ const GRACE: Duration = Duration::from_secs(5);
 pub(crate) async fn deliver(arguments: Deliver) -> Result<()> {
     trace();
     let database = OfDatabase::from(&arguments.database);
-    if !matches!(Opened::of(&database)?, Opened::Documents(_)) {
-        checked(&database).await?;
+    let opened = Opened::of(&database).await?;
+    if let Some(why) = opened.without_sql() {
+        return Err(Error::usage(format!(
+            "{why}, so other programs cannot apply events there; expected sqlite:PATH, postgres://… or mysql://…"
+        )));
     }
-    match Opened::of(&database)? {
+    checked(&database).await?;
+    match opened {
         Opened::Sqlite(database) => begin(database, arguments).await,
         Opened::Postgres(database) => begin(database, arguments).await,
         Opened::Mysql(database) => begin(database, arguments).await,
-        Opened::Documents(_) => Err(Error::usage(
-            "documents have no SQL, so other programs cannot apply events there; expected sqlite:PATH, postgres://… or mysql://…",
-        )),
+        Opened::Documents(database) => begin(database, arguments).await,
+        #[cfg(feature = "mongodb")]
+        Opened::Mongodb(database) => begin(database, arguments).await,
     }
 }
 

@@ -24,16 +24,20 @@ use crate::output::without_password;
 pub(crate) async fn relay(arguments: Relay) -> Result<()> {
     trace();
     let database = OfDatabase::from(&arguments.database);
-    if !matches!(Opened::of(&database)?, Opened::Documents(_)) {
-        checked(&database).await?;
+    let opened = Opened::of(&database).await?;
+    if let Some(why) = opened.without_sql() {
+        return Err(Error::usage(format!(
+            "{why}, so other programs cannot publish there; expected sqlite:PATH, postgres://… or mysql://…"
+        )));
     }
-    match Opened::of(&database)? {
+    checked(&database).await?;
+    match opened {
         Opened::Sqlite(database) => ship(database, arguments).await,
         Opened::Postgres(database) => ship(database, arguments).await,
         Opened::Mysql(database) => ship(database, arguments).await,
-        Opened::Documents(_) => Err(Error::usage(
-            "documents have no SQL, so other programs cannot publish there; expected sqlite:PATH, postgres://… or mysql://…",
-        )),
+        Opened::Documents(database) => ship(database, arguments).await,
+        #[cfg(feature = "mongodb")]
+        Opened::Mongodb(database) => ship(database, arguments).await,
     }
 }
 

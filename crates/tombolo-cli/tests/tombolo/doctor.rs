@@ -57,3 +57,28 @@ fn a_manifest_that_cannot_be_read_is_the_one_failure() {
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("FAIL") && said.contains("1 failed"), "{said}");
 }
+
+#[test]
+fn a_database_that_dev_would_make_is_no_failure_unless_the_manifest_only_has_it_checked() {
+    for variable in ["TOMBOLO_TEST_POSTGRES", "TOMBOLO_TEST_MARIADB"] {
+        let Ok(server) = std::env::var(variable) else {
+            eprintln!("skipped: a database on a server: {variable} is not set");
+            continue;
+        };
+        let (server, _) = server.rsplit_once('/').unwrap();
+        for (env, verdict) in [("", "pass"), ("env = { TOMBOLO_SCHEMA = \"check\" }\n", "fail")] {
+            let stage = Stage::with(&format!(
+                "[services.users]\ncommand = [\"{{service}}\"]\ndatabase = \"{server}/that_nobody_made\"\n{env}"
+            ));
+            let output = stage.run(&["doctor", ".", "--format", "json"]);
+            let said = String::from_utf8(output.stdout).unwrap();
+            let found = checks(&said);
+            let is_its = |(found, of, what): &&(String, String, String)| {
+                of == "users"
+                    && found == verdict
+                    && (what.contains("not made yet") || what.contains("create it"))
+            };
+            assert_eq!(found.iter().filter(is_its).count(), 1, "{variable} {env}: {said}");
+        }
+    }
+}

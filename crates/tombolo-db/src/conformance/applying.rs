@@ -6,7 +6,7 @@ use tombolo_event::{Cursor, EventId};
 use uuid::Uuid;
 
 use super::stage::{LONG, Ready, service};
-use super::{Case, Fixture, Foreign, Own, Stage};
+use super::{Abilities, Case, Fixture, Foreign, Own, Stage};
 use crate::{Cursors, ForeignParts, Outbox, Schema};
 
 pub(super) fn cases<F: Fixture>() -> Vec<Case<F>> {
@@ -14,7 +14,7 @@ pub(super) fn cases<F: Fixture>() -> Vec<Case<F>> {
         Case::new(another_program_moves_the_cursor_with_its_effect).needing(|abilities| abilities.foreign),
         Case::new(an_event_is_applied_once_by_another_program).needing(|abilities| abilities.foreign),
         Case::new(what_is_not_the_next_event_is_not_applied).needing(|abilities| abilities.foreign),
-        Case::new(of_two_programs_that_apply_at_once_one_does).needing(|abilities| abilities.late_commits),
+        Case::new(of_two_programs_that_apply_at_once_one_does).needing(Abilities::foreign_at_once),
     ]
 }
 

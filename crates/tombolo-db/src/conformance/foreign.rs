@@ -12,7 +12,7 @@ use super::schedule::seed;
 use super::stage::{
     Noted, Ready, assert_contiguous, assert_each_key_is_in_order, event_of, names, noted, service, stand_at,
 };
-use super::{Case, Fixture, Foreign, ForeignRow, Own, Stage};
+use super::{Abilities, Case, Fixture, Foreign, ForeignRow, Own, Stage};
 use crate::{Depth, ForeignParts, Kind, Outbox, OutboxRow, Recovery, RoundLimit, Schema};
 
 pub(super) fn cases<F: Fixture>() -> Vec<Case<F>> {
@@ -35,7 +35,7 @@ pub(super) fn cases<F: Fixture>() -> Vec<Case<F>> {
         Case::new(a_foreign_key_is_locked_until_the_commit),
     ];
     let cases = cases.into_iter().map(|case| case.needing(|abilities| abilities.foreign));
-    let at_once = at_once.into_iter().map(|case| case.needing(|abilities| abilities.late_commits));
+    let at_once = at_once.into_iter().map(|case| case.needing(Abilities::foreign_at_once));
     cases.chain(at_once).collect()
 }
 

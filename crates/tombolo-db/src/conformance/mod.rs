@@ -192,6 +192,13 @@ pub struct Abilities {
     pub foreign: Ability,
 }
 
+impl Abilities {
+    /// Two other programs can write at once.
+    fn foreign_at_once(&self) -> Ability {
+        if self.foreign == Ability::Can { self.late_commits } else { self.foreign }
+    }
+}
+
 /// What became of a case.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {

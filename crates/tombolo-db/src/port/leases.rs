@@ -94,7 +94,13 @@ pub struct Standing {
 }
 
 /// What the databases count of a subscription before they decide.
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
+#[cfg(any(
+    feature = "sqlite",
+    feature = "postgres",
+    feature = "mysql",
+    feature = "documents",
+    feature = "mongodb"
+))]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Counts {
     pub(crate) partitions: i64,
@@ -108,7 +114,13 @@ pub(crate) struct Counts {
     pub(crate) rank: i64,
 }
 
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
+#[cfg(any(
+    feature = "sqlite",
+    feature = "postgres",
+    feature = "mysql",
+    feature = "documents",
+    feature = "mongodb"
+))]
 impl Counts {
     /// How many partitions the member holds if it claims now.
     pub(crate) fn due(self, share: Share) -> usize {
@@ -134,7 +146,13 @@ impl Counts {
 }
 
 /// A later life of the same replica is there.
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
+#[cfg(any(
+    feature = "sqlite",
+    feature = "postgres",
+    feature = "mysql",
+    feature = "documents",
+    feature = "mongodb"
+))]
 pub(crate) fn outlived(subscription: &str) -> crate::Error {
     crate::Error::new(
         crate::Kind::Fenced,
@@ -144,7 +162,16 @@ pub(crate) fn outlived(subscription: &str) -> crate::Error {
     )
 }
 
-#[cfg(all(test, any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents")))]
+#[cfg(all(
+    test,
+    any(
+        feature = "sqlite",
+        feature = "postgres",
+        feature = "mysql",
+        feature = "documents",
+        feature = "mongodb"
+    )
+))]
 mod tests {
     use super::*;
 

@@ -123,7 +123,13 @@ pub trait Parking: Send + Sync + 'static {
 }
 
 /// The parked event is not there: whoever holds the lease took it out.
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
+#[cfg(any(
+    feature = "sqlite",
+    feature = "postgres",
+    feature = "mysql",
+    feature = "documents",
+    feature = "mongodb"
+))]
 pub(crate) fn not_parked(claim: &Claim, sequence: u64) -> crate::Error {
     crate::Error::new(
         crate::Kind::CursorMoved,

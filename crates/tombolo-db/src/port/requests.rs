@@ -43,7 +43,13 @@ pub trait Requests: Send + Sync + 'static {
 }
 
 /// What whoever comes too late is told.
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
+#[cfg(any(
+    feature = "sqlite",
+    feature = "postgres",
+    feature = "mysql",
+    feature = "documents",
+    feature = "mongodb"
+))]
 pub(crate) fn not_open(request: Uuid) -> crate::Error {
     crate::Error::new(
         crate::Kind::Refused,
@@ -52,7 +58,13 @@ pub(crate) fn not_open(request: Uuid) -> crate::Error {
 }
 
 /// What an operator is told when too much waits.
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "documents"))]
+#[cfg(any(
+    feature = "sqlite",
+    feature = "postgres",
+    feature = "mysql",
+    feature = "documents",
+    feature = "mongodb"
+))]
 pub(crate) fn too_many(waiting: i64) -> crate::Error {
     crate::Error::new(
         crate::Kind::Refused,

@@ -114,3 +114,19 @@ async fn the_suite_catches_every_fault_of_mariadb() {
         server.remove().await;
     }
 }
+
+#[cfg(feature = "mongodb")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_suite_catches_every_fault_of_mongodb() {
+    use crate::mongodb::{ABILITIES, Server};
+    // About rows of other programs, which it has none of.
+    let elsewhere = [Mutant::ForeignRemovedApart, Mutant::ForeignSteppedOver, Mutant::ForeignAppliesTwice];
+    let is_there = |(fault, case): &&(Mutant, &str)| !elsewhere.contains(fault) && !case.contains("foreign_");
+    for &(fault, case) in FAULTS.iter().filter(is_there) {
+        let Some(mut server) = Server::start("fault").await else { return };
+        server.fault = Some(fault);
+        let server = Arc::new(server);
+        assert_caught(server.clone(), ABILITIES, fault, case).await;
+        server.remove().await;
+    }
+}

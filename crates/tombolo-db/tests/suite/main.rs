@@ -11,6 +11,8 @@ mod postgres;
 mod mysql;
 #[cfg(feature = "documents")]
 mod documents;
+#[cfg(feature = "mongodb")]
+mod mongodb;
 #[cfg(feature = "mutants")]
 mod faults;
 
@@ -50,6 +52,19 @@ async fn mariadb_passes_the_suite() {
     let server = Arc::new(server);
     let name = "mariadb";
     let report = conformance::report(name, mysql::ABILITIES, server.clone(), &|_| true).await;
+    server.remove().await;
+    let failed: Vec<_> =
+        report.iter().filter(|(_, outcome)| matches!(outcome, conformance::Outcome::Failed(_))).collect();
+    assert!(failed.is_empty(), "{name}: {} of {} cases failed: {failed:#?}", failed.len(), report.len());
+}
+
+#[cfg(feature = "mongodb")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn mongodb_passes_the_suite() {
+    let Some(server) = mongodb::Server::start("suite").await else { return };
+    let server = Arc::new(server);
+    let name = "mongodb";
+    let report = conformance::report(name, mongodb::ABILITIES, server.clone(), &|_| true).await;
     server.remove().await;
     let failed: Vec<_> =
         report.iter().filter(|(_, outcome)| matches!(outcome, conformance::Outcome::Failed(_))).collect();

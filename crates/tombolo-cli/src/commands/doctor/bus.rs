@@ -54,12 +54,19 @@ pub(crate) async fn look(
             }
             archive::look(&*bus, &topics, named.archive, checks).await;
         }
-        Err(error) => {
-            let fix = "start it, or correct the address; services go on without it, and their outboxes fill";
-            checks.fail(BUS, ANSWERS, &error.to_string(), fix);
-        }
+        Err(error) => checks.fail(BUS, ANSWERS, &error.to_string(), remedy(error.kind())),
     }
     bus.close().await;
+}
+
+/// What to do about a bus that does not answer.
+fn remedy(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Configuration => {
+            "do what the error says: nothing makes or sets up what a bus runs on, `tombolo dev` neither"
+        }
+        _ => "start it, or correct the address; services go on without it, and their outboxes fill",
+    }
 }
 
 async fn topic(bus: &dyn Bus, descriptor: &Descriptor, checks: &mut Checks) {

@@ -25,6 +25,8 @@ pub(crate) struct Service {
     pub(crate) name: String,
     /// The URL of its database.
     pub(crate) database: Option<String>,
+    /// Whether it makes Tombolo's tables there when `tombolo dev` starts it.
+    pub(crate) makes_tables: bool,
     pub(crate) descriptor: Option<Descriptor>,
 }
 
@@ -37,7 +39,8 @@ pub(crate) async fn look(
     let mut services = Vec::new();
     for looked in plan::look(manifest, folder)? {
         let descriptor = describe(&looked, checks).await;
-        services.push(Service { name: looked.name, database: looked.database, descriptor });
+        let Looked { name, database, makes_tables, .. } = looked;
+        services.push(Service { name, database, makes_tables, descriptor });
     }
     Ok(services)
 }
