@@ -273,3 +273,46 @@ fn unverified_issuer(token: &str) -> Result<String, Refused> {
     let issued = jsonwebtoken::dangerous::insecure_decode_claims::<Issued>(token);
     issued.map(|issued| issued.iss).map_err(|_| Refused::Form)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tombolo_bus::{Bus, Registration};
+
+    use super::*;
+    use crate::testing::WorldBus;
+
+    async fn looks_for_a_flood(mutation: Mutation) -> u64 {
+        let bus: Arc<dyn Bus> = Arc::new(WorldBus::calm());
+        let own = Registration {
+            service: "orders".parse().unwrap(),
+            replica: 1,
+            url: String::new(),
+            descriptor: "{}".into(),
+        };
+        let directory = Arc::new(Directory::new(bus, own, Vec::new()));
+        let signer = Arc::new(Signer::new("orders").unwrap());
+        let (clock, changes) = (Clock::stopped(), directory.changes());
+        let internal = Internal::new(signer, directory, clock.clone(), mutation);
+        for _ in 0..100 {
+            let token = Signer::new("stranger").unwrap().sign(None, "orders", clock.now()).unwrap();
+            let headers = HeaderMap::from_iter([(INTERNAL_HEADER.parse().unwrap(), token)]);
+            assert_eq!(internal.vouched(&headers).await.unwrap_err(), Refusal::Internal);
+        }
+        *changes.borrow()
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_unknown_keys_asks_the_bus_once_in_a_while() {
+        let begun = Instant::now();
+        let looks = looks_for_a_flood(Mutation::default()).await;
+        assert!((1..=1 + begun.elapsed().as_secs()).contains(&looks), "{looks} looks");
+        #[cfg(feature = "mutants")]
+        assert_eq!(
+            looks_for_a_flood(Mutation(Some(Mutant::AsksEachTime))).await,
+            100,
+            "the mutant is caught"
+        );
+    }
+}
