@@ -25,6 +25,9 @@ const ALGORITHM: &str = "TOMBOLO_IDENTITY_ALGORITHM";
 /// Whether somebody may register without a password, as in a demonstration; such a user can't sign in.
 const OPEN: &str = "TOMBOLO_IDENTITY_WITHOUT_PASSWORD";
 
+/// Whether anybody may look users up, not administrators alone.
+const PUBLIC: &str = "TOMBOLO_IDENTITY_PUBLIC";
+
 /// The shortest secret of a client, in bytes.
 const SECRET_BYTES_MIN: usize = 16;
 
@@ -49,6 +52,8 @@ pub struct Config {
     pub algorithm: Algorithm,
     /// Whether somebody may register without a password; such a user can't sign in.
     pub without_password: bool,
+    /// Whether anybody may look users up, not administrators alone.
+    pub public: bool,
 }
 
 impl Config {
@@ -65,6 +70,7 @@ impl Config {
             rotate_every: Duration::from_secs(30 * 24 * 3600),
             algorithm: Algorithm::ES256,
             without_password: false,
+            public: false,
         }
     }
 
@@ -80,7 +86,19 @@ impl Config {
     /// # Errors
     /// `Settings` for a value that cannot be meant.
     pub fn from_env(key_file: PathBuf) -> Result<Self> {
-        let mut config = Self::new(&issuer()?, sealing_key(key_file)?);
+        Self::new(&issuer()?, sealing_key(key_file)?).with_env()
+    }
+
+    /// The same for a program that has an address of its own where the environment names none.
+    ///
+    /// # Errors
+    /// As [`Config::from_env`].
+    pub fn from_env_or(address: &str, key_file: PathBuf) -> Result<Self> {
+        Self::new(&issuer().unwrap_or_else(|_| address.to_owned()), sealing_key(key_file)?).with_env()
+    }
+
+    fn with_env(mut self) -> Result<Self> {
+        let config = &mut self;
         if let Some(audience) = value(AUDIENCE) {
             config.audience = audience;
         }
@@ -103,7 +121,8 @@ impl Config {
             config.algorithm = parse_algorithm(&algorithm)?;
         }
         config.without_password = value(OPEN).is_some_and(|open| open == "true");
-        Ok(config)
+        config.public = value(PUBLIC).is_some_and(|public| public == "true");
+        Ok(self)
     }
 }
 

@@ -13,10 +13,10 @@ use {
 };
 
 use super::Starting;
-#[cfg(feature = "auth")]
-use crate::directory::Directory;
 use crate::life::Tasks;
-use crate::{App, Clock, Error, Kind, Result, Service};
+use crate::{App, Error, Kind, Result, Service};
+#[cfg(feature = "auth")]
+use crate::{Clock, directory::Directory};
 use tombolo_event::descriptor::Descriptor;
 
 /// What the service is guarded by, before it is known who else there is.
