@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tombolo::auth::token::Algorithm;
-use tombolo::settings::{LISTEN, Secret, URL};
+use tombolo::settings::{LISTEN, Secret, URL, database_kind};
 use tombolo::{Error, Kind, Result};
 
 use crate::sealing::SealingKey;
@@ -126,6 +126,18 @@ impl Config {
     }
 }
 
+/// Where the key-encryption key lies unless the environment says another place: beside the database's file, or else in a file of the
+/// service's name in the working folder.
+#[must_use]
+pub fn key_file(address: &str, service: &str) -> PathBuf {
+    if database_kind(address) != "sqlite" {
+        return PathBuf::from(format!("{service}.key"));
+    }
+    let file = address.trim_start_matches("sqlite:").trim_start_matches("//");
+    let file = file.split_once('?').map_or(file, |(file, _)| file);
+    PathBuf::from(format!("{file}.key"))
+}
+
 fn value(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
@@ -145,6 +157,10 @@ fn issuer() -> Result<String> {
 }
 
 fn sealing_key(key_file: PathBuf) -> Result<SealingKey> {
+    // A program that only describes itself seals nothing, and leaves no file.
+    if env::args().nth(1).is_some() {
+        return SealingKey::generate();
+    }
     match value(KEY) {
         Some(key) => SealingKey::parse(KEY, &key),
         None => SealingKey::in_file(&value(KEY_FILE).map_or(key_file, PathBuf::from)),
@@ -189,6 +205,18 @@ mod tests {
         for text in ["orders", "orders=hush", "=0123456789abcdef"] {
             let refused = parse_clients(text).unwrap_err().to_string();
             assert!(refused.contains("entry 1") && !refused.contains("hush"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn the_key_lies_beside_the_database_if_that_is_a_file() {
+        for (address, file) in [
+            ("sqlite:identity.db", "identity.db.key"),
+            ("sqlite:///data/users.db?mode=rwc", "/data/users.db.key"),
+            ("data/users.db", "data/users.db.key"),
+            ("mysql://root@db/users", "users.key"),
+        ] {
+            assert_eq!(key_file(address, "users"), PathBuf::from(file), "{address}");
         }
     }
 

@@ -39,7 +39,7 @@ use keyring::Keyring;
 use password::Passwords;
 
 pub use accounts::{Profile, profile};
-pub use config::Config;
+pub use config::{Config, key_file};
 pub use names::{DefaultNames, Names};
 pub use sealing::SealingKey;
 pub use store::{Account, Refresh, Store, StoredKey};

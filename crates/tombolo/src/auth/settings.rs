@@ -224,27 +224,25 @@ impl Auth {
     /// # Errors
     /// `Settings` for what is missing or cannot be meant.
     pub fn from_env() -> Result<Self> {
-        Self::from_variables(&env::vars().filter(|(name, _)| name.starts_with(WAY)).collect())
+        Self::local("").with_env()
     }
 
-    fn from_variables(variables: &BTreeMap<String, String>) -> Result<Self> {
-        let value = |name: &str| variables.get(name).map(String::as_str).filter(|value| !value.is_empty());
-        let way: Way = value(WAY).unwrap_or("local").parse()?;
-        let issuer = value(ISSUER).or((way == Way::Gateway).then_some("")).ok_or_else(|| {
-            let message = format!(
-                "{ISSUER} is not set; expected the address of the identity service or of another issuer"
-            );
-            Error::new(Kind::Settings, message)
-        })?;
-        let mut auth = Self::new(way, issuer);
+    /// The same, but for what the environment says.
+    ///
+    /// # Errors
+    /// As [`Auth::from_env`].
+    pub fn with_env(self) -> Result<Self> {
+        self.with_variables(&env::vars().filter(|(name, _)| name.starts_with(WAY)).collect())
+    }
+
+    fn with_variables(self, variables: &BTreeMap<String, String>) -> Result<Self> {
+        let mut auth = self.reached_by(variables)?;
+        let value = |name: &str| given(variables, name);
         if let Some(doors) = value(DOORS) {
             auth = auth.doors(&doors.split(',').map(str::trim).collect::<Vec<_>>());
         }
         if let Some(audience) = value(AUDIENCE) {
             auth = auth.audience(audience);
-        }
-        if let (Some(client), Some(secret)) = (value(CLIENT), value(SECRET)) {
-            auth = auth.client(client, secret);
         }
         match value(TOPIC) {
             Some("none") => auth = auth.without_blocks(),
@@ -254,8 +252,30 @@ impl Auth {
         if let Some(life) = seconds(LIFE, value(LIFE))? {
             auth = auth.token_life(life);
         }
-        auth.central_after = seconds(CENTRAL_AFTER, value(CENTRAL_AFTER))?;
+        if let Some(after) = seconds(CENTRAL_AFTER, value(CENTRAL_AFTER))? {
+            auth = auth.central_after(after);
+        }
         Ok(auth)
+    }
+
+    /// Which way, which issuer, and as whom that is asked.
+    fn reached_by(mut self, variables: &BTreeMap<String, String>) -> Result<Self> {
+        if let Some(way) = given(variables, WAY) {
+            self.way = way.parse()?;
+        }
+        if let Some(issuer) = given(variables, ISSUER) {
+            issuer.clone_into(&mut self.issuer.name);
+        }
+        if self.issuer.name.is_empty() && self.way != Way::Gateway {
+            let message = format!(
+                "{ISSUER} is not set; expected the address of the identity service or of another issuer"
+            );
+            return Err(Error::new(Kind::Settings, message));
+        }
+        if let (Some(client), Some(secret)) = (given(variables, CLIENT), given(variables, SECRET)) {
+            self = self.client(client, secret);
+        }
+        Ok(self)
     }
 
     fn expected(&self) -> Expected {
@@ -340,6 +360,11 @@ impl Auth {
     }
 }
 
+/// What a variable says; one that is empty says nothing.
+fn given<'v>(variables: &'v BTreeMap<String, String>, name: &str) -> Option<&'v str> {
+    variables.get(name).map(String::as_str).filter(|value| !value.is_empty())
+}
+
 fn seconds(name: &str, value: Option<&str>) -> Result<Option<Duration>> {
     let Some(value) = value else { return Ok(None) };
     match value.parse() {
@@ -363,7 +388,7 @@ mod tests {
 
     fn read(variables: &[(&str, &str)]) -> Result<Auth> {
         let owned = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        Auth::from_variables(&owned.collect())
+        Auth::local("").with_variables(&owned.collect())
     }
 
     #[test]
