@@ -22,6 +22,7 @@ mod remembered;
 pub mod blocks;
 mod trail;
 mod feed;
+mod propagation;
 mod keys;
 mod local;
 mod breaker;
@@ -43,6 +44,7 @@ use feed::Heard;
 use internal::Vouched;
 pub(crate) use internal::{ALGORITHMS as INTERNAL_ALGORITHMS, Internal, Signer};
 pub use internal::{INTERNAL_HEADER, INTERNAL_TYPE, LIFE as INTERNAL_LIFE};
+pub(crate) use propagation::Propagation;
 pub use refusal::Refusal;
 pub(crate) use settings::Opened;
 pub use settings::{Auth, Way};
@@ -122,6 +124,11 @@ impl Checks {
     /// The routes behind these checks.
     pub(crate) fn over<S: Clone + Send + Sync + 'static>(self, routes: Router<S>) -> Router<S> {
         routes.layer(Extension(self))
+    }
+
+    /// The way of routes that name no other.
+    pub(crate) fn way(&self) -> Way {
+        self.way
     }
 
     fn of(&self, way: Way) -> Result<&Arc<dyn Check>, Refusal> {
