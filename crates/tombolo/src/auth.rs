@@ -49,6 +49,7 @@ pub(crate) use propagation::Propagation;
 pub use refusal::Refusal;
 pub(crate) use settings::Opened;
 pub use settings::{Auth, Way};
+pub use tombolo_event::propagation::{STANDING, Standing};
 pub(crate) use trail::InDatabase;
 
 use crate::current::Current;

@@ -250,8 +250,7 @@ impl Starting {
         let directory = Arc::new(Directory::new(Arc::clone(&bus), own, needed(descriptor)));
         let inbox = Arc::new(Inbox::new(Arc::clone(&metrics)));
         let token = settings.operator_token.clone().map(|token| token.0);
-        let desk = Desk::new(Arc::clone(&bus), &descriptor.service, token);
-        let desk = Arc::new(desk);
+        let desk = Arc::new(Desk::new(Arc::clone(&bus), &descriptor.service, token));
         let (board, progress, stop) = (Arc::default(), Arc::default(), CancellationToken::new());
         let holder = prepared.builds.sharing().replica();
         let lease = settings.lease;

@@ -10,8 +10,8 @@ use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::{Extension, Json};
 use serde::Deserialize;
+use tombolo::auth::Standing;
 use tombolo::{Problem, Transaction};
-use tombolo_event::propagation::Standing;
 
 use crate::accounts::Shown;
 use crate::caller::Steward;

@@ -7,8 +7,8 @@ use std::marker::PhantomData;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use tombolo::auth::{STANDING, Standing};
 use tombolo::{Event, Question};
-use tombolo_event::propagation::{STANDING, Standing};
 
 use crate::names::{Joined, Names};
 

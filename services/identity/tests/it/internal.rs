@@ -18,10 +18,9 @@ use tokio_util::task::AbortOnDropHandle;
 use tombolo::auth::door::Place;
 use tombolo::auth::mutant::Mutant;
 use tombolo::auth::{Auth, Caller, Door, INTERNAL_HEADER, Refusal, User, Way};
-use tombolo::bus::Bus;
+use tombolo::bus::{Bus, Registration};
 use tombolo::sqlite::Sqlite;
 use tombolo::{App, Problem, Question, Running, Service};
-use tombolo_bus::Registration;
 
 use crate::doors::{Manner, corpus};
 use crate::stage::{Answer, Stage, eventually};

@@ -13,9 +13,7 @@ use reqwest::{Client, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 use sqlx::{Connection, SqliteConnection};
 use tokio::process::{Child, Command};
-use tombolo::bus::{Bus, Log, Options};
-use tombolo_bus::Read;
-use tombolo_event::{Cursor, Envelope};
+use tombolo::bus::{Bus, Cursor, Envelope, Log, Options, Read};
 
 use crate::engines::serve;
 use crate::stage::{PASSWORD, eventually};

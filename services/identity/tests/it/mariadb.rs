@@ -21,12 +21,15 @@ struct Scratch {
 
 impl Scratch {
     /// None, with a line that says so, where there is no server.
-    fn new() -> Option<Self> {
+    async fn new() -> Option<Self> {
         let Some(url) = env::var("TOMBOLO_TEST_MARIADB").ok().filter(|url| !url.is_empty()) else {
             eprintln!("skipped: mariadb: TOMBOLO_TEST_MARIADB is not set; run cargo xtask test --install");
             return None;
         };
         let name = format!("identity_{}", &Uuid::new_v4().simple().to_string()[..12]);
+        let mut connection = MySqlConnection::connect(&url).await.unwrap();
+        let create = AssertSqlSafe(format!("CREATE DATABASE {name} CHARACTER SET utf8mb4"));
+        sqlx::raw_sql(create).execute(&mut connection).await.unwrap();
         Some(Self { server: url.trim_end_matches('/').rsplit_once('/').unwrap().0.to_owned(), name })
     }
 
@@ -69,7 +72,7 @@ async fn as_operator(stage: &Stage, at: &Running<Mysql>, method: Method, path: &
 
 #[tokio::test]
 async fn users_sign_in_refresh_and_are_blocked() {
-    let Some(scratch) = Scratch::new() else { return };
+    let Some(scratch) = Scratch::new().await else { return };
     let stage = Stage::new();
     let identity = scratch.start(&stage).await;
     for email in ["ada@example.org", "adá@example.org"] {
@@ -109,7 +112,7 @@ async fn users_sign_in_refresh_and_are_blocked() {
 /// Blocks and unblocks beside sign-ins and refreshes of the same user, at two replicas.
 #[tokio::test]
 async fn what_happens_at_once_ends_in_one_order() {
-    let Some(scratch) = Scratch::new() else { return };
+    let Some(scratch) = Scratch::new().await else { return };
     let stage = Stage::new();
     let (first, second) = (scratch.start(&stage).await, scratch.start(&stage).await);
     let body = json!({ "name": "Ada", "email": "ada@example.org", "password": PASSWORD });
