@@ -1,6 +1,6 @@
 //! A service's HTTP side: the user's own routes, and beside them what every service answers.
 //!
-//! `GET /health` (the process runs), `GET /ready` (it serves), `GET /metrics`, `GET /tombolo/status`, `GET /tombolo/views`,
+//! `GET /health` (the process runs, and what is wrong with it), `GET /ready` (it serves), `GET /metrics`, `GET /tombolo/status`, `GET /tombolo/views`,
 //! `GET /tombolo/descriptor`, `POST /tombolo/questions/{name}`; for operators `/tombolo/requests` and `/tombolo/recovery`.
 
 use axum::body::Body;
@@ -9,7 +9,8 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use http::{HeaderMap, StatusCode, header};
+use http::request::Parts;
+use http::{StatusCode, header};
 use serde_json::value::RawValue;
 use tokio::sync::watch;
 use tombolo_db::Database;
@@ -32,7 +33,7 @@ pub(crate) fn router<D: Database>(
     ready: Vec<watch::Receiver<bool>>,
 ) -> Router {
     let own = Router::new()
-        .route("/health", get(async || "ok"))
+        .route("/health", get(health))
         .route("/ready", get(move || is_ready(ready.clone())))
         .route("/metrics", get(metrics::<D>))
         .route("/tombolo/status", get(status::<D>))
@@ -55,6 +56,17 @@ async fn with_current<D: Database>(
     let mut response = current.clone().scope(next.run(request)).instrument(span).await;
     freshness::answer(app.database(), &current, response.headers_mut()).await;
     response
+}
+
+/// The process runs; what it cannot know is said, but is no reason to end it.
+#[cfg(feature = "auth")]
+async fn health(parts: Parts) -> String {
+    crate::auth::complaint(&parts).map_or_else(|| "ok".to_owned(), |wrong| format!("degraded: {wrong}"))
+}
+
+#[cfg(not(feature = "auth"))]
+async fn health() -> &'static str {
+    "ok"
 }
 
 /// Whether everything is there that the service does not serve without.
@@ -82,8 +94,14 @@ async fn views<D: Database>(State(app): State<App<D>>) -> Result<Json<ViewsStatu
 async fn question<D: Database>(
     State(app): State<App<D>>,
     Path(name): Path<String>,
-    headers: HeaderMap,
+    parts: Parts,
     body: String,
 ) -> Result<Json<Box<RawValue>>, Problem> {
-    answer::answer(&app, Current::from_headers(&headers), &name, &body).await.map(Json)
+    #[cfg_attr(not(feature = "auth"), expect(unused_mut, reason = "only checks say who asks"))]
+    let mut current = Current::from_headers(&parts.headers);
+    #[cfg(feature = "auth")]
+    {
+        current.for_whom = std::sync::Arc::new(std::sync::Mutex::new(crate::auth::for_whom(&parts).await));
+    }
+    answer::answer(&app, current, &name, &body).await.map(Json)
 }

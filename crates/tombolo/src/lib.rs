@@ -77,12 +77,13 @@ pub use tombolo_db::mysql;
 pub use tombolo_db::postgres;
 
 /// A bus in the program itself, for several services in one process: the embedded log, given to each by [`Service::bus`], and
-/// the server by which other processes reach it.
+/// the server by which other processes reach it; and what a program needs that reads a topic by itself.
 pub mod bus {
-    pub use tombolo_bus::Bus;
     pub use tombolo_bus::embedded::{Log, Options};
     #[cfg(feature = "server")]
     pub use tombolo_bus::server::{Listen, Server};
+    pub use tombolo_bus::{Bus, Read, Registration};
+    pub use tombolo_event::{Cursor, Envelope};
 }
 
 /// The pauses before a task of the service begins anew what the bus or the database broke off.

@@ -6,8 +6,13 @@ mod stage;
 mod stub;
 mod signing_in;
 mod doors;
+mod internal;
 mod rotation;
 mod blocks;
 mod secrets;
 mod engines;
 mod crashes;
+mod kills;
+mod languages;
+#[cfg(feature = "mysql")]
+mod mariadb;
