@@ -1,0 +1,224 @@
+//! What a running gateway is: its table in force, and the tasks that it owns.
+//!
+//! Invariant: every task is counted, and has ended when [`Gateway::stop`] returns.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use http::Uri;
+use tokio::net::TcpListener;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admin;
+use crate::config::{Settings, Source};
+use crate::error::{Error, Kind, Result};
+use crate::log::{Log, Observer, Sink};
+use crate::metrics::Metrics;
+use crate::server::{self, Door};
+use crate::table::{Known, Table};
+use crate::tls::Seal;
+use crate::upstream::{Ground, target, trust};
+
+/// How often what is not needed any more is forgotten.
+const FORGET_EVERY: Duration = Duration::from_secs(30);
+
+/// What all of a gateway's tasks share.
+pub(crate) struct Core {
+    table: RwLock<Arc<Table>>,
+    known: Mutex<Known>,
+    pub(crate) observer: Arc<Observer>,
+    pub(crate) ground: Ground,
+    is_draining: AtomicBool,
+}
+
+impl Core {
+    /// The table in force.
+    pub(crate) fn table(&self) -> Arc<Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether requests should come.
+    pub(crate) fn is_ready(&self) -> bool {
+        !self.is_draining.load(Ordering::Acquire)
+    }
+
+    async fn forget(&self) {
+        let mut clock = interval(FORGET_EVERY);
+        clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            clock.tick().await;
+            self.table().lanes.iter().for_each(|lane| lane.rates.forget());
+        }
+    }
+}
+
+/// A gateway that runs.
+pub struct Gateway {
+    core: Arc<Core>,
+    address: SocketAddr,
+    admin: Option<SocketAddr>,
+    visits: TaskTracker,
+    /// Ends the taking of requests.
+    drain: CancellationToken,
+    writer: Option<JoinHandle<()>>,
+}
+
+impl Gateway {
+    /// Listens, and passes requests on from now on. `log` takes the lines of the access log.
+    ///
+    /// # Errors
+    /// `Settings` for a certificate that cannot be used, `Machine` for an address that cannot be listened on.
+    pub async fn start(settings: Settings, log: Option<Sink>) -> Result<Self> {
+        let listener = bind(settings.listen).await?;
+        let admin = match settings.admin {
+            Some(listen) => Some(bind(listen).await?),
+            None => None,
+        };
+        let seal = settings.tls.as_ref().map(Seal::open).transpose()?.map(Arc::new);
+        let (log, writer) = log.map(Log::start).unzip();
+        let core = core(settings, Observer { metrics: Metrics::new(), log })?;
+        let (drain, visits) = (CancellationToken::new(), TaskTracker::new());
+        let at = |listener: &TcpListener| {
+            listener
+                .local_addr()
+                .map_err(|error| Error::new(Kind::Machine, "the own address is unknown").because(error))
+        };
+        let (address, admin_address) = (at(&listener)?, admin.as_ref().map(at).transpose()?);
+        let gateway = Self { core, address, admin: admin_address, visits, drain, writer };
+        gateway.spawn(listener, admin, seal);
+        Ok(gateway)
+    }
+
+    fn spawn(&self, listener: TcpListener, admin: Option<TcpListener>, seal: Option<Arc<Seal>>) {
+        let ground = &self.core.ground;
+        let limits = self.core.table().settings.limits;
+        if let Some(seal) = seal.clone() {
+            self.spawn_one(async move { seal.follow().await });
+        }
+        let core = self.core.clone();
+        self.spawn_one(async move { core.forget().await });
+        if let Some(admin) = admin {
+            let serve = admin::serve(admin, self.core.clone(), ground.stop.clone());
+            ground.tasks.spawn(serve);
+        }
+        let door =
+            Door { core: self.core.clone(), seal, drain: self.drain.clone(), visits: self.visits.clone() };
+        self.spawn_one(server::accept(door, listener, limits));
+    }
+
+    fn spawn_one(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.core.ground.stop.clone();
+        self.core.ground.tasks.spawn(async move { stop.run_until_cancelled_owned(task).await });
+    }
+
+    /// Where requests come in.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where operators look.
+    #[must_use]
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin
+    }
+
+    /// The replicas of a service are at these addresses from now on.
+    pub fn set_replicas(&self, service: &str, urls: impl IntoIterator<Item = Uri>) {
+        let targets: Vec<_> = urls.into_iter().map(target).collect();
+        let mut known = self.core.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.get(service) == Some(&targets) {
+            return;
+        }
+        tracing::info!(service, replicas = targets.len(), "the replicas of a service changed");
+        for upstream in self.core.table().upstreams() {
+            if matches!(&upstream.group.source, Source::Service(name) if name == service) {
+                upstream.set(targets.clone());
+            }
+        }
+        known.insert(service.to_owned(), targets);
+    }
+
+    /// Takes another configuration. Requests under way go on with the one that they began with.
+    ///
+    /// # Errors
+    /// `Settings` if it says what only a start can change: addresses, certificates' places.
+    pub fn reload(&self, settings: Settings) -> Result<()> {
+        let known = self.core.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.core.table();
+        for (what, changed) in [
+            ("the address", settings.listen != before.settings.listen),
+            ("the address of the admin port", settings.admin != before.settings.admin),
+            ("the place of the certificate", settings.tls != before.settings.tls),
+        ] {
+            if changed {
+                let message = format!(
+                    "{what} changed, which takes effect when the gateway is started again; the configuration before stays in force"
+                );
+                return Err(Error::new(Kind::Settings, message));
+            }
+        }
+        let core = &self.core;
+        let next = Table::new(settings, Some(&before), &core.ground, &core.observer.metrics, &known);
+        let next = Arc::new(next);
+        *core.table.write().unwrap_or_else(PoisonError::into_inner) = next.clone();
+        before.retire(&next);
+        core.observer.metrics.reloads.inc();
+        Ok(())
+    }
+
+    /// Takes no more requests, lets those under way finish as long as the configuration says, and ends.
+    pub async fn stop(mut self) {
+        self.core.is_draining.store(true, Ordering::Release);
+        self.drain.cancel();
+        self.visits.close();
+        let patience = self.core.table().settings.limits.drain;
+        if timeout(patience, self.visits.wait()).await.is_err() {
+            tracing::warn!("{} connections did not finish in time and are cut", self.visits.len());
+        }
+        let ground = self.core.ground.clone();
+        ground.stop.cancel();
+        self.visits.wait().await;
+        ground.tasks.close();
+        ground.tasks.wait().await;
+        let writer = self.writer.take();
+        // With the last reference to the observer the log's thread ends.
+        drop(self);
+        if let Some(writer) = writer
+            && tokio::task::spawn_blocking(move || writer.join()).await.is_err()
+        {
+            tracing::warn!("the access log was not written to its end");
+        }
+    }
+}
+
+fn core(settings: Settings, observer: Observer) -> Result<Arc<Core>> {
+    let ground = Ground {
+        tasks: TaskTracker::new(),
+        stop: CancellationToken::new(),
+        retry_percent: settings.limits.retry_percent,
+        resolvers: settings.resolvers.clone(),
+        trust: trust()?,
+    };
+    let known = Known::new();
+    let table = Table::new(settings, None, &ground, &observer.metrics, &known);
+    Ok(Arc::new(Core {
+        table: RwLock::new(Arc::new(table)),
+        known: Mutex::new(known),
+        observer: Arc::new(observer),
+        ground,
+        is_draining: AtomicBool::new(false),
+    }))
+}
+
+async fn bind(listen: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(listen).await.map_err(|error| {
+        let message = format!("cannot listen on {listen}; choose another address, or end who has it");
+        Error::new(Kind::Machine, message).because(error)
+    })
+}
