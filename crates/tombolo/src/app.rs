@@ -150,6 +150,25 @@ impl<D: Database> App<D> {
         Gather { asker: &self.0.asker, question, bound: GATHER_BOUND }
     }
 
+    /// For which user the work at hand is done: whom a route has found out about, or whom the service that calls vouches for.
+    /// A question that came by a gather is nobody's.
+    ///
+    /// # Errors
+    /// [`Refusal`](crate::auth::Refusal), which is a response, and a [`crate::Problem`].
+    #[cfg(feature = "auth")]
+    pub fn user(&self) -> Result<crate::auth::User, crate::auth::Refusal> {
+        Current::get().user().unwrap_or(Err(crate::auth::Refusal::Nobody))
+    }
+
+    /// Which service asked the question at hand, if it came by a call.
+    ///
+    /// # Errors
+    /// As [`App::user`].
+    #[cfg(feature = "auth")]
+    pub fn caller(&self) -> Result<crate::auth::Caller, crate::auth::Refusal> {
+        Current::get().caller().unwrap_or(Err(crate::auth::Refusal::NoService))
+    }
+
     /// The service's name.
     #[must_use]
     pub fn service(&self) -> &ServiceName {

@@ -1,4 +1,4 @@
-//! Who is asking: the extractors [`User`], [`Admin`] and `Option<User>`, and the ways to check what they are told by.
+//! Who is asking: the extractors [`User`], [`Admin`], `Option<User>` and [`Caller`], and the ways to check what they are told by.
 //!
 //! ```text
 //! Service::new("orders", database).auth(Auth::local("http://identity:7106")).routes(routes)
@@ -6,22 +6,28 @@
 //! ```
 //!
 //! A request shows an access token. **Local** checks verify it here, by the issuer's published keys, and look into what
-//! identity's topic said of its user since it was issued; **central** ones ask the issuer. Which of them is one line of
-//! code or one variable of the environment, for all routes or for one.
+//! identity's topic said of its user since it was issued; **central** ones ask the issuer; behind a **gateway** it is the gateway
+//! that checks, and vouches by an internal token of its own. Which of them is one line of code or one variable of the environment,
+//! for all routes or for one. A `call` carries an internal token by itself: the asking service, and the user for whom it asks.
 //!
-//! Invariant: nobody is let in by anything but a token that was checked; no header of a client's says who is asking. A refusal
-//! says what to do, and not what was wrong with the token.
+//! Invariant: nobody is let in by anything but a token that was checked; no header of a client's says who is asking. An internal
+//! token that is shown decides: a wrong one is refused, whatever else the request has. A refusal says what to do, and not what was
+//! wrong with the token.
 
 mod settings;
 pub mod mutant;
 pub mod token;
 mod refusal;
+mod remembered;
 pub mod blocks;
+mod trail;
 mod feed;
 mod keys;
 mod local;
 mod breaker;
 mod central;
+mod internal;
+pub mod door;
 
 use std::sync::Arc;
 
@@ -32,9 +38,17 @@ use http::request::Parts;
 use http::{HeaderMap, header};
 use serde::Serialize;
 
+pub use door::Door;
+use feed::Heard;
+use internal::Vouched;
+pub(crate) use internal::{ALGORITHMS as INTERNAL_ALGORITHMS, Internal, Signer};
+pub use internal::{INTERNAL_HEADER, INTERNAL_TYPE, LIFE as INTERNAL_LIFE};
 pub use refusal::Refusal;
 pub(crate) use settings::Opened;
 pub use settings::{Auth, Way};
+pub(crate) use trail::InDatabase;
+
+use crate::current::Current;
 
 /// The role of whoever administers.
 pub const ADMIN: &str = "admin";
@@ -50,6 +64,12 @@ pub struct User {
     pub roles: Vec<String>,
     /// The program by which the user asks.
     pub client: String,
+    /// The version of the user at which the token was issued.
+    #[serde(skip)]
+    pub(crate) version: u64,
+    /// When the token ends, in seconds since 1970, if it says.
+    #[serde(skip)]
+    pub(crate) ends: Option<i64>,
 }
 
 impl User {
@@ -63,6 +83,20 @@ impl User {
 /// Somebody who is signed in and has the role [`ADMIN`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Admin(pub User);
+
+/// The service that calls, as its internal token says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Caller {
+    /// Its name.
+    pub service: String,
+}
+
+/// Who is asking in the work at hand, as far as anybody has found out.
+#[derive(Debug, Default)]
+pub(crate) struct ForWhom {
+    pub(crate) user: Option<Result<User, Refusal>>,
+    pub(crate) caller: Option<Result<Caller, Refusal>>,
+}
 
 /// A way to check an access token.
 #[async_trait]
@@ -78,8 +112,10 @@ pub(crate) trait Check: Send + Sync + 'static {
 #[derive(Clone)]
 pub(crate) struct Checks {
     way: Way,
-    local: Arc<dyn Check>,
+    local: Option<Arc<dyn Check>>,
     central: Option<Arc<dyn Check>>,
+    heard: Option<Arc<Heard>>,
+    doors: Arc<[String]>,
 }
 
 impl Checks {
@@ -90,10 +126,44 @@ impl Checks {
 
     fn of(&self, way: Way) -> Result<&Arc<dyn Check>, Refusal> {
         let check = match way {
-            Way::Local => Some(&self.local),
+            Way::Local => self.local.as_ref(),
             Way::Central => self.central.as_ref(),
+            Way::Gateway => None,
         };
         check.ok_or_else(|| Refusal::Unset(format!("has no {way} check; set it up where `.auth(…)` is")))
+    }
+
+    /// Who shows an access token, if there is one.
+    async fn shown(&self, token: Option<&str>, way: Way) -> Result<Option<User>, Refusal> {
+        match token {
+            Some(token) => self.of(way)?.check(token).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The user of an internal token.
+    async fn vouched(
+        &self,
+        vouched: Vouched,
+        token: Result<Option<&str>, Refusal>,
+        way: Way,
+    ) -> Result<Option<User>, Refusal> {
+        let Vouched { caller, user } = vouched;
+        let Some(user) = user else { return Ok(None) };
+        if way == Way::Gateway && !self.doors.contains(&caller.service) {
+            let doors = &self.doors;
+            tracing::debug!(caller.service, ?doors, "a user is refused: the service that vouches is no door");
+            return Err(Refusal::Internal);
+        }
+        let user = local::hold_against(self.heard.as_deref(), user)?;
+        // What is to be asked is asked, where the user's own token has come along.
+        match (way, token) {
+            (Way::Central, Ok(Some(token))) => {
+                let asked = self.of(way)?.check(token).await?;
+                if asked.id == user.id { Ok(Some(asked)) } else { Err(Refusal::Token) }
+            }
+            _ => Ok(Some(user)),
+        }
     }
 }
 
@@ -102,9 +172,43 @@ async fn asking(parts: &Parts) -> Result<Option<User>, Refusal> {
     let Some(checks) = parts.extensions.get::<Checks>() else {
         return Err(Refusal::Unset("has no checks; add `.auth(…)` where the service is built".to_owned()));
     };
-    let Some(token) = bearer(&parts.headers)? else { return Ok(None) };
     let way = parts.extensions.get::<Way>().copied().unwrap_or(checks.way);
-    checks.of(way)?.check(token).await.map(Some)
+    let token = bearer(&parts.headers);
+    let user = match vouched(parts).await? {
+        Some(vouched) => checks.vouched(vouched, token, way).await?,
+        // Whoever comes past the gateway with a token of whatever kind is refused.
+        None if way == Way::Gateway => match token? {
+            Some(_) => return Err(Refusal::Token),
+            None => None,
+        },
+        None => checks.shown(token?, way).await?,
+    };
+    if let Some(user) = &user {
+        Current::note_user(user);
+    }
+    Ok(user)
+}
+
+/// What another service vouches for in this request.
+async fn vouched(parts: &Parts) -> Result<Option<Vouched>, Refusal> {
+    match parts.extensions.get::<Arc<Internal>>() {
+        Some(internal) => internal.vouched(&parts.headers).await,
+        None if parts.headers.contains_key(INTERNAL_HEADER) => Err(Refusal::Internal),
+        None => Ok(None),
+    }
+}
+
+/// Who asks a question that came by a call. Nobody is refused by this: that is for the handler to do, if it wants to know.
+pub(crate) async fn for_whom(parts: &Parts) -> ForWhom {
+    let caller = match vouched(parts).await {
+        Ok(vouched) => vouched.map(|vouched| Ok(vouched.caller)),
+        Err(refusal) => Some(Err(refusal)),
+    };
+    let user = match asking(parts).await {
+        Ok(user) => user.map(Ok),
+        Err(refusal) => Some(Err(refusal)),
+    };
+    ForWhom { user, caller }
 }
 
 /// The token of the one `Authorization` header that there may be.
@@ -144,6 +248,22 @@ impl<S: Send + Sync> FromRequestParts<S> for Admin {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
         let user = <User as FromRequestParts<S>>::from_request_parts(parts, state).await?;
         if user.has_role(ADMIN) { Ok(Self(user)) } else { Err(Refusal::Role(ADMIN)) }
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Refusal> {
+        vouched(parts).await?.map(|vouched| vouched.caller).ok_or(Refusal::NoService)
+    }
+}
+
+impl<S: Send + Sync> OptionalFromRequestParts<S> for Caller {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Option<Self>, Refusal> {
+        Ok(vouched(parts).await?.map(|vouched| vouched.caller))
     }
 }
 

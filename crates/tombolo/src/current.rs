@@ -44,6 +44,8 @@ pub(crate) struct Current {
     written: Arc<Mutex<Positions>>,
     freshness: Arc<Mutex<Option<Freshness>>>,
     open: Arc<Mutex<Vec<Weak<AtomicBool>>>>,
+    #[cfg(feature = "auth")]
+    pub(crate) for_whom: Arc<Mutex<crate::auth::ForWhom>>,
 }
 
 impl Current {
@@ -63,6 +65,8 @@ impl Current {
             written: Arc::default(),
             freshness: Arc::default(),
             open: Arc::default(),
+            #[cfg(feature = "auth")]
+            for_whom: Arc::default(),
         }
     }
 
@@ -147,6 +151,26 @@ impl Current {
     /// The worst that was found.
     pub(crate) fn freshness(&self) -> Option<Freshness> {
         lock(&self.freshness).clone()
+    }
+
+    /// Remembers for whom this work is done.
+    #[cfg(feature = "auth")]
+    pub(crate) fn note_user(user: &crate::auth::User) {
+        let remember = |current: &Self| lock(&current.for_whom).user = Some(Ok(user.clone()));
+        // Outside any scope nobody calls on.
+        CURRENT.try_with(remember).ok();
+    }
+
+    /// For which user this work is done, or why that is not known.
+    #[cfg(feature = "auth")]
+    pub(crate) fn user(&self) -> Option<Result<crate::auth::User, crate::auth::Refusal>> {
+        lock(&self.for_whom).user.clone()
+    }
+
+    /// Which service asked for this work.
+    #[cfg(feature = "auth")]
+    pub(crate) fn caller(&self) -> Option<Result<crate::auth::Caller, crate::auth::Refusal>> {
+        lock(&self.for_whom).caller.clone()
     }
 
     /// What is left of the time: the deadline's rest, at most `bound`.

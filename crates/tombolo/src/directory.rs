@@ -16,6 +16,8 @@ use tombolo_bus::{Bus, Registration, Signal};
 use tombolo_event::descriptor::Descriptor;
 
 use crate::Result;
+#[cfg(feature = "auth")]
+use crate::auth::token::Key;
 use crate::question::Listeners;
 
 /// The subject on which everybody is told to look again: somebody registered, or divided its topic anew.
@@ -28,6 +30,9 @@ pub(crate) struct Peer {
     pub(crate) service: String,
     pub(crate) url: String,
     pub(crate) descriptor: Descriptor,
+    /// By which the tokens of its calls are verified.
+    #[cfg(feature = "auth")]
+    keys: Vec<Arc<Key>>,
 }
 
 /// The cache.
@@ -147,6 +152,14 @@ impl Directory {
         self.peers().into_iter().filter(callable).map(|peer| peer.url).collect()
     }
 
+    /// A key that a replica of a service has registered.
+    #[cfg(feature = "auth")]
+    pub(crate) fn key(&self, service: &str, kid: &str) -> Option<Arc<Key>> {
+        let peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_service = peers.iter().filter(|peer| peer.service == service);
+        of_service.flat_map(|peer| &peer.keys).find(|key| key.kid == kid).cloned()
+    }
+
     /// Every service's name.
     pub(crate) fn services(&self) -> BTreeSet<String> {
         self.peers().into_iter().map(|peer| peer.service).collect()
@@ -155,12 +168,50 @@ impl Directory {
 
 fn peer(registration: Registration) -> Option<Peer> {
     match serde_json::from_str(&registration.descriptor) {
-        Ok(descriptor) => {
-            Some(Peer { service: registration.service.into(), url: registration.url, descriptor })
-        }
+        Ok(descriptor) => Some(Peer {
+            #[cfg(feature = "auth")]
+            keys: keys_of(&registration.descriptor),
+            service: registration.service.into(),
+            url: registration.url,
+            descriptor,
+        }),
         Err(error) => {
             tracing::warn!(service = %registration.service, "its descriptor cannot be read, it is left out: {error}");
             None
         }
     }
+}
+
+/// The most keys of one replica.
+#[cfg(feature = "auth")]
+const KEYS_MAX: usize = 4;
+
+/// A descriptor as it is registered: with the public keys of this process, which `--describe` has none of.
+#[derive(serde::Serialize)]
+struct Described<'a, K> {
+    #[serde(flatten)]
+    descriptor: &'a Descriptor,
+    #[serde(skip_serializing_if = "<[K]>::is_empty")]
+    keys: &'a [K],
+}
+
+/// What is registered of a service's replica that has these keys.
+pub(crate) fn described<K: serde::Serialize>(
+    descriptor: &Descriptor,
+    keys: &[K],
+) -> serde_json::Result<String> {
+    serde_json::to_string(&Described { descriptor, keys })
+}
+
+/// The keys of a registration. One that cannot be read verifies nothing; services of before have none.
+#[cfg(feature = "auth")]
+fn keys_of(registered: &str) -> Vec<Arc<Key>> {
+    #[derive(serde::Deserialize)]
+    struct Keys {
+        #[serde(default)]
+        keys: Vec<serde_json::Value>,
+    }
+    let keys = serde_json::from_str::<Keys>(registered).map(|registered| registered.keys).unwrap_or_default();
+    let jwks = keys.into_iter().take(KEYS_MAX).filter_map(|key| serde_json::from_value(key).ok());
+    jwks.filter_map(|jwk| Key::from_jwk(&jwk, &crate::auth::INTERNAL_ALGORITHMS)).map(Arc::new).collect()
 }

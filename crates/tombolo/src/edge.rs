@@ -9,7 +9,8 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use http::{HeaderMap, StatusCode, header};
+use http::request::Parts;
+use http::{StatusCode, header};
 use serde_json::value::RawValue;
 use tokio::sync::watch;
 use tombolo_db::Database;
@@ -82,8 +83,14 @@ async fn views<D: Database>(State(app): State<App<D>>) -> Result<Json<ViewsStatu
 async fn question<D: Database>(
     State(app): State<App<D>>,
     Path(name): Path<String>,
-    headers: HeaderMap,
+    parts: Parts,
     body: String,
 ) -> Result<Json<Box<RawValue>>, Problem> {
-    answer::answer(&app, Current::from_headers(&headers), &name, &body).await.map(Json)
+    #[cfg_attr(not(feature = "auth"), expect(unused_mut, reason = "only checks say who asks"))]
+    let mut current = Current::from_headers(&parts.headers);
+    #[cfg(feature = "auth")]
+    {
+        current.for_whom = std::sync::Arc::new(std::sync::Mutex::new(crate::auth::for_whom(&parts).await));
+    }
+    answer::answer(&app, current, &name, &body).await.map(Json)
 }

@@ -164,15 +164,13 @@ struct Prepared<D: Database> {
     descriptor: Descriptor,
     bus: Arc<dyn Bus>,
     builds: Arc<Builds<D>>,
-    #[cfg(feature = "auth")]
-    auth: Option<crate::auth::Opened>,
+    guard: guard::Prepared,
 }
 
 /// Makes the database ready, joins the bus, and makes the tables of the views.
 async fn prepare<D: Database>(service: &mut Service<D>, settings: &Settings) -> Result<Prepared<D>> {
     let descriptor = service.describe()?;
-    #[cfg(feature = "auth")]
-    let auth = service.auth.take().map(|auth| auth.open(&service.clock)).transpose()?;
+    let guard = guard::Prepared::new(service, &descriptor)?;
     let owner = Owner { service: descriptor.service.clone(), partitions: descriptor.partitions };
     service.database.prepare(&owner, settings.schema).await?;
     if let Some(foreign) = service.foreign {
@@ -190,13 +188,7 @@ async fn prepare<D: Database>(service: &mut Service<D>, settings: &Settings) -> 
     let leases = Arc::new(database.clone());
     let sharing = Sharing::new(leases, holder, settings.lease, Arc::clone(&bus), &descriptor.service);
     let builds = Arc::new(Builds::prepare(views, database, Arc::clone(&bus), Arc::new(sharing)).await?);
-    Ok(Prepared {
-        descriptor,
-        bus,
-        builds,
-        #[cfg(feature = "auth")]
-        auth,
-    })
+    Ok(Prepared { descriptor, bus, builds, guard })
 }
 
 /// The bus that the settings name, with its archive if they name one.
@@ -237,6 +229,8 @@ struct Starting {
     replica: u32,
     holder: Uuid,
     stop: CancellationToken,
+    #[cfg(feature = "auth")]
+    internal: Arc<crate::auth::Internal>,
 }
 
 impl Starting {
@@ -251,7 +245,7 @@ impl Starting {
         let metrics = Arc::new(Metrics::new(descriptor.service.as_str()));
         let woken = Arc::new(Notify::new());
         let publisher = publisher(descriptor, &woken);
-        let own = registration(descriptor, settings, url)?;
+        let own = registration(descriptor, prepared.guard.described(descriptor)?, settings, url);
         let replica = own.replica;
         let directory = Arc::new(Directory::new(Arc::clone(&bus), own, needed(descriptor)));
         let inbox = Arc::new(Inbox::new(Arc::clone(&metrics)));
@@ -262,6 +256,8 @@ impl Starting {
         let holder = prepared.builds.sharing().replica();
         let lease = settings.lease;
         Ok(Self {
+            #[cfg(feature = "auth")]
+            internal: prepared.guard.internal(&directory, &clock),
             bus,
             publisher,
             woken,
@@ -283,7 +279,7 @@ impl Starting {
     async fn spawn<D: Database>(
         self,
         mut service: Service<D>,
-        mut prepared: Prepared<D>,
+        prepared: Prepared<D>,
         listener: Option<TcpListener>,
         url: String,
         grace: Duration,
@@ -291,15 +287,17 @@ impl Starting {
         let mut tasks = Tasks::new(self.life.clone());
         let app = self.app(&mut service, &prepared.builds);
         let routes = std::mem::take(&mut service.routes);
-        let (routes, mut loaded) = self.guard(&mut prepared, &app, routes, &mut tasks);
-        let Prepared { descriptor, builds, .. } = prepared;
+        let Prepared { descriptor, builds, guard, .. } = prepared;
+        let guard = self.guard(guard, &app, &mut tasks);
+        let mut loaded = guard.loaded.clone();
         let states = Arc::new(service.take_states());
         self.spawn_path(&mut service, &app, &states, &mut tasks);
         let mut is_registered = self.spawn_questions(&app, &mut tasks);
         let stop = self.stop.clone();
         let (ready, is_ready) = watch::channel(false);
         let all_ready = std::iter::once(is_ready).chain(loaded.clone()).collect();
-        let router = self.life.over(edge::router(app.clone(), routes, descriptor, all_ready));
+        let router = guard.over(edge::router(app.clone(), routes, descriptor, all_ready));
+        let router = self.life.over(router);
         if let Some(listener) = listener {
             tasks.spawn(serve(listener, router.clone(), stop.clone()));
         }
@@ -366,6 +364,8 @@ impl Starting {
             http: reqwest::Client::new(),
             metrics: Arc::clone(&self.metrics),
             next: AtomicUsize::new(0),
+            #[cfg(feature = "auth")]
+            internal: Arc::clone(&self.internal),
         };
         App::new(Shared {
             database: service.database.clone(),
@@ -445,15 +445,13 @@ fn publisher(descriptor: &Descriptor, woken: &Arc<Notify>) -> Publisher {
 }
 
 /// What the directory says of this replica.
-fn registration(descriptor: &Descriptor, settings: &Settings, url: &str) -> Result<Registration> {
-    let json =
-        serde_json::to_string(descriptor).map_err(|error| Error::new(Kind::Wiring, error.to_string()))?;
-    Ok(Registration {
+fn registration(descriptor: &Descriptor, described: String, settings: &Settings, url: &str) -> Registration {
+    Registration {
         service: descriptor.service.clone(),
         replica: settings.replica.unwrap_or(1),
         url: url.to_owned(),
-        descriptor: json,
-    })
+        descriptor: described,
+    }
 }
 
 /// Who a process is to the leases: a numbered replica is the same one after a restart, so it takes over at once what it

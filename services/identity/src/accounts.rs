@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
-use tombolo::Problem;
+use tombolo::{Problem, Transaction};
 use uuid::Uuid;
 
 use crate::caller::{self, Caller};
@@ -16,7 +16,7 @@ use crate::names::Names;
 use crate::password::{BYTES_MAX, CHARS_MIN, Compared};
 use crate::problems::{Body, Refusal, no_user, not_signed_in, wrong};
 use crate::sessions::{self, Tokens};
-use crate::store::{self, Account};
+use crate::store::{Account, Store};
 use crate::{App, Issuer};
 
 /// The longest name, in characters.
@@ -46,6 +46,31 @@ impl From<Account> for Shown {
         let roles = account.roles();
         Self { id: account.id, name: account.name, email: account.email, roles, blocked: account.blocked }
     }
+}
+
+/// What others may know of a user.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Profile {
+    /// The user's id.
+    pub id: String,
+    /// What the user goes by.
+    pub name: String,
+    /// The user's address.
+    pub email: String,
+}
+
+impl From<Account> for Profile {
+    fn from(account: Account) -> Self {
+        Self { id: account.id, name: account.name, email: account.email }
+    }
+}
+
+/// The user of this id, for a program that answers questions of its own about users.
+///
+/// # Errors
+/// `Database` or `DatabaseAway`.
+pub async fn profile<D: Store>(app: &App<D>, id: &str) -> tombolo::Result<Option<Profile>> {
+    Ok(app.database().user(id).await?.map(Profile::from))
 }
 
 /// What an address is to the table of passwords.
@@ -87,8 +112,8 @@ struct Accepted {
 }
 
 /// `POST /users`. Whoever gives a password is answered the same whether the address was free or not.
-pub(crate) async fn register<N: Names>(
-    State(app): State<App>,
+pub(crate) async fn register<N: Names, D: Store>(
+    State(app): State<App<D>>,
     Extension(issuer): Extension<Arc<Issuer>>,
     from: caller::From,
     Body(body): Body<Register>,
@@ -103,8 +128,8 @@ pub(crate) async fn register<N: Names>(
         if !issuer.config.without_password {
             return Err(wrong("found no password; send one as \"password\"").into());
         }
-        insert::<N>(&app, &user, None).await?;
-        return Ok((StatusCode::CREATED, Json(Shown::from(user))).into_response());
+        insert::<N, D>(&app, &user, None).await?;
+        return Ok((StatusCode::CREATED, Json(Profile::from(user))).into_response());
     };
     check_password(&password)?;
     let account = account(&user.email);
@@ -114,17 +139,21 @@ pub(crate) async fn register<N: Names>(
         .count(&account, caller::address(&from), tokio::time::Instant::now())
         .map_err(Refusal::TooMany)?;
     let hash = issuer.passwords.hash(password).await?;
-    insert::<N>(&app, &user, Some((&account, &hash))).await?;
+    insert::<N, D>(&app, &user, Some((&account, &hash))).await?;
     let detail = "if the address had no account, it has this one now; sign in with it";
     Ok((StatusCode::ACCEPTED, Json(Accepted { detail })).into_response())
 }
 
 /// Keeps a user, if the account is not another's.
-async fn insert<N: Names>(app: &App, user: &Account, password: Option<(&str, &str)>) -> tombolo::Result<()> {
+async fn insert<N: Names, D: Store>(
+    app: &App<D>,
+    user: &Account,
+    password: Option<(&str, &str)>,
+) -> tombolo::Result<()> {
     let mut tx = app.begin().await?;
-    store::insert_user(&mut tx, user).await?;
+    D::insert_user(&mut tx, user).await?;
     if let Some((account, hash)) = password
-        && !store::insert_password(&mut tx, account, &user.id, hash).await?
+        && !D::insert_password(&mut tx, account, &user.id, hash).await?
     {
         tx.rollback().await?;
         return Ok(());
@@ -146,16 +175,16 @@ pub(crate) struct Rename {
 }
 
 /// `PATCH /me`.
-pub(crate) async fn rename<N: Names>(
-    State(app): State<App>,
+pub(crate) async fn rename<N: Names, D: Store>(
+    State(app): State<App<D>>,
     caller: Caller,
     Body(body): Body<Rename>,
 ) -> Result<Json<Shown>, Problem> {
     check_name(&body.name)?;
     let user_id = caller.account.id;
     let mut tx = app.begin().await?;
-    store::rename(&mut tx, &user_id, &body.name).await?;
-    let renamed = store::user_in(&mut tx, &user_id).await?.ok_or_else(|| no_user(&user_id))?;
+    D::rename(&mut tx, &user_id, &body.name).await?;
+    let renamed = D::user_in(&mut tx, &user_id).await?.ok_or_else(|| no_user(&user_id))?;
     tx.publish(&Named::<N, _>::new(Renamed { user_id, name: body.name }))?;
     tx.commit().await?;
     Ok(Json(renamed.into()))
@@ -168,8 +197,8 @@ pub(crate) struct ChangePassword {
 }
 
 /// `POST /me/password`. Every session ends, and a new one begins.
-pub(crate) async fn change_password<N: Names>(
-    State(app): State<App>,
+pub(crate) async fn change_password<N: Names, D: Store>(
+    State(app): State<App<D>>,
     Extension(issuer): Extension<Arc<Issuer>>,
     from: caller::From,
     caller: Caller,
@@ -179,7 +208,7 @@ pub(crate) async fn change_password<N: Names>(
     let (user, address) = (caller.account.id, caller::address(&from));
     let account = account(&caller.account.email);
     issuer.guesses.count(&account, address, tokio::time::Instant::now()).map_err(Refusal::TooMany)?;
-    let stored = store::password_of(app.database(), &user).await?;
+    let stored = app.database().password_of(&user).await?;
     if body.current.len() > BYTES_MAX
         || issuer.passwords.compare(body.current, stored.clone()).await? == Compared::Other
     {
@@ -188,10 +217,10 @@ pub(crate) async fn change_password<N: Names>(
     issuer.guesses.forgive(&account, address);
     let hash = issuer.passwords.hash(body.new).await?;
     let mut tx = app.begin().await?;
-    if !store::replace_password(&mut tx, &user, &stored.unwrap_or_default(), &hash).await? {
+    if !D::replace_password(&mut tx, &user, &stored.unwrap_or_default(), &hash).await? {
         return Err(not_signed_in().into());
     }
-    sessions::end_all::<N>(&app, &mut tx, &user).await?;
+    sessions::end_all::<N, D>(&app, &mut tx, &user).await?;
     let begun = sessions::begin(&app, &issuer, &mut tx, &user).await?;
     tx.commit().await.map_err(tombolo::Error::from)?;
     Ok(Json(begun.tokens(&app, &issuer).await?))

@@ -5,18 +5,19 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Path, Query, State};
+use axum::extract::{FromRequestParts, Path, Query, State};
 use axum::http::StatusCode;
+use axum::http::request::Parts;
 use axum::{Extension, Json};
 use serde::Deserialize;
-use tombolo::Problem;
+use tombolo::{Problem, Transaction};
 
 use crate::accounts::Shown;
 use crate::caller::Steward;
 use crate::events::{Blocked, Named, RolesChanged, Unblocked};
 use crate::names::Names;
 use crate::problems::{Body, no_user, wrong};
-use crate::store::{self, PAGE_MAX};
+use crate::store::{PAGE_MAX, Store};
 use crate::{App, Issuer};
 
 /// The most roles of a user, and the longest of them.
@@ -32,38 +33,53 @@ pub(crate) struct Page {
     most: Option<i64>,
 }
 
+/// Whoever may look users up.
+pub(crate) struct Reader;
+
+impl<D: Store> FromRequestParts<App<D>> for Reader {
+    type Rejection = <Steward as FromRequestParts<App<D>>>::Rejection;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App<D>) -> Result<Self, Self::Rejection> {
+        let issuer = parts.extensions.get::<Arc<Issuer>>();
+        if issuer.is_none_or(|issuer| !issuer.config.public) {
+            Steward::from_request_parts(parts, app).await?;
+        }
+        Ok(Self)
+    }
+}
+
 /// `GET /users`: those whose name or address begins with `query`, after the id `after`.
-pub(crate) async fn list(
-    State(app): State<App>,
-    _steward: Steward,
+pub(crate) async fn list<D: Store>(
+    State(app): State<App<D>>,
+    _reader: Reader,
     Query(page): Query<Page>,
 ) -> Result<Json<Vec<Shown>>, Problem> {
     let most = page.most.unwrap_or(PAGE_MAX).clamp(1, PAGE_MAX);
-    let users = store::users(app.database(), &page.query, &page.after, most).await?;
+    let users = app.database().users(&page.query, &page.after, most).await?;
     Ok(Json(users.into_iter().map(Shown::from).collect()))
 }
 
 /// `GET /users/{id}`.
-pub(crate) async fn show(
-    State(app): State<App>,
-    _steward: Steward,
+pub(crate) async fn show<D: Store>(
+    State(app): State<App<D>>,
+    _reader: Reader,
     Path(id): Path<String>,
 ) -> Result<Json<Shown>, Problem> {
-    let user = store::user(app.database(), &id).await?.ok_or_else(|| no_user(&id))?;
+    let user = app.database().user(&id).await?.ok_or_else(|| no_user(&id))?;
     Ok(Json(user.into()))
 }
 
 /// `POST /users/{id}/block`: every session ends, and no new one begins.
-pub(crate) async fn block<N: Names>(
-    State(app): State<App>,
+pub(crate) async fn block<N: Names, D: Store>(
+    State(app): State<App<D>>,
     Steward(by): Steward,
     Path(id): Path<String>,
 ) -> Result<Json<Shown>, Problem> {
     let now = app.now();
     let mut tx = app.begin().await?;
-    store::set_blocked(&mut tx, &id, true).await?;
-    store::end_sessions(&mut tx, &id, now).await?;
-    let user = store::raise(&mut tx, &id).await?.ok_or_else(|| no_user(&id))?;
+    D::set_blocked(&mut tx, &id, true).await?;
+    D::end_sessions(&mut tx, &id, now).await?;
+    let user = D::raise(&mut tx, &id).await?.ok_or_else(|| no_user(&id))?;
     let event = Blocked { user_id: id, version: user.version(), at_ms: now.as_millisecond() };
     tx.publish(&Named::<N, _>::new(event))?;
     tx.commit().await?;
@@ -72,14 +88,14 @@ pub(crate) async fn block<N: Names>(
 }
 
 /// `POST /users/{id}/unblock`.
-pub(crate) async fn unblock<N: Names>(
-    State(app): State<App>,
+pub(crate) async fn unblock<N: Names, D: Store>(
+    State(app): State<App<D>>,
     Steward(by): Steward,
     Path(id): Path<String>,
 ) -> Result<Json<Shown>, Problem> {
     let mut tx = app.begin().await?;
-    store::set_blocked(&mut tx, &id, false).await?;
-    let user = store::raise(&mut tx, &id).await?.ok_or_else(|| no_user(&id))?;
+    D::set_blocked(&mut tx, &id, false).await?;
+    let user = D::raise(&mut tx, &id).await?.ok_or_else(|| no_user(&id))?;
     let event = Unblocked { user_id: id, version: user.version(), at_ms: app.now().as_millisecond() };
     tx.publish(&Named::<N, _>::new(event))?;
     tx.commit().await?;
@@ -107,16 +123,16 @@ fn check_roles(roles: &[String]) -> Result<(), Problem> {
 }
 
 /// `PUT /users/{id}/roles`.
-pub(crate) async fn give_roles<N: Names>(
-    State(app): State<App>,
+pub(crate) async fn give_roles<N: Names, D: Store>(
+    State(app): State<App<D>>,
     Steward(by): Steward,
     Path(id): Path<String>,
     Body(body): Body<Roles>,
 ) -> Result<Json<Shown>, Problem> {
     check_roles(&body.roles)?;
     let mut tx = app.begin().await?;
-    store::set_roles(&mut tx, &id, &body.roles.join(" ")).await?;
-    let user = store::raise(&mut tx, &id).await?.ok_or_else(|| no_user(&id))?;
+    D::set_roles(&mut tx, &id, &body.roles.join(" ")).await?;
+    let user = D::raise(&mut tx, &id).await?.ok_or_else(|| no_user(&id))?;
     let (version, at_ms) = (user.version(), app.now().as_millisecond());
     let event = RolesChanged { user_id: id, roles: body.roles, version, at_ms };
     tx.publish(&Named::<N, _>::new(event))?;
@@ -126,8 +142,8 @@ pub(crate) async fn give_roles<N: Names>(
 }
 
 /// `POST /keys/rotate`.
-pub(crate) async fn rotate(
-    State(app): State<App>,
+pub(crate) async fn rotate<D: Store>(
+    State(app): State<App<D>>,
     Extension(issuer): Extension<Arc<Issuer>>,
     Steward(by): Steward,
 ) -> Result<StatusCode, Problem> {

@@ -18,7 +18,7 @@ use tombolo::auth::token::{Claims, Expected};
 use tombolo::auth::{ADMIN, Refusal, bearer};
 use tombolo::{Problem, Result};
 
-use crate::store::{self, Account};
+use crate::store::{Account, Store};
 use crate::{App, Issuer};
 
 /// The client that may do what an administrator may: the first administrator is made by it.
@@ -42,17 +42,21 @@ impl Issuer {
     }
 
     /// Whom a token lets in now, if anybody.
-    pub(crate) async fn look_up(&self, app: &App, token: &str) -> Result<Option<(Claims, Account)>> {
+    pub(crate) async fn look_up<D: Store>(
+        &self,
+        app: &App<D>,
+        token: &str,
+    ) -> Result<Option<(Claims, Account)>> {
         let ring = self.keyring.ring(app, &self.config).await?;
         let expected = self.expected(&ring.keys);
         let Ok(kid) = expected.kid(token) else { return Ok(None) };
         let Some(key) = ring.find(&kid) else { return Ok(None) };
         let Ok(claims) = expected.verify(token, key, app.now()) else { return Ok(None) };
         let session = claims.sid.as_deref().unwrap_or_default();
-        if !store::session_lives(app.database(), session, &claims.sub, app.now()).await? {
+        if !app.database().session_lives(session, &claims.sub, app.now()).await? {
             return Ok(None);
         }
-        let account = store::user(app.database(), &claims.sub).await?.filter(|account| !account.blocked);
+        let account = app.database().user(&claims.sub).await?.filter(|account| !account.blocked);
         Ok(account.map(|account| (claims, account)))
     }
 
@@ -78,10 +82,10 @@ pub(crate) struct Caller {
     pub(crate) session: String,
 }
 
-impl FromRequestParts<App> for Caller {
+impl<D: Store> FromRequestParts<App<D>> for Caller {
     type Rejection = Refusal;
 
-    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Refusal> {
+    async fn from_request_parts(parts: &mut Parts, app: &App<D>) -> Result<Self, Refusal> {
         let issuer = parts.extensions.get::<Arc<Issuer>>().cloned();
         let issuer = issuer.ok_or_else(|| Refusal::Unset("has no issuer".to_owned()))?;
         let token = bearer(&parts.headers)?.ok_or(Refusal::Nobody)?;
@@ -100,10 +104,10 @@ impl FromRequestParts<App> for Caller {
 /// An administrator, or the client `operator`.
 pub(crate) struct Steward(pub(crate) String);
 
-impl FromRequestParts<App> for Steward {
+impl<D: Store> FromRequestParts<App<D>> for Steward {
     type Rejection = Refusal;
 
-    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Refusal> {
+    async fn from_request_parts(parts: &mut Parts, app: &App<D>) -> Result<Self, Refusal> {
         let issuer = parts.extensions.get::<Arc<Issuer>>().cloned();
         let client = issuer.and_then(|issuer| issuer.client(&parts.headers));
         if let Some(client) = client.filter(|client| client == OPERATOR) {
@@ -120,10 +124,10 @@ impl FromRequestParts<App> for Steward {
 /// A program that shows its secret.
 pub(crate) struct Client(pub(crate) String);
 
-impl FromRequestParts<App> for Client {
+impl<S: Send + Sync> FromRequestParts<S> for Client {
     type Rejection = Response;
 
-    async fn from_request_parts(parts: &mut Parts, _app: &App) -> Result<Self, Response> {
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Response> {
         let issuer = parts.extensions.get::<Arc<Issuer>>();
         let client = issuer.and_then(|issuer| issuer.client(&parts.headers));
         client.map(Self).ok_or_else(|| {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tombolo::auth::token::Algorithm;
-use tombolo::settings::{LISTEN, Secret, URL};
+use tombolo::settings::{LISTEN, Secret, URL, database_kind};
 use tombolo::{Error, Kind, Result};
 
 use crate::sealing::SealingKey;
@@ -24,6 +24,9 @@ const ROTATE: &str = "TOMBOLO_IDENTITY_ROTATE_S";
 const ALGORITHM: &str = "TOMBOLO_IDENTITY_ALGORITHM";
 /// Whether somebody may register without a password, as in a demonstration; such a user can't sign in.
 const OPEN: &str = "TOMBOLO_IDENTITY_WITHOUT_PASSWORD";
+
+/// Whether anybody may look users up, not administrators alone.
+const PUBLIC: &str = "TOMBOLO_IDENTITY_PUBLIC";
 
 /// The shortest secret of a client, in bytes.
 const SECRET_BYTES_MIN: usize = 16;
@@ -49,6 +52,8 @@ pub struct Config {
     pub algorithm: Algorithm,
     /// Whether somebody may register without a password; such a user can't sign in.
     pub without_password: bool,
+    /// Whether anybody may look users up, not administrators alone.
+    pub public: bool,
 }
 
 impl Config {
@@ -65,6 +70,7 @@ impl Config {
             rotate_every: Duration::from_secs(30 * 24 * 3600),
             algorithm: Algorithm::ES256,
             without_password: false,
+            public: false,
         }
     }
 
@@ -80,7 +86,19 @@ impl Config {
     /// # Errors
     /// `Settings` for a value that cannot be meant.
     pub fn from_env(key_file: PathBuf) -> Result<Self> {
-        let mut config = Self::new(&issuer()?, sealing_key(key_file)?);
+        Self::new(&issuer()?, sealing_key(key_file)?).with_env()
+    }
+
+    /// The same for a program that has an address of its own where the environment names none.
+    ///
+    /// # Errors
+    /// As [`Config::from_env`].
+    pub fn from_env_or(address: &str, key_file: PathBuf) -> Result<Self> {
+        Self::new(&issuer().unwrap_or_else(|_| address.to_owned()), sealing_key(key_file)?).with_env()
+    }
+
+    fn with_env(mut self) -> Result<Self> {
+        let config = &mut self;
         if let Some(audience) = value(AUDIENCE) {
             config.audience = audience;
         }
@@ -103,8 +121,21 @@ impl Config {
             config.algorithm = parse_algorithm(&algorithm)?;
         }
         config.without_password = value(OPEN).is_some_and(|open| open == "true");
-        Ok(config)
+        config.public = value(PUBLIC).is_some_and(|public| public == "true");
+        Ok(self)
     }
+}
+
+/// Where the key-encryption key lies unless the environment says another place: beside the database's file, or else in a file of the
+/// service's name in the working folder.
+#[must_use]
+pub fn key_file(address: &str, service: &str) -> PathBuf {
+    if database_kind(address) != "sqlite" {
+        return PathBuf::from(format!("{service}.key"));
+    }
+    let file = address.trim_start_matches("sqlite:").trim_start_matches("//");
+    let file = file.split_once('?').map_or(file, |(file, _)| file);
+    PathBuf::from(format!("{file}.key"))
 }
 
 fn value(name: &str) -> Option<String> {
@@ -126,6 +157,10 @@ fn issuer() -> Result<String> {
 }
 
 fn sealing_key(key_file: PathBuf) -> Result<SealingKey> {
+    // A program that only describes itself seals nothing, and leaves no file.
+    if env::args().nth(1).is_some() {
+        return SealingKey::generate();
+    }
     match value(KEY) {
         Some(key) => SealingKey::parse(KEY, &key),
         None => SealingKey::in_file(&value(KEY_FILE).map_or(key_file, PathBuf::from)),
@@ -170,6 +205,18 @@ mod tests {
         for text in ["orders", "orders=hush", "=0123456789abcdef"] {
             let refused = parse_clients(text).unwrap_err().to_string();
             assert!(refused.contains("entry 1") && !refused.contains("hush"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn the_key_lies_beside_the_database_if_that_is_a_file() {
+        for (address, file) in [
+            ("sqlite:identity.db", "identity.db.key"),
+            ("sqlite:///data/users.db?mode=rwc", "/data/users.db.key"),
+            ("data/users.db", "data/users.db.key"),
+            ("mysql://root@db/users", "users.key"),
+        ] {
+            assert_eq!(key_file(address, "users"), PathBuf::from(file), "{address}");
         }
     }
 

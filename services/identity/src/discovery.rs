@@ -10,6 +10,7 @@ use axum::{Extension, Json};
 use serde_json::{Value, json};
 use tombolo::Problem;
 
+use crate::store::Store;
 use crate::{App, Issuer};
 
 /// How long others may keep the keys: less than a key is published before it signs.
@@ -39,8 +40,8 @@ pub(crate) async fn document(Extension(issuer): Extension<Arc<Issuer>>) -> Json<
 }
 
 /// `GET /.well-known/jwks.json`.
-pub(crate) async fn keys(
-    State(app): State<App>,
+pub(crate) async fn keys<D: Store>(
+    State(app): State<App<D>>,
     Extension(issuer): Extension<Arc<Issuer>>,
 ) -> Result<([(HeaderName, &'static str); 1], Json<Value>), Problem> {
     let ring = issuer.keyring.ring(&app, &issuer.config).await?;

@@ -21,12 +21,12 @@ use jiff::{SignedDuration, Timestamp};
 use jsonwebtoken::jwk::{Jwk, PublicKeyUse};
 use jsonwebtoken::{EncodingKey, Header};
 use tombolo::auth::token::{Algorithm, Claims, Key, LEEWAY, TYPE};
-use tombolo::{Problem, Result};
+use tombolo::{Problem, Result, Transaction};
 
 use crate::App;
 use crate::config::Config;
 use crate::sealing::{broken, random};
-use crate::store::{self, StoredKey};
+use crate::store::{Store, StoredKey};
 
 /// How long a key is published before it signs: longer than services keep what they fetched.
 pub(crate) const PUBLISHED_BEFORE: Duration = Duration::from_secs(6 * 60);
@@ -77,7 +77,7 @@ fn later(time: Timestamp, by: Duration) -> Timestamp {
 
 impl Keyring {
     /// The keys as they are now: made at the first time, and rotated once it is time.
-    pub(crate) async fn ring(&self, app: &App, config: &Config) -> Result<Arc<Ring>> {
+    pub(crate) async fn ring<D: Store>(&self, app: &App<D>, config: &Config) -> Result<Arc<Ring>> {
         let now = app.now();
         let kept = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(ring) = kept.filter(|ring| now < later(ring.read_at, RELOAD_EVERY)) {
@@ -102,7 +102,7 @@ impl Keyring {
     }
 
     /// Has the next key sign from now on.
-    pub(crate) async fn rotate(&self, app: &App, config: &Config) -> Result<(), Problem> {
+    pub(crate) async fn rotate<D: Store>(&self, app: &App<D>, config: &Config) -> Result<(), Problem> {
         self.ring(app, config).await?;
         let rotated = rotate(app, config).await?;
         self.keep(read(app, config).await?);
@@ -116,7 +116,12 @@ impl Keyring {
     }
 
     /// Signs `claims`.
-    pub(crate) async fn sign(&self, app: &App, config: &Config, claims: &Claims) -> Result<String> {
+    pub(crate) async fn sign<D: Store>(
+        &self,
+        app: &App<D>,
+        config: &Config,
+        claims: &Claims,
+    ) -> Result<String> {
         let ring = self.ring(app, config).await?;
         let key = ring.of(State::Current).ok_or(()).map_err(broken("finding a key to sign with"))?;
         let mut header = Header::new(key.verifies.algorithm);
@@ -127,11 +132,11 @@ impl Keyring {
 }
 
 /// Reads the keys, but for those whose last token has ended.
-async fn read(app: &App, config: &Config) -> Result<Ring> {
+async fn read<D: Store>(app: &App<D>, config: &Config) -> Result<Ring> {
     let read_at = app.now();
     let kept = config.token_life + LEEWAY + 2 * RELOAD_EVERY;
     let mut keys = Vec::new();
-    for stored in store::keys(app.database()).await? {
+    for stored in app.database().keys().await? {
         let key = open(config, &stored)?;
         if key.state != State::Retired || read_at < later(key.since, kept) {
             keys.push(key);
@@ -183,12 +188,12 @@ fn make(config: &Config, state: &'static str, since: Timestamp) -> Result<Stored
 }
 
 /// Makes the keys that are not there yet. Nobody verifies by any key before the first one signs.
-async fn complete(app: &App, config: &Config) -> Result<()> {
+async fn complete<D: Store>(app: &App<D>, config: &Config) -> Result<()> {
     let mut tx = app.begin().await?;
-    let there = store::keys_in(&mut tx).await?;
+    let there = D::keys_in(&mut tx).await?;
     for state in ["current", "next"] {
         if there.iter().all(|key| key.state != state) {
-            store::insert_key(&mut tx, &make(config, state, app.now())?).await?;
+            D::insert_key(&mut tx, &make(config, state, app.now())?).await?;
         }
     }
     tx.commit().await?;
@@ -196,10 +201,10 @@ async fn complete(app: &App, config: &Config) -> Result<()> {
 }
 
 /// Has the next key sign; or, if that is too new, says since when it is published.
-async fn rotate(app: &App, config: &Config) -> Result<Result<(), Timestamp>> {
+async fn rotate<D: Store>(app: &App<D>, config: &Config) -> Result<Result<(), Timestamp>> {
     let now = app.now();
     let mut tx = app.begin().await?;
-    let there = store::keys_in(&mut tx).await?;
+    let there = D::keys_in(&mut tx).await?;
     let next =
         there.iter().find(|key| key.state == "next").ok_or(()).map_err(broken("finding the next key"))?;
     let published = Timestamp::from_millisecond(next.since_ms).unwrap_or(Timestamp::MAX);
@@ -209,8 +214,8 @@ async fn rotate(app: &App, config: &Config) -> Result<Result<(), Timestamp>> {
     }
     let kept = config.token_life + LEEWAY + 2 * RELOAD_EVERY;
     let gone = now.checked_sub(SignedDuration::try_from(kept).unwrap_or(SignedDuration::MAX));
-    store::rotate_keys(&mut tx, now, gone.unwrap_or(Timestamp::MIN)).await?;
-    store::insert_key(&mut tx, &make(config, "next", now)?).await?;
+    D::rotate_keys(&mut tx, now, gone.unwrap_or(Timestamp::MIN)).await?;
+    D::insert_key(&mut tx, &make(config, "next", now)?).await?;
     tx.commit().await?;
     tracing::info!("another key signs from now on");
     Ok(Ok(()))

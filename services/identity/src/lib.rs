@@ -31,7 +31,6 @@ use std::sync::Arc;
 
 use axum::routing::{get, post, put};
 use axum::{Extension, Router};
-use tombolo::sqlite::Sqlite;
 use tombolo::{Result, Service};
 
 use events::{Blocked, Named, Registered, Renamed, RolesChanged, SignedOut, Unblocked};
@@ -39,11 +38,13 @@ use guesses::Guesses;
 use keyring::Keyring;
 use password::Passwords;
 
-pub use config::Config;
+pub use accounts::{Profile, profile};
+pub use config::{Config, key_file};
 pub use names::{DefaultNames, Names};
 pub use sealing::SealingKey;
+pub use store::{Account, Refresh, Store, StoredKey};
 
-pub(crate) type App = tombolo::App<Sqlite>;
+pub(crate) use tombolo::App;
 
 /// What the routes share.
 pub(crate) struct Issuer {
@@ -53,32 +54,32 @@ pub(crate) struct Issuer {
     pub(crate) guesses: Guesses,
 }
 
-fn routes<N: Names>() -> Router<App> {
+fn routes<N: Names, D: Store>() -> Router<App<D>> {
     Router::new()
-        .route("/users", post(accounts::register::<N>).get(administration::list))
-        .route("/users/{id}", get(administration::show))
-        .route("/users/{id}/block", post(administration::block::<N>))
-        .route("/users/{id}/unblock", post(administration::unblock::<N>))
-        .route("/users/{id}/roles", put(administration::give_roles::<N>))
-        .route("/keys/rotate", post(administration::rotate))
-        .route("/me", get(accounts::me).patch(accounts::rename::<N>))
-        .route("/me/password", post(accounts::change_password::<N>))
-        .route("/sign-in", post(sessions::sign_in))
-        .route("/sign-out", post(sessions::sign_out::<N>))
-        .route("/sign-out/everywhere", post(sessions::sign_out_everywhere::<N>))
-        .route("/token", post(oauth::token::<N>))
-        .route("/introspect", post(oauth::introspect))
-        .route("/revoke", post(oauth::revoke::<N>))
+        .route("/users", post(accounts::register::<N, D>).get(administration::list::<D>))
+        .route("/users/{id}", get(administration::show::<D>))
+        .route("/users/{id}/block", post(administration::block::<N, D>))
+        .route("/users/{id}/unblock", post(administration::unblock::<N, D>))
+        .route("/users/{id}/roles", put(administration::give_roles::<N, D>))
+        .route("/keys/rotate", post(administration::rotate::<D>))
+        .route("/me", get(accounts::me).patch(accounts::rename::<N, D>))
+        .route("/me/password", post(accounts::change_password::<N, D>))
+        .route("/sign-in", post(sessions::sign_in::<D>))
+        .route("/sign-out", post(sessions::sign_out::<N, D>))
+        .route("/sign-out/everywhere", post(sessions::sign_out_everywhere::<N, D>))
+        .route("/token", post(oauth::token::<N, D>))
+        .route("/introspect", post(oauth::introspect::<D>))
+        .route("/revoke", post(oauth::revoke::<N, D>))
         .route("/.well-known/openid-configuration", get(discovery::document))
         .route("/.well-known/oauth-authorization-server", get(discovery::document))
-        .route("/.well-known/jwks.json", get(discovery::keys))
+        .route("/.well-known/jwks.json", get(discovery::keys::<D>))
 }
 
 /// The service under the names `N`, on its own database.
 ///
 /// # Errors
 /// `Failed` if the machine's cryptography does not work.
-pub fn service_named<N: Names>(database: Sqlite, config: Config) -> Result<Service<Sqlite>> {
+pub fn service_named<N: Names, D: Store>(database: D, config: Config) -> Result<Service<D>> {
     let issuer = Issuer {
         config,
         keyring: Keyring::default(),
@@ -86,8 +87,8 @@ pub fn service_named<N: Names>(database: Sqlite, config: Config) -> Result<Servi
         guesses: Guesses::default(),
     };
     let service = Service::new(N::SERVICE, database)
-        .setup(async |database: Sqlite| store::make_tables(&database).await)
-        .routes(routes::<N>().layer(Extension(Arc::new(issuer))))
+        .setup(async |database: D| database.make_tables().await)
+        .routes(routes::<N, D>().layer(Extension(Arc::new(issuer))))
         .publishes::<Named<N, Registered>>()
         .publishes::<Named<N, Renamed>>()
         .publishes::<Named<N, Blocked>>()
@@ -101,6 +102,6 @@ pub fn service_named<N: Names>(database: Sqlite, config: Config) -> Result<Servi
 ///
 /// # Errors
 /// As [`service_named`].
-pub fn service(database: Sqlite, config: Config) -> Result<Service<Sqlite>> {
-    service_named::<DefaultNames>(database, config)
+pub fn service<D: Store>(database: D, config: Config) -> Result<Service<D>> {
+    service_named::<DefaultNames, D>(database, config)
 }

@@ -10,14 +10,15 @@ use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Form, Json};
 use serde::{Deserialize, Serialize};
-use tombolo::Problem;
 use tombolo::auth::token::{Audience, TOKEN_BYTES_MAX};
+use tombolo::{Problem, Transaction};
 
 use crate::caller::Client;
 use crate::names::Names;
 use crate::sealing::hash;
 use crate::sessions::{self, NO_STORE, Tokens};
-use crate::{App, Issuer, store};
+use crate::store::Store;
+use crate::{App, Issuer};
 
 /// A refusal that OAuth's clients understand, and a problem document at once.
 #[derive(Serialize)]
@@ -49,8 +50,8 @@ pub(crate) struct Grant {
 }
 
 /// `POST /token`: a refresh token for the next one, and an access token.
-pub(crate) async fn token<N: Names>(
-    State(app): State<App>,
+pub(crate) async fn token<N: Names, D: Store>(
+    State(app): State<App<D>>,
     Extension(issuer): Extension<Arc<Issuer>>,
     form: Result<Form<Grant>, FormRejection>,
 ) -> Result<([(HeaderName, &'static str); 1], Json<Tokens>), Response> {
@@ -61,7 +62,7 @@ pub(crate) async fn token<N: Names>(
     }
     let given = grant.refresh_token.filter(|given| given.len() <= TOKEN_BYTES_MAX).ok_or_else(malformed)?;
     let failed = |error: tombolo::Error| Problem::from(error).into_response();
-    let begun = sessions::refresh::<N>(&app, &issuer, &given).await.map_err(failed)?;
+    let begun = sessions::refresh::<N, D>(&app, &issuer, &given).await.map_err(failed)?;
     let Some(begun) = begun else {
         let detail = "the refresh token gives nothing any more; sign in again";
         return Err(refused("invalid_grant", "urn:tombolo:identity:invalid-grant", detail));
@@ -98,8 +99,8 @@ struct Known {
 }
 
 /// `POST /introspect`.
-pub(crate) async fn introspect(
-    State(app): State<App>,
+pub(crate) async fn introspect<D: Store>(
+    State(app): State<App<D>>,
     Extension(issuer): Extension<Arc<Issuer>>,
     _client: Client,
     form: Result<Form<Asked>, FormRejection>,
@@ -124,8 +125,8 @@ pub(crate) async fn introspect(
 }
 
 /// `POST /revoke`: the session of a refresh token or of an access token ends. An unknown token is none, which is as well.
-pub(crate) async fn revoke<N: Names>(
-    State(app): State<App>,
+pub(crate) async fn revoke<N: Names, D: Store>(
+    State(app): State<App<D>>,
     Extension(issuer): Extension<Arc<Issuer>>,
     Client(client): Client,
     form: Result<Form<Asked>, FormRejection>,
@@ -135,7 +136,7 @@ pub(crate) async fn revoke<N: Names>(
     let revoked = async {
         let Some(session) = session? else { return Ok(()) };
         let mut tx = app.begin().await?;
-        sessions::end::<N>(&app, &mut tx, &session).await?;
+        sessions::end::<N, D>(&app, &mut tx, &session).await?;
         tx.commit().await?;
         tracing::info!(session, by = client, "a session was revoked");
         Ok::<(), tombolo::Error>(())
@@ -144,10 +145,10 @@ pub(crate) async fn revoke<N: Names>(
     Ok(StatusCode::OK)
 }
 
-async fn session_of(app: &App, issuer: &Issuer, token: &str) -> tombolo::Result<Option<String>> {
+async fn session_of<D: Store>(app: &App<D>, issuer: &Issuer, token: &str) -> tombolo::Result<Option<String>> {
     if let Some((claims, _)) = issuer.look_up(app, token).await? {
         return Ok(claims.sid);
     }
     let mut tx = app.begin().await?;
-    Ok(store::refresh(&mut tx, &hash(token)).await?.map(|found| found.session_id))
+    Ok(D::refresh(&mut tx, &hash(token)).await?.map(|found| found.session_id))
 }

@@ -17,9 +17,8 @@ use axum::{Extension, Json};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
-use tombolo::Result;
 use tombolo::auth::token::{Audience, Claims};
-use tombolo::sqlite::Tx;
+use tombolo::{Result, Transaction};
 use uuid::Uuid;
 
 use crate::caller::{self, Caller};
@@ -28,7 +27,7 @@ use crate::names::Names;
 use crate::password::{BYTES_MAX, Compared};
 use crate::problems::{Body, Refusal, is_blocked, no_user, not_signed_in};
 use crate::sealing::{hash, token};
-use crate::store::{self, Account};
+use crate::store::{Account, Store};
 use crate::{App, Issuer, accounts};
 
 /// For how long a used token gives its successor once more: to requests at the same time, and to one whose answer was lost.
@@ -57,7 +56,7 @@ pub(crate) struct Begun {
 
 impl Begun {
     /// The tokens. Signed after the commit, so that no lock waits for it.
-    pub(crate) async fn tokens(self, app: &App, issuer: &Issuer) -> Result<Tokens> {
+    pub(crate) async fn tokens<D: Store>(self, app: &App<D>, issuer: &Issuer) -> Result<Tokens> {
         let now = app.now().as_second();
         let life = issuer.config.token_life.as_secs();
         let claims = Claims {
@@ -83,22 +82,27 @@ fn later(now: Timestamp, by: Duration) -> Timestamp {
 }
 
 /// Begins a session.
-pub(crate) async fn begin(app: &App, issuer: &Issuer, tx: &mut Tx, user: &str) -> Result<Begun, Refusal> {
-    let account = store::user_in(tx, user).await?.ok_or_else(|| no_user(user))?;
+pub(crate) async fn begin<D: Store>(
+    app: &App<D>,
+    issuer: &Issuer,
+    tx: &mut D::Tx,
+    user: &str,
+) -> Result<Begun, Refusal> {
+    let account = D::user_in(tx, user).await?.ok_or_else(|| no_user(user))?;
     if account.blocked {
         return Err(is_blocked().into());
     }
     let (session, refresh_token, now) = (Uuid::new_v4().to_string(), token()?, app.now());
-    store::insert_session(tx, &session, user, now, later(now, issuer.config.session_life)).await?;
-    store::insert_refresh(tx, &hash(&refresh_token), &session).await?;
+    D::insert_session(tx, &session, user, now, later(now, issuer.config.session_life)).await?;
+    D::insert_refresh(tx, &hash(&refresh_token), &session).await?;
     Ok(Begun { account, session, refresh_token })
 }
 
 /// Ends every session of a user, and says so.
-pub(crate) async fn end_all<N: Names>(app: &App, tx: &mut Tx, user: &str) -> Result<()> {
+pub(crate) async fn end_all<N: Names, D: Store>(app: &App<D>, tx: &mut D::Tx, user: &str) -> Result<()> {
     let now = app.now();
-    store::end_sessions(tx, user, now).await?;
-    let Some(account) = store::raise(tx, user).await? else { return Ok(()) };
+    D::end_sessions(tx, user, now).await?;
+    let Some(account) = D::raise(tx, user).await? else { return Ok(()) };
     let version = account.version();
     let event = SignedOut { user_id: account.id, session_id: None, version, at_ms: now.as_millisecond() };
     tx.publish(&Named::<N, _>::new(event))?;
@@ -106,10 +110,10 @@ pub(crate) async fn end_all<N: Names>(app: &App, tx: &mut Tx, user: &str) -> Res
 }
 
 /// Ends one session, if it goes on, and says so.
-pub(crate) async fn end<N: Names>(app: &App, tx: &mut Tx, session: &str) -> Result<()> {
+pub(crate) async fn end<N: Names, D: Store>(app: &App<D>, tx: &mut D::Tx, session: &str) -> Result<()> {
     let now = app.now();
-    let Some(user_id) = store::end_session(tx, session, now).await? else { return Ok(()) };
-    let version = store::user_in(tx, &user_id).await?.map_or(0, |account| account.version());
+    let Some(user_id) = D::end_session(tx, session, now).await? else { return Ok(()) };
+    let version = D::user_in(tx, &user_id).await?.map_or(0, |account| account.version());
     let session_id = Some(session.to_owned());
     tx.publish(&Named::<N, _>::new(SignedOut { user_id, session_id, version, at_ms: now.as_millisecond() }))?;
     Ok(())
@@ -122,8 +126,8 @@ pub(crate) struct SignIn {
 }
 
 /// `POST /sign-in`.
-pub(crate) async fn sign_in(
-    State(app): State<App>,
+pub(crate) async fn sign_in<D: Store>(
+    State(app): State<App<D>>,
     Extension(issuer): Extension<Arc<Issuer>>,
     from: caller::From,
     Body(body): Body<SignIn>,
@@ -133,7 +137,7 @@ pub(crate) async fn sign_in(
         return Err(not_signed_in().into());
     }
     issuer.guesses.count(&account, address, Instant::now()).map_err(Refusal::TooMany)?;
-    let (user, stored) = store::password(app.database(), &account).await?.unzip();
+    let (user, stored) = app.database().password(&account).await?.unzip();
     let compared = issuer.passwords.compare(body.password.clone(), stored.clone()).await?;
     let (Some(user), Some(stored), Compared::Same | Compared::SameButOld) = (user, stored, compared) else {
         return Err(not_signed_in().into());
@@ -145,7 +149,7 @@ pub(crate) async fn sign_in(
         _ => stored.clone(),
     };
     let mut tx = app.begin().await?;
-    if !store::replace_password(&mut tx, &user, &stored, &renewed).await? {
+    if !D::replace_password(&mut tx, &user, &stored, &renewed).await? {
         return Err(not_signed_in().into());
     }
     let begun = begin(&app, &issuer, &mut tx, &user).await?;
@@ -154,47 +158,51 @@ pub(crate) async fn sign_in(
 }
 
 /// `POST /sign-out`: this session.
-pub(crate) async fn sign_out<N: Names>(
-    State(app): State<App>,
+pub(crate) async fn sign_out<N: Names, D: Store>(
+    State(app): State<App<D>>,
     caller: Caller,
 ) -> Result<StatusCode, Refusal> {
     let mut tx = app.begin().await?;
-    end::<N>(&app, &mut tx, &caller.session).await?;
+    end::<N, D>(&app, &mut tx, &caller.session).await?;
     tx.commit().await.map_err(tombolo::Error::from)?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// `POST /sign-out/everywhere`: every session of the user.
-pub(crate) async fn sign_out_everywhere<N: Names>(
-    State(app): State<App>,
+pub(crate) async fn sign_out_everywhere<N: Names, D: Store>(
+    State(app): State<App<D>>,
     caller: Caller,
 ) -> Result<StatusCode, Refusal> {
     let mut tx = app.begin().await?;
-    end_all::<N>(&app, &mut tx, &caller.account.id).await?;
+    end_all::<N, D>(&app, &mut tx, &caller.account.id).await?;
     tx.commit().await.map_err(tombolo::Error::from)?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// The session that a refresh token goes on with; none if it gives nothing.
-pub(crate) async fn refresh<N: Names>(app: &App, issuer: &Issuer, given: &str) -> Result<Option<Begun>> {
+pub(crate) async fn refresh<N: Names, D: Store>(
+    app: &App<D>,
+    issuer: &Issuer,
+    given: &str,
+) -> Result<Option<Begun>> {
     let (hashed, now) = (hash(given), app.now());
     let mut tx = app.begin().await?;
-    let Some(found) = store::refresh(&mut tx, &hashed).await? else { return Ok(None) };
+    let Some(found) = D::refresh(&mut tx, &hashed).await? else { return Ok(None) };
     if found.ended_ms.is_some() || found.ends_ms <= now.as_millisecond() {
         return Ok(None);
     }
-    let account = store::user_in(&mut tx, &found.user_id).await?.filter(|account| !account.blocked);
+    let account = D::user_in(&mut tx, &found.user_id).await?.filter(|account| !account.blocked);
     let Some(account) = account else { return Ok(None) };
     let (session, successor) = (found.session_id, issuer.config.sealing_key.successor(given));
     let begun = Begun { account, session: session.clone(), refresh_token: successor.clone() };
     let Some(used_ms) = found.used_ms else {
-        store::use_refresh(&mut tx, &hashed, now).await?;
-        store::insert_refresh(&mut tx, &hash(&successor), &session).await?;
-        store::prolong(&mut tx, &session, later(now, issuer.config.session_life)).await?;
+        D::use_refresh(&mut tx, &hashed, now).await?;
+        D::insert_refresh(&mut tx, &hash(&successor), &session).await?;
+        D::prolong(&mut tx, &session, later(now, issuer.config.session_life)).await?;
         tx.commit().await?;
         return Ok(Some(begun));
     };
-    let next = store::refresh(&mut tx, &hash(&successor)).await?;
+    let next = D::refresh(&mut tx, &hash(&successor)).await?;
     let is_unused = next.is_some_and(|next| next.used_ms.is_none());
     if is_unused && now.as_millisecond().saturating_sub(used_ms) < GRACE.as_millis() as i64 {
         return Ok(Some(begun));
@@ -204,7 +212,7 @@ pub(crate) async fn refresh<N: Names>(app: &App, issuer: &Issuer, given: &str) -
         session,
         "a used refresh token was shown again, its session ends"
     );
-    end::<N>(app, &mut tx, &session).await?;
+    end::<N, D>(app, &mut tx, &session).await?;
     tx.commit().await?;
     Ok(None)
 }

@@ -1,11 +1,16 @@
-//! What the service keeps in its database: users, sessions, hashes of passwords and of refresh tokens, sealed keys.
+//! What the service keeps in its database: users, sessions, hashes of passwords and of refresh tokens, sealed keys; and in a file
+//! for each, how SQLite and MariaDB (or MySQL) do it in their SQL.
 //!
-//! Invariant: nothing in it signs anybody in by itself.
+//! Invariant: nothing in it signs anybody in by itself; and what one transaction has found of a user, a session, a token or a key
+//! is so until it ends, whatever others do meanwhile.
+
+mod sqlite;
+#[cfg(feature = "mysql")]
+mod mysql;
 
 use jiff::Timestamp;
-use sqlx::{FromRow, SqliteConnection};
-use tombolo::Result;
-use tombolo::sqlite::Sqlite;
+use sqlx::FromRow;
+use tombolo::{Database, Result};
 
 /// The most users of one page.
 pub(crate) const PAGE_MAX: i64 = 1_000;
@@ -14,7 +19,7 @@ const CLEARED: i64 = 20;
 
 /// A user.
 #[derive(FromRow, Clone)]
-pub(crate) struct Account {
+pub struct Account {
     pub(crate) id: String,
     pub(crate) name: String,
     pub(crate) email: String,
@@ -37,7 +42,7 @@ impl Account {
 
 /// A signing key as it is stored.
 #[derive(FromRow)]
-pub(crate) struct StoredKey {
+pub struct StoredKey {
     pub(crate) kid: String,
     pub(crate) algorithm: String,
     pub(crate) sealed: Vec<u8>,
@@ -47,7 +52,7 @@ pub(crate) struct StoredKey {
 
 /// A refresh token, and the session that it belongs to.
 #[derive(FromRow)]
-pub(crate) struct Refresh {
+pub struct Refresh {
     pub(crate) session_id: String,
     pub(crate) user_id: String,
     pub(crate) used_ms: Option<i64>,
@@ -55,184 +60,121 @@ pub(crate) struct Refresh {
     pub(crate) ended_ms: Option<i64>,
 }
 
-pub(crate) async fn make_tables(database: &Sqlite) -> Result<()> {
-    sqlx::raw_sql(include_str!("schema.sql")).execute(database.pool()).await?;
-    Ok(())
+/// A database that the service can own.
+pub trait Store: Database {
+    /// Makes the tables that are not there yet.
+    fn make_tables(&self) -> impl Future<Output = Result<()>> + Send;
+
+    /// The user, if there is one.
+    fn user(&self, id: &str) -> impl Future<Output = Result<Option<Account>>> + Send;
+
+    /// The users after `after` whose name or address begins with `query`, by id.
+    fn users(&self, query: &str, after: &str, most: i64)
+    -> impl Future<Output = Result<Vec<Account>>> + Send;
+
+    /// Whose the account is, and the hash of the password.
+    fn password(&self, account: &str) -> impl Future<Output = Result<Option<(String, String)>>> + Send;
+
+    /// The hash of the user's password.
+    fn password_of(&self, user: &str) -> impl Future<Output = Result<Option<String>>> + Send;
+
+    /// Whether the session goes on.
+    fn session_lives(
+        &self,
+        id: &str,
+        user: &str,
+        now: Timestamp,
+    ) -> impl Future<Output = Result<bool>> + Send;
+
+    /// The signing keys, the oldest first.
+    fn keys(&self) -> impl Future<Output = Result<Vec<StoredKey>>> + Send;
+
+    /// Keeps a new user.
+    fn insert_user(tx: &mut Self::Tx, user: &Account) -> impl Future<Output = Result<()>> + Send;
+
+    /// Gives the user a password, unless the account is another's; whether it did.
+    fn insert_password(
+        tx: &mut Self::Tx,
+        account: &str,
+        user: &str,
+        hash: &str,
+    ) -> impl Future<Output = Result<bool>> + Send;
+
+    /// The user, who stays so until the transaction ends.
+    fn user_in(tx: &mut Self::Tx, id: &str) -> impl Future<Output = Result<Option<Account>>> + Send;
+
+    /// Replaces the hash, if it is still the one that was compared; whether it was.
+    fn replace_password(
+        tx: &mut Self::Tx,
+        user: &str,
+        compared: &str,
+        hash: &str,
+    ) -> impl Future<Output = Result<bool>> + Send;
+
+    /// Gives the user another name.
+    fn rename(tx: &mut Self::Tx, user: &str, name: &str) -> impl Future<Output = Result<()>> + Send;
+
+    /// Raises the user's version, which every event of blocks carries, and returns the user as it is then.
+    fn raise(tx: &mut Self::Tx, user: &str) -> impl Future<Output = Result<Option<Account>>> + Send;
+
+    /// Blocks or unblocks the user.
+    fn set_blocked(tx: &mut Self::Tx, user: &str, blocked: bool) -> impl Future<Output = Result<()>> + Send;
+
+    /// Gives the user roles, with blanks between.
+    fn set_roles(tx: &mut Self::Tx, user: &str, roles: &str) -> impl Future<Output = Result<()>> + Send;
+
+    /// Keeps a new session, and clears away some that ended long ago.
+    fn insert_session(
+        tx: &mut Self::Tx,
+        id: &str,
+        user: &str,
+        now: Timestamp,
+        ends: Timestamp,
+    ) -> impl Future<Output = Result<()>> + Send;
+
+    /// Has a session end later.
+    fn prolong(tx: &mut Self::Tx, session: &str, ends: Timestamp) -> impl Future<Output = Result<()>> + Send;
+
+    /// Ends a session; whose it was, if it went on until now.
+    fn end_session(
+        tx: &mut Self::Tx,
+        session: &str,
+        now: Timestamp,
+    ) -> impl Future<Output = Result<Option<String>>> + Send;
+
+    /// Ends every session of a user.
+    fn end_sessions(tx: &mut Self::Tx, user: &str, now: Timestamp)
+    -> impl Future<Output = Result<()>> + Send;
+
+    /// Keeps the hash of a refresh token.
+    fn insert_refresh(
+        tx: &mut Self::Tx,
+        hash: &[u8],
+        session: &str,
+    ) -> impl Future<Output = Result<()>> + Send;
+
+    /// The refresh token of this hash, which nobody else uses until the transaction ends.
+    fn refresh(tx: &mut Self::Tx, hash: &[u8]) -> impl Future<Output = Result<Option<Refresh>>> + Send;
+
+    /// Marks a refresh token as used.
+    fn use_refresh(tx: &mut Self::Tx, hash: &[u8], now: Timestamp)
+    -> impl Future<Output = Result<()>> + Send;
+
+    /// The signing keys, which stay so until the transaction ends.
+    fn keys_in(tx: &mut Self::Tx) -> impl Future<Output = Result<Vec<StoredKey>>> + Send;
+
+    /// Keeps a signing key, unless there is one of its state already that may be only one.
+    fn insert_key(tx: &mut Self::Tx, key: &StoredKey) -> impl Future<Output = Result<()>> + Send;
+
+    /// Retires the key that signs, has the next one sign, and removes those that retired before `gone`.
+    fn rotate_keys(
+        tx: &mut Self::Tx,
+        now: Timestamp,
+        gone: Timestamp,
+    ) -> impl Future<Output = Result<()>> + Send;
 }
 
-pub(crate) async fn insert_user(tx: &mut SqliteConnection, user: &Account) -> Result<()> {
-    let insert = sqlx::query("INSERT INTO users (id, name, email, roles, created_ms) VALUES (?, ?, ?, ?, ?)");
-    let insert = insert.bind(&user.id).bind(&user.name).bind(&user.email).bind(&user.roles);
-    insert.bind(user.created_ms).execute(tx).await?;
-    Ok(())
-}
-
-/// Gives the user a password, unless the account is another's; whether it did.
-pub(crate) async fn insert_password(
-    tx: &mut SqliteConnection,
-    account: &str,
-    user: &str,
-    hash: &str,
-) -> Result<bool> {
-    let insert = "INSERT INTO passwords (account, user_id, hash) VALUES (?, ?, ?) ON CONFLICT DO NOTHING";
-    let inserted = sqlx::query(insert).bind(account).bind(user).bind(hash).execute(tx).await?;
-    Ok(inserted.rows_affected() == 1)
-}
-
-pub(crate) async fn user(database: &Sqlite, id: &str) -> Result<Option<Account>> {
-    let found = sqlx::query_as("SELECT * FROM users WHERE id = ?").bind(id);
-    Ok(found.fetch_optional(database.pool()).await?)
-}
-
-pub(crate) async fn user_in(tx: &mut SqliteConnection, id: &str) -> Result<Option<Account>> {
-    Ok(sqlx::query_as("SELECT * FROM users WHERE id = ?").bind(id).fetch_optional(tx).await?)
-}
-
-/// The users after `after` whose name or address begins with `query`, by id.
-pub(crate) async fn users(database: &Sqlite, query: &str, after: &str, most: i64) -> Result<Vec<Account>> {
-    let like = format!("{}%", query.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_"));
-    let found = sqlx::query_as(
-        "SELECT * FROM users WHERE id > ? AND (name LIKE ? ESCAPE '\\' OR email LIKE ? ESCAPE '\\') ORDER BY id LIMIT ?",
-    );
-    Ok(found.bind(after).bind(&like).bind(&like).bind(most).fetch_all(database.pool()).await?)
-}
-
-/// Whose the account is, and the hash of the password.
-pub(crate) async fn password(database: &Sqlite, account: &str) -> Result<Option<(String, String)>> {
-    let found = sqlx::query_as("SELECT user_id, hash FROM passwords WHERE account = ?").bind(account);
-    Ok(found.fetch_optional(database.pool()).await?)
-}
-
-pub(crate) async fn password_of(database: &Sqlite, user: &str) -> Result<Option<String>> {
-    let found = sqlx::query_scalar("SELECT hash FROM passwords WHERE user_id = ?").bind(user);
-    Ok(found.fetch_optional(database.pool()).await?)
-}
-
-/// Replaces the hash, if it is still the one that was compared; whether it was.
-pub(crate) async fn replace_password(
-    tx: &mut SqliteConnection,
-    user: &str,
-    compared: &str,
-    hash: &str,
-) -> Result<bool> {
-    let update = sqlx::query("UPDATE passwords SET hash = ? WHERE user_id = ? AND hash = ?");
-    Ok(update.bind(hash).bind(user).bind(compared).execute(tx).await?.rows_affected() == 1)
-}
-
-pub(crate) async fn rename(tx: &mut SqliteConnection, user: &str, name: &str) -> Result<()> {
-    sqlx::query("UPDATE users SET name = ? WHERE id = ?").bind(name).bind(user).execute(tx).await?;
-    Ok(())
-}
-
-/// Raises the user's version, which every event of blocks carries, and returns the user as it is then.
-pub(crate) async fn raise(tx: &mut SqliteConnection, user: &str) -> Result<Option<Account>> {
-    let raised = sqlx::query_as("UPDATE users SET version = version + 1 WHERE id = ? RETURNING *").bind(user);
-    Ok(raised.fetch_optional(tx).await?)
-}
-
-pub(crate) async fn set_blocked(tx: &mut SqliteConnection, user: &str, blocked: bool) -> Result<()> {
-    sqlx::query("UPDATE users SET blocked = ? WHERE id = ?").bind(blocked).bind(user).execute(tx).await?;
-    Ok(())
-}
-
-pub(crate) async fn set_roles(tx: &mut SqliteConnection, user: &str, roles: &str) -> Result<()> {
-    sqlx::query("UPDATE users SET roles = ? WHERE id = ?").bind(roles).bind(user).execute(tx).await?;
-    Ok(())
-}
-
-pub(crate) async fn insert_session(
-    tx: &mut SqliteConnection,
-    id: &str,
-    user: &str,
-    now: Timestamp,
-    ends: Timestamp,
-) -> Result<()> {
-    let old = "DELETE FROM sessions WHERE id IN (SELECT id FROM sessions WHERE ends_ms < ? LIMIT ?)";
-    sqlx::query(old).bind(now.as_millisecond()).bind(CLEARED).execute(&mut *tx).await?;
-    let insert = sqlx::query("INSERT INTO sessions (id, user_id, created_ms, ends_ms) VALUES (?, ?, ?, ?)");
-    let insert = insert.bind(id).bind(user).bind(now.as_millisecond()).bind(ends.as_millisecond());
-    insert.execute(tx).await?;
-    Ok(())
-}
-
-/// Whether the session goes on.
-pub(crate) async fn session_lives(database: &Sqlite, id: &str, user: &str, now: Timestamp) -> Result<bool> {
-    let found: Option<i64> = sqlx::query_scalar(
-        "SELECT 1 FROM sessions WHERE id = ? AND user_id = ? AND ended_ms IS NULL AND ends_ms > ?",
-    )
-    .bind(id)
-    .bind(user)
-    .bind(now.as_millisecond())
-    .fetch_optional(database.pool())
-    .await?;
-    Ok(found.is_some())
-}
-
-pub(crate) async fn prolong(tx: &mut SqliteConnection, session: &str, ends: Timestamp) -> Result<()> {
-    let update = sqlx::query("UPDATE sessions SET ends_ms = ? WHERE id = ?");
-    update.bind(ends.as_millisecond()).bind(session).execute(tx).await?;
-    Ok(())
-}
-
-/// Ends a session; whose it was, if it went on until now.
-pub(crate) async fn end_session(
-    tx: &mut SqliteConnection,
-    session: &str,
-    now: Timestamp,
-) -> Result<Option<String>> {
-    let update = "UPDATE sessions SET ended_ms = ? WHERE id = ? AND ended_ms IS NULL RETURNING user_id";
-    Ok(sqlx::query_scalar(update).bind(now.as_millisecond()).bind(session).fetch_optional(tx).await?)
-}
-
-pub(crate) async fn end_sessions(tx: &mut SqliteConnection, user: &str, now: Timestamp) -> Result<()> {
-    let update = sqlx::query("UPDATE sessions SET ended_ms = ? WHERE user_id = ? AND ended_ms IS NULL");
-    update.bind(now.as_millisecond()).bind(user).execute(tx).await?;
-    Ok(())
-}
-
-pub(crate) async fn insert_refresh(tx: &mut SqliteConnection, hash: &[u8], session: &str) -> Result<()> {
-    let insert = sqlx::query("INSERT INTO refresh_tokens (hash, session_id) VALUES (?, ?)");
-    insert.bind(hash).bind(session).execute(tx).await?;
-    Ok(())
-}
-
-pub(crate) async fn refresh(tx: &mut SqliteConnection, hash: &[u8]) -> Result<Option<Refresh>> {
-    let found = sqlx::query_as(
-        "SELECT session_id, user_id, used_ms, ends_ms, ended_ms FROM refresh_tokens \
-         JOIN sessions ON sessions.id = session_id WHERE hash = ?",
-    );
-    Ok(found.bind(hash).fetch_optional(tx).await?)
-}
-
-pub(crate) async fn use_refresh(tx: &mut SqliteConnection, hash: &[u8], now: Timestamp) -> Result<()> {
-    let update = sqlx::query("UPDATE refresh_tokens SET used_ms = ? WHERE hash = ?");
-    update.bind(now.as_millisecond()).bind(hash).execute(tx).await?;
-    Ok(())
-}
-
-pub(crate) async fn keys(database: &Sqlite) -> Result<Vec<StoredKey>> {
-    Ok(sqlx::query_as("SELECT * FROM signing_keys ORDER BY since_ms").fetch_all(database.pool()).await?)
-}
-
-pub(crate) async fn keys_in(tx: &mut SqliteConnection) -> Result<Vec<StoredKey>> {
-    Ok(sqlx::query_as("SELECT * FROM signing_keys ORDER BY since_ms").fetch_all(tx).await?)
-}
-
-pub(crate) async fn insert_key(tx: &mut SqliteConnection, key: &StoredKey) -> Result<()> {
-    let insert = "INSERT INTO signing_keys (kid, algorithm, sealed, state, since_ms) VALUES (?, ?, ?, ?, ?)";
-    let insert = sqlx::query(insert).bind(&key.kid).bind(&key.algorithm).bind(&key.sealed);
-    insert.bind(&key.state).bind(key.since_ms).execute(tx).await?;
-    Ok(())
-}
-
-/// Retires the key that signs, has the next one sign, and removes those that retired before `gone`.
-pub(crate) async fn rotate_keys(tx: &mut SqliteConnection, now: Timestamp, gone: Timestamp) -> Result<()> {
-    let gone = sqlx::query("DELETE FROM signing_keys WHERE state = 'retired' AND since_ms < ?")
-        .bind(gone.as_millisecond());
-    gone.execute(&mut *tx).await?;
-    for (from, to) in [("current", "retired"), ("next", "current")] {
-        let moved = sqlx::query("UPDATE signing_keys SET state = ?, since_ms = ? WHERE state = ?");
-        moved.bind(to).bind(now.as_millisecond()).bind(from).execute(&mut *tx).await?;
-    }
-    Ok(())
+/// Text that `LIKE` takes as it is, with `|` before what it would take otherwise.
+fn like(query: &str) -> String {
+    format!("{}%", query.replace('|', "||").replace('%', "|%").replace('_', "|_"))
 }

@@ -17,8 +17,8 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use tombolo_event::Envelope;
 
+use super::User;
 use super::mutant::{Mutant, Mutation};
-use super::token::Claims;
 
 /// What identity said of a user or a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,17 +142,17 @@ impl Blocks {
         }
     }
 
-    /// What becomes of a token that says `claims`.
+    /// What becomes of a token that speaks of `user`.
     #[must_use]
-    pub fn judge(&self, claims: &Claims) -> Verdict {
-        if claims.sid.as_ref().is_some_and(|session| self.sessions.contains_key(session)) {
+    pub fn judge(&self, user: &User) -> Verdict {
+        if user.session.as_ref().is_some_and(|session| self.sessions.contains_key(session)) {
             return Verdict::Ended;
         }
-        let Some(standing) = self.users.get(&claims.sub) else { return Verdict::Goes(None) };
-        if standing.block.1 || claims.ver < standing.from {
+        let Some(standing) = self.users.get(&user.id) else { return Verdict::Goes(None) };
+        if standing.block.1 || user.version < standing.from {
             return Verdict::Ended;
         }
-        let are_changed = standing.roles.0 > claims.ver;
+        let are_changed = standing.roles.0 > user.version;
         Verdict::Goes(are_changed.then(|| standing.roles.1.clone()))
     }
 
@@ -173,24 +173,12 @@ impl Blocks {
 
 #[cfg(test)]
 mod tests {
-    use super::super::token::Audience;
     use super::*;
     use proptest::prelude::*;
 
-    fn claims(ver: u64) -> Claims {
-        Claims {
-            iss: "i".into(),
-            sub: "ada".into(),
-            aud: Audience::One("a".into()),
-            exp: 0,
-            iat: 0,
-            nbf: None,
-            jti: "t".into(),
-            client_id: "c".into(),
-            sid: Some("s1".into()),
-            ver,
-            roles: vec![],
-        }
+    fn shown(version: u64) -> User {
+        let (id, session, client) = ("ada".into(), Some("s1".into()), "c".into());
+        User { id, session, roles: vec![], client, version, ends: None }
     }
 
     fn said(version: u64, what: What) -> Said {
@@ -226,7 +214,7 @@ mod tests {
             for said in [said(2, What::Blocked), said(5, What::Blocked), said(3, What::Unblocked)] {
                 blocks.hear(said);
             }
-            blocks.judge(&claims(6))
+            blocks.judge(&shown(6))
         };
         assert_eq!(late_unblock(Blocks::default()), Verdict::Ended);
         #[cfg(feature = "mutants")]
@@ -241,25 +229,25 @@ mod tests {
     fn a_token_of_before_the_block_stays_ended_after_the_unblock() {
         let mut blocks = Blocks::default();
         blocks.hear(said(2, What::Blocked));
-        assert_eq!(blocks.judge(&claims(1)), Verdict::Ended);
+        assert_eq!(blocks.judge(&shown(1)), Verdict::Ended);
         blocks.hear(said(3, What::Unblocked));
-        assert_eq!(blocks.judge(&claims(1)), Verdict::Ended);
-        assert_eq!(blocks.judge(&claims(3)), Verdict::Goes(None));
+        assert_eq!(blocks.judge(&shown(1)), Verdict::Ended);
+        assert_eq!(blocks.judge(&shown(3)), Verdict::Goes(None));
     }
 
     #[test]
     fn roles_that_were_taken_away_are_gone_from_older_tokens() {
         let mut blocks = Blocks::default();
         blocks.hear(said(4, What::Roles(vec!["seller".into()])));
-        assert_eq!(blocks.judge(&claims(3)), Verdict::Goes(Some(vec!["seller".into()])));
-        assert_eq!(blocks.judge(&claims(4)), Verdict::Goes(None));
+        assert_eq!(blocks.judge(&shown(3)), Verdict::Goes(Some(vec!["seller".into()])));
+        assert_eq!(blocks.judge(&shown(4)), Verdict::Goes(None));
     }
 
     #[test]
     fn a_session_that_ended_ends_its_tokens_and_is_forgotten_with_them() {
         let mut blocks = Blocks::default();
         blocks.hear(said(1, What::SessionEnded("s1".into())));
-        assert_eq!(blocks.judge(&claims(9)), Verdict::Ended);
+        assert_eq!(blocks.judge(&shown(9)), Verdict::Ended);
         let (life, later) = (Duration::from_secs(60), Timestamp::from_second(61).unwrap());
         blocks.forget(Timestamp::from_second(60).unwrap(), life);
         assert_eq!(blocks.kept(), (0, 1));

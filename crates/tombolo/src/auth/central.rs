@@ -47,6 +47,8 @@ struct Answered {
     sid: Option<String>,
     client_id: Option<String>,
     #[serde(default)]
+    ver: u64,
+    #[serde(default)]
     roles: Vec<String>,
     exp: Option<i64>,
     iss: Option<String>,
@@ -111,6 +113,7 @@ impl Central {
             return Err(Refusal::Token);
         }
         let client = answered.client_id.unwrap_or_default();
-        Ok(User { id, session: answered.sid, roles: answered.roles, client })
+        let Answered { sid: session, roles, ver: version, exp: ends, .. } = answered;
+        Ok(User { id, session, roles, client, version, ends })
     }
 }

@@ -17,19 +17,18 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tombolo_bus::{Batch, Bus, Read};
-use tombolo_db::{Claim, Database, Holder, Share, StartAt, Transaction};
 use tombolo_event::{Cursor, Envelope, ServiceName};
-use uuid::Uuid;
 
+use super::User;
 use super::blocks::{Blocks, Said, Verdict};
 use super::mutant::{Mutant, Mutation};
-use super::token::Claims;
-use crate::{App, Clock, Error, Kind, Result};
+use super::trail::Trail;
+use crate::{Clock, Error, Kind, Result};
 
 /// The name of the cursor in the service's database.
-const SUBSCRIPTION: &str = "auth-blocks";
+pub(crate) const SUBSCRIPTION: &str = "auth-blocks";
 /// How long the holder of the cursor keeps it, should it die while it moves it.
-const LEASE: Duration = Duration::from_secs(30);
+pub(crate) const LEASE: Duration = Duration::from_secs(30);
 /// How often the cursor is moved and what is old is forgotten.
 const TIDY_EVERY: Duration = Duration::from_secs(30);
 /// How long a topic that is not there is waited for before it is looked for again.
@@ -51,11 +50,11 @@ impl Heard {
     }
 
     /// What becomes of a token; none before everything is loaded.
-    pub(crate) fn judge(&self, claims: &Claims) -> Option<Verdict> {
+    pub(crate) fn judge(&self, user: &User) -> Option<Verdict> {
         if !*self.loaded.borrow() {
             return None;
         }
-        Some(self.blocks.read().unwrap_or_else(PoisonError::into_inner).judge(claims))
+        Some(self.blocks.read().unwrap_or_else(PoisonError::into_inner).judge(user))
     }
 
     /// Turns true once everything is loaded, and stays so.
@@ -99,29 +98,27 @@ struct Place {
 
 type Batches = SelectAll<stream::BoxStream<'static, (u32, Option<tombolo_bus::Result<Batch>>)>>;
 
-/// One service's reading of it.
-pub(crate) struct Reading<D: Database> {
+/// One process's reading of it.
+pub(crate) struct Reading {
     feed: Feed,
-    app: App<D>,
+    trail: Box<dyn Trail>,
     bus: Arc<dyn Bus>,
     changes: watch::Receiver<u64>,
-    holder: Holder,
     places: BTreeMap<u32, Place>,
 }
 
 impl Feed {
-    pub(crate) fn reading<D: Database>(
+    pub(crate) fn reading(
         self,
-        app: App<D>,
+        trail: Box<dyn Trail>,
         bus: Arc<dyn Bus>,
         changes: watch::Receiver<u64>,
-    ) -> Reading<D> {
-        let holder = Holder::new(Uuid::new_v4());
-        Reading { feed: self, app, bus, changes, holder, places: BTreeMap::new() }
+    ) -> Reading {
+        Reading { feed: self, trail, bus, changes, places: BTreeMap::new() }
     }
 }
 
-impl<D: Database> Reading<D> {
+impl Reading {
     /// Reads until it is stopped.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         let mut attempt = 0;
@@ -215,17 +212,11 @@ impl<D: Database> Reading<D> {
         let words = ["blocked", "unblocked", "signed_out", "roles_changed"];
         let types: Vec<String> = words.map(|word| format!("{}.{word}.v1", self.feed.types)).into();
         let start = Cursor::start(topic.incarnation);
-        let at = |partition| StartAt { topic: topic.name.clone(), partition, cursor: start };
-        let starts: Vec<StartAt> = (0..topic.partitions()).map(at).collect();
-        let database = self.app.database();
-        database.open(SUBSCRIPTION, &types, &starts, true).await?;
+        let kept = self.trail.places(topic, &types).await?;
         for partition in 0..topic.partitions() {
-            if self.places.contains_key(&partition) {
-                continue;
-            }
-            let stored = database.cursor(SUBSCRIPTION, &topic.name, partition).await?;
-            let cursor = stored.filter(|stored| stored.incarnation == topic.incarnation).unwrap_or(start);
-            self.places.insert(partition, Place { cursor, passed: VecDeque::new() });
+            let kept = kept.get(&partition).copied();
+            let cursor = kept.filter(|kept| kept.incarnation == topic.incarnation).unwrap_or(start);
+            self.places.entry(partition).or_insert_with(|| Place { cursor, passed: VecDeque::new() });
         }
         Ok(())
     }
@@ -254,7 +245,7 @@ impl<D: Database> Reading<D> {
     }
 
     fn take(&mut self, partition: u32, batch: Batch) {
-        let now = self.app.now();
+        let now = self.feed.clock.now();
         let mut latest = if batch.records.is_empty() { now } else { Timestamp::MIN };
         for record in batch.records {
             let id = record.id;
@@ -286,7 +277,7 @@ impl<D: Database> Reading<D> {
 
     /// Forgets what no token that may still be shown was issued before, and moves the cursor there.
     async fn tidy(&mut self) {
-        let now = self.app.now();
+        let now = self.feed.clock.now();
         self.feed.heard.change(|blocks| blocks.forget(now, self.feed.kept));
         let kept = SignedDuration::try_from(self.feed.kept).unwrap_or(SignedDuration::MAX);
         let Ok(since) = now.checked_sub(kept) else { return };
@@ -300,30 +291,9 @@ impl<D: Database> Reading<D> {
         if moves.is_empty() {
             return;
         }
-        if let Err(error) = self.advance(&moves).await {
+        if let Err(error) = self.trail.advance(&self.feed.topic, &moves).await {
             tracing::debug!("the cursor of {SUBSCRIPTION} is moved later: {error}");
         }
-    }
-
-    async fn advance(&self, moves: &BTreeMap<u32, Cursor>) -> Result<()> {
-        let database = self.app.database();
-        let claimed = database.claim(SUBSCRIPTION, self.holder, Share::Whole, LEASE).await?;
-        let moved = self.advance_claimed(claimed.claims, moves).await;
-        database.release(SUBSCRIPTION, self.holder).await?;
-        moved
-    }
-
-    async fn advance_claimed(&self, claims: Vec<Claim>, moves: &BTreeMap<u32, Cursor>) -> Result<()> {
-        let mut tx = self.app.begin().await?;
-        for claim in claims.iter().filter(|claim| claim.topic == self.feed.topic) {
-            let Some(to) = moves.get(&claim.partition) else { continue };
-            let is_another = to.incarnation != claim.cursor.incarnation;
-            if is_another || to.sequence > claim.cursor.sequence {
-                tx.advance(claim, to).await.map_err(Error::from)?;
-            }
-        }
-        tx.commit().await?;
-        Ok(())
     }
 }
 

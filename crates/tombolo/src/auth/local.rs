@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use super::blocks::Verdict;
 use super::feed::Heard;
 use super::keys::Keys;
+use super::remembered::Remembered;
 use super::token::{Claims, Expected};
 use super::{Check, Refusal, User};
 use crate::Clock;
@@ -20,6 +21,7 @@ pub(crate) struct Local {
     pub(crate) keys: Keys,
     pub(crate) heard: Option<Arc<Heard>>,
     pub(crate) fallback: Option<Fallback>,
+    pub(crate) remembered: Remembered<Claims>,
     pub(crate) clock: Clock,
 }
 
@@ -38,28 +40,39 @@ impl Check for Local {
             return fallback.check.check(token).await;
         }
         let claims = self.verify(token).await?;
-        let Some(heard) = &self.heard else { return Ok(claims.into()) };
-        match heard.judge(&claims) {
-            Some(Verdict::Goes(None)) => Ok(claims.into()),
-            Some(Verdict::Goes(Some(roles))) => Ok(User { roles, ..claims.into() }),
-            Some(Verdict::Ended) => {
-                tracing::debug!(user = claims.sub, "a token is refused: its user or its session was blocked");
-                Err(Refusal::Token)
-            }
-            None => Err(Refusal::Away { what: "it is not known yet who was blocked", again: AGAIN }),
+        hold_against(self.heard.as_deref(), User::from(&*claims))
+    }
+}
+
+/// The user of a token that is right by itself, as what was heard since lets it be.
+pub(crate) fn hold_against(heard: Option<&Heard>, user: User) -> Result<User, Refusal> {
+    let Some(heard) = heard else { return Ok(user) };
+    match heard.judge(&user) {
+        Some(Verdict::Goes(None)) => Ok(user),
+        Some(Verdict::Goes(Some(roles))) => Ok(User { roles, ..user }),
+        Some(Verdict::Ended) => {
+            tracing::debug!(user = user.id, "a token is refused: its user or its session was blocked");
+            Err(Refusal::Token)
         }
+        None => Err(Refusal::Away { what: "it is not known yet who was blocked", again: AGAIN }),
     }
 }
 
 impl Local {
-    async fn verify(&self, token: &str) -> Result<Claims, Refusal> {
+    async fn verify(&self, token: &str) -> Result<Arc<Claims>, Refusal> {
         let refuse = |why| {
             tracing::debug!("a token is refused: {why}");
             Refusal::Token
         };
         let kid = self.expected.kid(token).map_err(refuse)?;
         let key = self.keys.find(&kid).await?;
-        self.expected.verify(token, &key, self.clock.now()).map_err(refuse)
+        if let Some(claims) = self.remembered.find(token, &key) {
+            claims.check_times(self.clock.now()).map_err(refuse)?;
+            return Ok(claims);
+        }
+        let claims = Arc::new(self.expected.verify(token, &key, self.clock.now()).map_err(refuse)?);
+        self.remembered.keep(token, &key, &claims);
+        Ok(claims)
     }
 
     fn is_cut_off(&self, after: Duration) -> bool {

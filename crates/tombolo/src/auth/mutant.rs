@@ -9,6 +9,8 @@ pub enum Mutant {
     AsksEachTime,
     /// Tokens are taken before it is known who was blocked.
     OpensUnloaded,
+    /// An internal token is taken whomever it is for.
+    TakesForOthers,
     /// What was said last of a user counts, whatever its version.
     LastWins,
 }

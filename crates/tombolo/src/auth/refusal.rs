@@ -16,6 +16,10 @@ pub enum Refusal {
     Nobody,
     /// The token lets nobody in.
     Token,
+    /// No internal token was shown, where only a service may ask.
+    NoService,
+    /// The internal token lets nobody in.
+    Internal,
     /// The user does not have this role.
     Role(&'static str),
     /// It cannot be found out now.
@@ -31,6 +35,8 @@ pub enum Refusal {
 
 const SIGN_IN: &str = "urn:tombolo:auth:sign-in";
 const TOKEN: &str = "urn:tombolo:auth:token-refused";
+const SERVICE: &str = "urn:tombolo:auth:service-only";
+const INTERNAL: &str = "urn:tombolo:auth:internal-token-refused";
 const ROLE: &str = "urn:tombolo:auth:role-missing";
 const AWAY: &str = "urn:tombolo:auth:away";
 const UNSET: &str = "urn:tombolo:auth:not-set-up";
@@ -47,6 +53,14 @@ impl Refusal {
                 let detail =
                     "the access token lets nobody in; get another with the refresh token, or sign in";
                 Problem::new(StatusCode::UNAUTHORIZED, detail).of_type(TOKEN)
+            }
+            Self::NoService => {
+                let detail = "found no internal token; this is for services, whose calls carry one";
+                Problem::new(StatusCode::UNAUTHORIZED, detail).of_type(SERVICE)
+            }
+            Self::Internal => {
+                let detail = "the internal token lets nobody in; the service that calls has to be registered at the bus, and to ask this one by its name";
+                Problem::new(StatusCode::UNAUTHORIZED, detail).of_type(INTERNAL)
             }
             Self::Role(role) => {
                 let detail = format!("this needs the role {role:?}; ask an administrator for it");
@@ -66,8 +80,8 @@ impl Refusal {
     /// The challenge of RFC 6750 that goes with it.
     fn challenge(&self) -> Option<&'static str> {
         match self {
-            Self::Nobody => Some("Bearer"),
-            Self::Token => Some("Bearer error=\"invalid_token\""),
+            Self::Nobody | Self::NoService => Some("Bearer"),
+            Self::Token | Self::Internal => Some("Bearer error=\"invalid_token\""),
             Self::Role(_) => Some("Bearer error=\"insufficient_scope\""),
             Self::Away { .. } | Self::Unset(_) => None,
         }

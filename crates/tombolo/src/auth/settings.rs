@@ -16,12 +16,13 @@ use super::feed::{Feed, Heard};
 use super::keys::{self, Keys};
 use super::local::{Fallback, Local};
 use super::mutant::Mutation;
+use super::remembered::Remembered;
 use super::token::{Algorithm, Expected, LEEWAY};
 use super::{Check, Checks};
 use crate::settings::Secret;
 use crate::{Clock, Error, Kind, Result};
 
-/// Which check: `local` or `central`.
+/// Which check: `local`, `central` or `gateway`.
 const WAY: &str = "TOMBOLO_AUTH";
 /// The issuer's name, which is an address that its discovery document lies under.
 const ISSUER: &str = "TOMBOLO_AUTH_ISSUER";
@@ -32,12 +33,15 @@ const SECRET: &str = "TOMBOLO_AUTH_SECRET";
 const TOPIC: &str = "TOMBOLO_AUTH_TOPIC";
 const TYPES: &str = "TOMBOLO_AUTH_TYPES";
 const LIFE: &str = "TOMBOLO_AUTH_TOKEN_LIFE_S";
+/// Which services vouch for users under [`Way::Gateway`], with commas between.
+const DOORS: &str = "TOMBOLO_AUTH_DOORS";
 /// After how many seconds without the bus local checks ask the issuer instead.
 const CENTRAL_AFTER: &str = "TOMBOLO_AUTH_CENTRAL_AFTER_S";
 
 /// The audience unless another is said: the whole system.
 pub(crate) const AUDIENCE_DEFAULT: &str = "tombolo";
 const TOPIC_DEFAULT: &str = "identity";
+const DOOR_DEFAULT: &str = "gateway";
 const LIFE_DEFAULT: Duration = Duration::from_secs(15 * 60);
 /// How much longer than a token lives a block is kept, for clocks that differ and events that are late.
 const KEPT_LONGER: Duration = Duration::from_secs(60);
@@ -49,6 +53,8 @@ pub enum Way {
     Local,
     /// At the issuer, for each request.
     Central,
+    /// At the gateway, which vouches for the user by an internal token; nothing else is taken.
+    Gateway,
 }
 
 impl fmt::Display for Way {
@@ -56,6 +62,7 @@ impl fmt::Display for Way {
         f.write_str(match self {
             Self::Local => "local",
             Self::Central => "central",
+            Self::Gateway => "gateway",
         })
     }
 }
@@ -67,9 +74,10 @@ impl FromStr for Way {
         match text {
             "local" => Ok(Self::Local),
             "central" => Ok(Self::Central),
+            "gateway" => Ok(Self::Gateway),
             _ => Err(Error::new(
                 Kind::Settings,
-                format!("{WAY} is {text:?}; expected \"local\" or \"central\""),
+                format!("{WAY} is {text:?}; expected \"local\", \"central\" or \"gateway\""),
             )),
         }
     }
@@ -94,6 +102,7 @@ pub struct Auth {
     blocks: Option<(String, String)>,
     life: Duration,
     central_after: Option<Duration>,
+    doors: Vec<String>,
     mutation: Mutation,
 }
 
@@ -108,6 +117,7 @@ impl Auth {
             blocks: Some((TOPIC_DEFAULT.to_owned(), TOPIC_DEFAULT.to_owned())),
             life: LIFE_DEFAULT,
             central_after: None,
+            doors: vec![DOOR_DEFAULT.to_owned()],
             mutation: Mutation::default(),
         }
     }
@@ -122,6 +132,19 @@ impl Auth {
     #[must_use]
     pub fn central(issuer: &str, client: &str, secret: &str) -> Self {
         Self::new(Way::Central, issuer).client(client, secret)
+    }
+
+    /// The service `gateway` checks tokens, and vouches for users by internal ones. Blocks are heard here all the same.
+    #[must_use]
+    pub fn gateway() -> Self {
+        Self::new(Way::Gateway, "")
+    }
+
+    /// Which services vouch for users under [`Way::Gateway`]; `gateway` unless said.
+    #[must_use]
+    pub fn doors(mut self, services: &[&str]) -> Self {
+        self.doors = services.iter().map(|service| (*service).to_owned()).collect();
+        self
     }
 
     /// With these the issuer can be asked: for routes with `Extension(Way::Central)`, and while the bus is away.
@@ -195,28 +218,31 @@ impl Auth {
         self
     }
 
-    /// What the environment says: `TOMBOLO_AUTH_ISSUER` at least; `TOMBOLO_AUTH` is `local` unless it says `central`.
+    /// What the environment says: `TOMBOLO_AUTH_ISSUER` at least, but for `TOMBOLO_AUTH=gateway`; `TOMBOLO_AUTH` is `local` unless
+    /// it says `central` or `gateway`.
     ///
     /// # Errors
     /// `Settings` for what is missing or cannot be meant.
     pub fn from_env() -> Result<Self> {
-        Self::from_variables(&env::vars().filter(|(name, _)| name.starts_with(WAY)).collect())
+        Self::local("").with_env()
     }
 
-    fn from_variables(variables: &BTreeMap<String, String>) -> Result<Self> {
-        let value = |name: &str| variables.get(name).map(String::as_str).filter(|value| !value.is_empty());
-        let issuer = value(ISSUER).ok_or_else(|| {
-            let message = format!(
-                "{ISSUER} is not set; expected the address of the identity service or of another issuer"
-            );
-            Error::new(Kind::Settings, message)
-        })?;
-        let mut auth = Self::new(value(WAY).unwrap_or("local").parse()?, issuer);
+    /// The same, but for what the environment says.
+    ///
+    /// # Errors
+    /// As [`Auth::from_env`].
+    pub fn with_env(self) -> Result<Self> {
+        self.with_variables(&env::vars().filter(|(name, _)| name.starts_with(WAY)).collect())
+    }
+
+    fn with_variables(self, variables: &BTreeMap<String, String>) -> Result<Self> {
+        let mut auth = self.reached_by(variables)?;
+        let value = |name: &str| given(variables, name);
+        if let Some(doors) = value(DOORS) {
+            auth = auth.doors(&doors.split(',').map(str::trim).collect::<Vec<_>>());
+        }
         if let Some(audience) = value(AUDIENCE) {
             auth = auth.audience(audience);
-        }
-        if let (Some(client), Some(secret)) = (value(CLIENT), value(SECRET)) {
-            auth = auth.client(client, secret);
         }
         match value(TOPIC) {
             Some("none") => auth = auth.without_blocks(),
@@ -226,8 +252,30 @@ impl Auth {
         if let Some(life) = seconds(LIFE, value(LIFE))? {
             auth = auth.token_life(life);
         }
-        auth.central_after = seconds(CENTRAL_AFTER, value(CENTRAL_AFTER))?;
+        if let Some(after) = seconds(CENTRAL_AFTER, value(CENTRAL_AFTER))? {
+            auth = auth.central_after(after);
+        }
         Ok(auth)
+    }
+
+    /// Which way, which issuer, and as whom that is asked.
+    fn reached_by(mut self, variables: &BTreeMap<String, String>) -> Result<Self> {
+        if let Some(way) = given(variables, WAY) {
+            self.way = way.parse()?;
+        }
+        if let Some(issuer) = given(variables, ISSUER) {
+            issuer.clone_into(&mut self.issuer.name);
+        }
+        if self.issuer.name.is_empty() && self.way != Way::Gateway {
+            let message = format!(
+                "{ISSUER} is not set; expected the address of the identity service or of another issuer"
+            );
+            return Err(Error::new(Kind::Settings, message));
+        }
+        if let (Some(client), Some(secret)) = (given(variables, CLIENT), given(variables, SECRET)) {
+            self = self.client(client, secret);
+        }
+        Ok(self)
     }
 
     fn expected(&self) -> Expected {
@@ -240,40 +288,67 @@ impl Auth {
 
     /// Makes the checks, and what has to run beside them.
     pub(crate) fn open(self, clock: &Clock) -> Result<Opened> {
+        let hears = self.way != Way::Central;
+        self.open_with(clock, hears)
+    }
+
+    /// The same for a program whose routes may each have another way.
+    pub(crate) fn open_everywhere(self, clock: &Clock) -> Result<Opened> {
+        self.open_with(clock, true)
+    }
+
+    fn open_with(self, clock: &Clock, hears: bool) -> Result<Opened> {
         let http = keys::client()?;
-        let central: Option<Arc<dyn Check>> = match &self.client {
-            Some(client) => Some(Arc::new(Central::new(
-                &self.issuer,
-                client,
-                self.expected(),
-                http.clone(),
-                clock.clone(),
-            ))),
-            None => None,
-        };
-        if central.is_none() && (self.way == Way::Central || self.central_after.is_some()) {
-            let message = format!(
-                "central checks need a client of the issuer and its secret; set {CLIENT} and {SECRET}"
-            );
-            return Err(Error::new(Kind::Settings, message));
+        let central = self.asks_issuer(&http, clock)?;
+        let feed = if hears { self.feed(clock)? } else { None };
+        let heard = feed.as_ref().map(|feed| Arc::clone(&feed.heard));
+        let local = self.verifies(http, central.clone(), heard.clone(), clock);
+        let checks = Checks { way: self.way, local, central, heard, doors: self.doors.into() };
+        Ok(Opened { checks, feed, mutation: self.mutation })
+    }
+
+    fn verifies(
+        &self,
+        http: reqwest::Client,
+        central: Option<Arc<dyn Check>>,
+        heard: Option<Arc<Heard>>,
+        clock: &Clock,
+    ) -> Option<Arc<dyn Check>> {
+        if self.issuer.name.is_empty() {
+            return None;
         }
-        let feed = self.feed(clock)?;
-        let fallback = self.central_after.zip(central.clone());
-        let local = Local {
+        let fallback = self.central_after.zip(central);
+        let (issuer, algorithms) = (self.issuer.clone(), self.algorithms.clone());
+        Some(Arc::new(Local {
             expected: self.expected(),
-            keys: Keys::new(self.issuer.clone(), self.algorithms.clone(), http, clock.clone(), self.mutation),
-            heard: feed.as_ref().map(|feed| Arc::clone(&feed.heard)),
+            keys: Keys::new(issuer, algorithms, http, clock.clone(), self.mutation),
+            heard,
             fallback: fallback.map(|(after, check)| Fallback { after, check }),
+            remembered: Remembered::default(),
             clock: clock.clone(),
-        };
-        Ok(Opened { checks: Checks { way: self.way, local: Arc::new(local), central }, feed })
+        }))
+    }
+
+    fn asks_issuer(&self, http: &reqwest::Client, clock: &Clock) -> Result<Option<Arc<dyn Check>>> {
+        match &self.client {
+            Some(client) if !self.issuer.name.is_empty() => {
+                let central =
+                    Central::new(&self.issuer, client, self.expected(), http.clone(), clock.clone());
+                Ok(Some(Arc::new(central)))
+            }
+            _ if self.way == Way::Central || self.central_after.is_some() => {
+                let message = format!(
+                    "central checks need an issuer, a client of it and its secret; set {ISSUER}, {CLIENT} and {SECRET}"
+                );
+                Err(Error::new(Kind::Settings, message))
+            }
+            _ => Ok(None),
+        }
     }
 
     /// What reads the blocks, which central checks alone do not need.
     fn feed(&self, clock: &Clock) -> Result<Option<Feed>> {
-        let Some((topic, types)) = self.blocks.clone().filter(|_| self.way == Way::Local) else {
-            return Ok(None);
-        };
+        let Some((topic, types)) = self.blocks.clone() else { return Ok(None) };
         let kept = self.life + LEEWAY + KEPT_LONGER;
         Ok(Some(Feed {
             topic: ServiceName::new(topic)?,
@@ -283,6 +358,11 @@ impl Auth {
             clock: clock.clone(),
         }))
     }
+}
+
+/// What a variable says; one that is empty says nothing.
+fn given<'v>(variables: &'v BTreeMap<String, String>, name: &str) -> Option<&'v str> {
+    variables.get(name).map(String::as_str).filter(|value| !value.is_empty())
 }
 
 fn seconds(name: &str, value: Option<&str>) -> Result<Option<Duration>> {
@@ -299,6 +379,7 @@ fn seconds(name: &str, value: Option<&str>) -> Result<Option<Duration>> {
 pub(crate) struct Opened {
     pub(crate) checks: Checks,
     pub(crate) feed: Option<Feed>,
+    pub(crate) mutation: Mutation,
 }
 
 #[cfg(test)]
@@ -307,7 +388,7 @@ mod tests {
 
     fn read(variables: &[(&str, &str)]) -> Result<Auth> {
         let owned = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        Auth::from_variables(&owned.collect())
+        Auth::local("").with_variables(&owned.collect())
     }
 
     #[test]

@@ -77,9 +77,10 @@ impl Audience {
     }
 }
 
-impl From<Claims> for User {
-    fn from(claims: Claims) -> Self {
-        Self { id: claims.sub, session: claims.sid, roles: claims.roles, client: claims.client_id }
+impl From<&Claims> for User {
+    fn from(claims: &Claims) -> Self {
+        let Claims { sub, sid, roles, client_id, ver, exp, .. } = claims.clone();
+        Self { id: sub, session: sid, roles, client: client_id, version: ver, ends: Some(exp) }
     }
 }
 
@@ -100,9 +101,9 @@ pub enum Refused {
     /// It is no token.
     #[error("it is not a signed token with a header that can be read")]
     Form,
-    /// Its type is not that of an access token.
-    #[error("its typ is not at+jwt")]
-    Type,
+    /// Its type is not the one that is expected here.
+    #[error("its typ is not {0}")]
+    Type(&'static str),
     /// Its algorithm is not one of the list, or not the key's.
     #[error("its alg is not one that is expected")]
     Algorithm,
@@ -127,7 +128,7 @@ pub struct Key {
     pub kid: String,
     /// The one algorithm that it is for.
     pub algorithm: Algorithm,
-    decoding: DecodingKey,
+    pub(crate) decoding: DecodingKey,
 }
 
 impl Key {
@@ -176,24 +177,7 @@ impl Expected {
     /// # Errors
     /// [`Refused`] for what no key can mend.
     pub fn kid(&self, token: &str) -> Result<String, Refused> {
-        if token.len() > TOKEN_BYTES_MAX {
-            return Err(Refused::Form);
-        }
-        let header = jsonwebtoken::decode_header(token).map_err(|_| Refused::Form)?;
-        if !self.algorithms.contains(&header.alg) {
-            return Err(Refused::Algorithm);
-        }
-        check_type(&header)?;
-        let brings = header.jku.is_some() || header.jwk.is_some() || header.x5u.is_some();
-        if brings
-            || header.x5c.is_some()
-            || header.crit.is_some()
-            || header.enc.is_some()
-            || header.zip.is_some()
-        {
-            return Err(Refused::Header);
-        }
-        header.kid.filter(|kid| !kid.is_empty() && kid.len() <= KID_BYTES_MAX).ok_or(Refused::Header)
+        read_header(token, &self.algorithms, TYPE)
     }
 
     /// Verifies a token by the key that [`Expected::kid`] named.
@@ -215,26 +199,55 @@ impl Expected {
         if claims.sub.is_empty() || claims.iss != self.issuer || !claims.aud.has(&self.audience) {
             return Err(Refused::Meant);
         }
-        check_times(&claims, now)?;
+        claims.check_times(now)?;
         Ok(claims)
     }
 }
 
-fn check_type(header: &Header) -> Result<(), Refused> {
-    let found = header.typ.as_deref().unwrap_or_default().to_ascii_lowercase();
-    let short = found.strip_prefix("application/").unwrap_or(&found);
-    if short == TYPE { Ok(()) } else { Err(Refused::Type) }
+impl Claims {
+    pub(crate) fn check_times(&self, now: Timestamp) -> Result<(), Refused> {
+        check_times(self.nbf.unwrap_or(self.iat).max(self.iat), self.exp, now)
+    }
 }
 
-fn check_times(claims: &Claims, now: Timestamp) -> Result<(), Refused> {
+/// Reads the header of a token of the type `expected`, and says which key to verify it by.
+pub(crate) fn read_header(
+    token: &str,
+    algorithms: &[Algorithm],
+    expected: &'static str,
+) -> Result<String, Refused> {
+    if token.len() > TOKEN_BYTES_MAX {
+        return Err(Refused::Form);
+    }
+    let header = jsonwebtoken::decode_header(token).map_err(|_| Refused::Form)?;
+    if !algorithms.contains(&header.alg) {
+        return Err(Refused::Algorithm);
+    }
+    check_type(&header, expected)?;
+    let brings = header.jku.is_some() || header.jwk.is_some() || header.x5u.is_some();
+    if brings || header.x5c.is_some() || header.crit.is_some() || header.enc.is_some() || header.zip.is_some()
+    {
+        return Err(Refused::Header);
+    }
+    header.kid.filter(|kid| !kid.is_empty() && kid.len() <= KID_BYTES_MAX).ok_or(Refused::Header)
+}
+
+fn check_type(header: &Header, expected: &'static str) -> Result<(), Refused> {
+    let found = header.typ.as_deref().unwrap_or_default().to_ascii_lowercase();
+    let short = found.strip_prefix("application/").unwrap_or(&found);
+    if short == expected { Ok(()) } else { Err(Refused::Type(expected)) }
+}
+
+/// Whether a token that begins and ends then, in seconds since 1970, is taken now.
+pub(crate) fn check_times(begins: i64, ends: i64, now: Timestamp) -> Result<(), Refused> {
     let leeway = LEEWAY.as_secs().cast_signed();
-    let (now, begins) = (now.as_second(), claims.nbf.unwrap_or(claims.iat).max(claims.iat));
+    let now = now.as_second();
     // Compared without sums that a token's own numbers could overflow.
-    let has_ended = now.saturating_sub(leeway) >= claims.exp;
+    let has_ended = now.saturating_sub(leeway) >= ends;
     if has_ended || begins > now.saturating_add(leeway) { Err(Refused::Time) } else { Ok(()) }
 }
 
-fn refused(error: &jsonwebtoken::errors::Error) -> Refused {
+pub(crate) fn refused(error: &jsonwebtoken::errors::Error) -> Refused {
     use jsonwebtoken::errors::ErrorKind;
     match error.kind() {
         ErrorKind::InvalidAlgorithm | ErrorKind::InvalidAlgorithmName | ErrorKind::InvalidKeyFormat => {

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use reqwest::RequestBuilder;
 use serde_json::value::to_raw_value;
 use tokio::time::{Instant, timeout_at};
 use tombolo_bus::{Bus, Reach, Signal};
@@ -38,6 +39,8 @@ pub(crate) struct Asker {
     pub(crate) http: reqwest::Client,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) next: AtomicUsize,
+    #[cfg(feature = "auth")]
+    pub(crate) internal: Arc<crate::auth::Internal>,
 }
 
 impl Asker {
@@ -54,6 +57,20 @@ impl Asker {
             ));
         }
         Ok(current)
+    }
+
+    /// Says in a request to `service` who asks, and for which user.
+    #[cfg(feature = "auth")]
+    fn vouch(&self, request: RequestBuilder, current: &Current, service: &str) -> RequestBuilder {
+        let user = current.user().and_then(Result::ok);
+        let token = self.internal.sign(user.as_ref(), service);
+        token.into_iter().fold(request, |request, token| request.header(crate::auth::INTERNAL_HEADER, token))
+    }
+
+    #[cfg(not(feature = "auth"))]
+    #[expect(clippy::unused_self, reason = "the same call as with the feature")]
+    fn vouch(&self, request: RequestBuilder, _current: &Current, _service: &str) -> RequestBuilder {
+        request
     }
 
     fn count(&self, question: &str, via: &str, outcome: &str) {
@@ -149,6 +166,7 @@ impl<'a, Q: Question> Call<'a, Q> {
         for (name, value) in current.headers(left) {
             request = request.header(name, value);
         }
+        let request = self.asker.vouch(request, current, service);
         let response = request.send().await.map_err(|error| self.not_answered(url, left, &error))?;
         let status = response.status();
         let body = response.text().await.map_err(|error| self.not_answered(url, left, &error))?;

@@ -1,48 +1,113 @@
-//! The user's routes behind the checks of who is asking, if there are any.
+//! A service's routes behind the checks of who is asking, if there are any, and what it calls others with.
 //!
 //! Invariant: what a check has to know before it lets anybody in is read by a task of the service, which is ready once it is loaded.
 
 use axum::Router;
-#[cfg(feature = "auth")]
-use std::sync::Arc;
 use tokio::sync::watch;
 use tombolo_db::Database;
+#[cfg(feature = "auth")]
+use {
+    crate::auth::{Checks, InDatabase, Internal, Opened, Signer},
+    axum::Extension,
+    std::sync::Arc,
+};
 
-use super::{Prepared, Starting};
-use crate::App;
+use super::Starting;
 use crate::life::Tasks;
+use crate::{App, Error, Kind, Result, Service};
+#[cfg(feature = "auth")]
+use crate::{Clock, directory::Directory};
+use tombolo_event::descriptor::Descriptor;
 
-/// The routes, and whether what their checks need is loaded.
-pub(super) type Guarded<D> = (Router<App<D>>, Option<watch::Receiver<bool>>);
-
-impl Starting {
+/// What the service is guarded by, before it is known who else there is.
+pub(super) struct Prepared {
     #[cfg(feature = "auth")]
-    pub(super) fn guard<D: Database>(
-        &self,
-        prepared: &mut Prepared<D>,
-        app: &App<D>,
-        routes: Router<App<D>>,
-        tasks: &mut Tasks,
-    ) -> Guarded<D> {
-        let Some(opened) = prepared.auth.take() else { return (routes, None) };
-        let loaded = opened.feed.map(|feed| {
-            let loaded = feed.heard.is_loaded();
-            let reading = feed.reading(app.clone(), Arc::clone(&self.bus), self.directory.changes());
-            tasks.spawn(reading.run(self.stop.clone()));
-            loaded
-        });
-        (opened.checks.over(routes), loaded)
+    opened: Option<Opened>,
+    #[cfg(feature = "auth")]
+    signer: Arc<Signer>,
+}
+
+#[cfg(feature = "auth")]
+impl Prepared {
+    pub(super) fn new<D: Database>(service: &mut Service<D>, descriptor: &Descriptor) -> Result<Self> {
+        let opened = service.auth.take().map(|auth| auth.open(&service.clock)).transpose()?;
+        let signer = Arc::new(Signer::new(descriptor.service.as_str())?);
+        Ok(Self { opened, signer })
+    }
+
+    /// What is registered of this replica.
+    pub(super) fn described(&self, descriptor: &Descriptor) -> Result<String> {
+        described(descriptor, &[self.signer.jwk()])
+    }
+
+    /// What calls are signed with, and verified.
+    pub(super) fn internal(&self, directory: &Arc<Directory>, clock: &Clock) -> Arc<Internal> {
+        let mutation = self.opened.as_ref().map(|opened| opened.mutation).unwrap_or_default();
+        let (signer, directory) = (Arc::clone(&self.signer), Arc::clone(directory));
+        Arc::new(Internal::new(signer, directory, clock.clone(), mutation))
+    }
+}
+
+#[cfg(not(feature = "auth"))]
+impl Prepared {
+    pub(super) fn new<D: Database>(_service: &mut Service<D>, _descriptor: &Descriptor) -> Result<Self> {
+        Ok(Self {})
+    }
+
+    #[expect(clippy::unused_self, reason = "the same call as with the feature")]
+    pub(super) fn described(&self, descriptor: &Descriptor) -> Result<String> {
+        described::<()>(descriptor, &[])
+    }
+}
+
+fn described<K: serde::Serialize>(descriptor: &Descriptor, keys: &[K]) -> Result<String> {
+    crate::directory::described(descriptor, keys).map_err(|error| Error::new(Kind::Wiring, error.to_string()))
+}
+
+/// What stands before the routes.
+pub(super) struct Guard {
+    #[cfg(feature = "auth")]
+    checks: Option<Checks>,
+    #[cfg(feature = "auth")]
+    internal: Arc<Internal>,
+    /// Whether what the checks need is loaded.
+    pub(super) loaded: Option<watch::Receiver<bool>>,
+}
+
+impl Guard {
+    /// The routes behind it.
+    #[cfg(feature = "auth")]
+    pub(super) fn over(self, routes: Router) -> Router {
+        let routes = routes.layer(Extension(self.internal));
+        match self.checks {
+            Some(checks) => checks.over(routes),
+            None => routes,
+        }
     }
 
     #[cfg(not(feature = "auth"))]
     #[expect(clippy::unused_self, reason = "the same call as with the feature")]
-    pub(super) fn guard<D: Database>(
-        &self,
-        _prepared: &mut Prepared<D>,
-        _app: &App<D>,
-        routes: Router<App<D>>,
-        _tasks: &mut Tasks,
-    ) -> Guarded<D> {
-        (routes, None)
+    pub(super) fn over(self, routes: Router) -> Router {
+        routes
+    }
+}
+
+impl Starting {
+    #[cfg(feature = "auth")]
+    pub(super) fn guard<D: Database>(&self, prepared: Prepared, app: &App<D>, tasks: &mut Tasks) -> Guard {
+        let (checks, feed) = prepared.opened.map(|opened| (opened.checks, opened.feed)).unzip();
+        let loaded = feed.flatten().map(|feed| {
+            let loaded = feed.heard.is_loaded();
+            let (trail, changes) = (Box::new(InDatabase::new(app.clone())), self.directory.changes());
+            tasks.spawn(feed.reading(trail, Arc::clone(&self.bus), changes).run(self.stop.clone()));
+            loaded
+        });
+        Guard { checks, internal: Arc::clone(&self.internal), loaded }
+    }
+
+    #[cfg(not(feature = "auth"))]
+    #[expect(clippy::unused_self, reason = "the same call as with the feature")]
+    pub(super) fn guard<D: Database>(&self, _prepared: Prepared, _app: &App<D>, _tasks: &mut Tasks) -> Guard {
+        Guard { loaded: None }
     }
 }

@@ -97,13 +97,14 @@ async fn serve_shop(manifest: &Manifest, folder: &DataFolder, log: &Arc<Log>, bu
     let mut terminate = signal(SignalKind::terminate())?;
     let start = Start { manifest, log };
     let sqlite = |name: &str| Sqlite::open(folder.database(name));
+    let users = shop_users::config(&folder.database("users"))?;
     let products = Documents::open(folder.documents("products"))?;
     // Each on its own database.
     let mut running = vec![
-        start.service("users", shop_users::service(sqlite("users")?)).await?,
+        start.service("users", shop_users::service(sqlite("users")?, users)?).await?,
         start.service("products", shop_products::service(products)).await?,
         start.service("orders", shop_orders::service(sqlite("orders")?)?).await?,
-        start.service("order-history", shop_order_history::service(sqlite("order-history")?)).await?,
+        start.service("order-history", shop_order_history::service(sqlite("order-history")?)?).await?,
     ];
     println!("bus            {bus}\nready, in one process");
     let ended = tokio::select! {

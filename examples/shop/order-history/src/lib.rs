@@ -10,10 +10,14 @@ use axum::routing::get;
 use axum::{Json, Router};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tombolo::auth::{self, Auth};
 use tombolo::{App, Missing, Problem, Service};
 
 pub use replica::OrderPlaced;
 pub use store::Store;
+
+/// Who issues the tokens, unless the environment says otherwise: `users`, at its port in `tombolo.toml`.
+const USERS: &str = "http://127.0.0.1:7101";
 
 /// What every way answers with.
 #[derive(Serialize)]
@@ -68,22 +72,42 @@ async fn orders_of<D: Store>(
     Path(user_id): Path<String>,
     Query(how): Query<Parameters>,
 ) -> Result<Json<History>, Problem> {
-    let history = match how.via {
-        Via::Call => call::history(&app, &user_id).await?,
-        Via::Gather => gather::history(&app, &user_id).await?,
-        Via::Replica => replica::history(&app, &user_id).await?,
+    history(&app, &user_id, how.via).await
+}
+
+/// The orders of whoever asks.
+async fn my_orders<D: Store>(
+    State(app): State<App<D>>,
+    user: auth::User,
+    Query(how): Query<Parameters>,
+) -> Result<Json<History>, Problem> {
+    history(&app, &user.id, how.via).await
+}
+
+async fn history<D: Store>(app: &App<D>, user_id: &str, via: Via) -> Result<Json<History>, Problem> {
+    let history = match via {
+        Via::Call => call::history(app, user_id).await?,
+        Via::Gather => gather::history(app, user_id).await?,
+        Via::Replica => replica::history(app, user_id).await?,
     };
     Ok(Json(history))
 }
 
 /// The service on its own database.
-#[must_use]
-pub fn service<D: Store>(database: D) -> Service<D> {
-    Service::new("order-history", database)
-        .routes(Router::new().route("/users/{id}/orders", get(orders_of::<D>)))
+///
+/// # Errors
+/// `Settings` for a setting in the environment that is not what it should be.
+pub fn service<D: Store>(database: D) -> tombolo::Result<Service<D>> {
+    let routes = Router::new()
+        .route("/users/{id}/orders", get(orders_of::<D>))
+        .route("/me/orders", get(my_orders::<D>));
+    let service = Service::new("order-history", database)
+        .routes(routes)
+        .auth(Auth::local(USERS).blocks_in("users", "users").with_env()?)
         .view(replica::view())
         .asks::<call::UserById>()
         .asks::<call::OrdersOfUser>()
         .asks::<call::ProductsByIds>()
-        .asks::<gather::AboutUser>()
+        .asks::<gather::AboutUser>();
+    Ok(service)
 }

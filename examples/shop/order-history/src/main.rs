@@ -8,8 +8,8 @@ use tombolo::sqlite::Sqlite;
 async fn main() -> tombolo::Result<()> {
     let address = database_or("sqlite:order-history.db");
     match database_kind(&address) {
-        "sqlite" => shop_order_history::service(Sqlite::open(&address)?).run().await,
-        "postgres" => shop_order_history::service(Postgres::open(&address)?).run().await,
+        "sqlite" => shop_order_history::service(Sqlite::open(&address)?)?.run().await,
+        "postgres" => shop_order_history::service(Postgres::open(&address)?)?.run().await,
         _ => Err(other_database(&address, &["sqlite:PATH", "postgres://user@host/NAME"])),
     }
 }

@@ -1,5 +1,8 @@
 //! `orders`: who bought what, at which price. Sells by its own small copies of users and products, and cancels what is
 //! not paid in time.
+//!
+//! Whoever has signed in orders as that user; without a token the order says for whom it is, so that the shop can be tried out by
+//! hand. Only an administrator cancels an order, and `users` is asked each time whether that still is one.
 
 mod store;
 mod catalog;
@@ -12,12 +15,15 @@ use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tombolo::auth::{Admin, Auth, User, Way};
 use tombolo::{App, Event, Problem, Question, Service, Transaction};
 use uuid::Uuid;
 
 use payment::{OPEN, OrderCancelled, OrderPaid, PaymentDue, PaymentTime};
 pub use store::Store;
 
+/// Who issues the tokens, unless the environment says otherwise: `users`, at its port in `tombolo.toml`.
+const USERS: &str = "http://127.0.0.1:7101";
 /// The most pieces of one order.
 const QUANTITY_MAX: i64 = 1_000_000;
 
@@ -79,7 +85,8 @@ pub struct Order {
 
 #[derive(Deserialize)]
 struct PlaceOrder {
-    user_id: String,
+    /// Whoever has signed in need not say it.
+    user_id: Option<String>,
     product_id: String,
     quantity: i64,
 }
@@ -87,17 +94,19 @@ struct PlaceOrder {
 async fn place<D: Store>(
     State(app): State<App<D>>,
     Extension(payment_time): Extension<PaymentTime>,
+    user: Option<User>,
     Json(body): Json<PlaceOrder>,
 ) -> Result<(StatusCode, Json<Order>), Problem> {
     if !(1..=QUANTITY_MAX).contains(&body.quantity) {
         let detail = format!("found quantity {}; expected 1 to {QUANTITY_MAX}", body.quantity);
         return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
     }
-    catalog::check_user(&app, &body.user_id).await?;
+    let user_id = for_whom(user, body.user_id)?;
+    catalog::check_user(&app, &user_id).await?;
     let price_cents = catalog::price_cents(&app, &body.product_id).await?;
     let order = Order {
         id: Uuid::now_v7().to_string(),
-        user_id: body.user_id,
+        user_id,
         product_id: body.product_id,
         quantity: body.quantity,
         price_cents,
@@ -109,6 +118,20 @@ async fn place<D: Store>(
     payment::expect(&mut tx, &order.id, app.now() + payment_time.0)?;
     tx.commit().await?;
     Ok((StatusCode::CREATED, Json(order)))
+}
+
+/// Whose order it is.
+fn for_whom(user: Option<User>, named: Option<String>) -> Result<String, Problem> {
+    let detail = match (user, named) {
+        (None, Some(named)) => return Ok(named),
+        (Some(user), named) if named.as_ref().is_none_or(|named| *named == user.id) => return Ok(user.id),
+        (Some(user), _) => {
+            let detail = format!("found the order of another user than {}; sign in as that user", user.id);
+            return Err(Problem::new(StatusCode::FORBIDDEN, detail));
+        }
+        (None, None) => "found no user; sign in and send the token, or say user_id",
+    };
+    Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail))
 }
 
 fn placed(order: &Order) -> OrderPlaced {
@@ -141,6 +164,22 @@ async fn pay<D: Store>(State(app): State<App<D>>, Path(id): Path<String>) -> Res
     Ok(Json(paid))
 }
 
+async fn cancel<D: Store>(
+    State(app): State<App<D>>,
+    Admin(_): Admin,
+    Path(id): Path<String>,
+) -> Result<Json<Order>, Problem> {
+    let mut tx = app.begin().await?;
+    let order = D::find_in(&mut tx, &id).await?.ok_or_else(|| unknown(&id))?;
+    if !payment::cancel::<D>(&mut tx, &id).await? {
+        let detail = format!("order {id} is {}; only an open one can be cancelled", order.state);
+        return Err(Problem::new(StatusCode::CONFLICT, detail));
+    }
+    let cancelled = D::find_in(&mut tx, &id).await?.ok_or_else(|| unknown(&id))?;
+    tx.commit().await?;
+    Ok(Json(cancelled))
+}
+
 async fn orders_of_user<D: Store>(question: OrdersOfUser, app: App<D>) -> Result<Vec<Order>, Problem> {
     Ok(app.database().of_user(&question.user_id).await?)
 }
@@ -158,10 +197,12 @@ pub fn service<D: Store>(database: D) -> tombolo::Result<Service<D>> {
         .route("/orders", post(place::<D>))
         .route("/orders/{id}", get(show::<D>))
         .route("/orders/{id}/pay", post(pay::<D>))
+        .route("/orders/{id}/cancel", post(cancel::<D>).layer(Extension(Way::Central)))
         .layer(Extension(PaymentTime::from_env()?));
     let service = Service::new("orders", database)
         .setup(async |database: D| database.make_tables().await)
         .routes(routes)
+        .auth(Auth::local(USERS).blocks_in("users", "users").with_env()?)
         .publishes::<OrderPlaced>()
         .publishes::<PaymentDue>()
         .publishes::<OrderPaid>()

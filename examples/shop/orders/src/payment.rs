@@ -106,10 +106,17 @@ pub(crate) async fn pay<D: Store>(tx: &mut D::Tx, order_id: &str) -> tombolo::Re
     Ok(is_first)
 }
 
-async fn payment_due<D: Store>(event: PaymentDue, tx: &mut D::Tx) -> Handled {
-    if D::decide(tx, &event.order_id, CANCELLED).await? {
-        tx.publish(&OrderCancelled { order_id: event.order_id })?;
+/// Cancels an order; `false` if it is not open.
+pub(crate) async fn cancel<D: Store>(tx: &mut D::Tx, order_id: &str) -> tombolo::Result<bool> {
+    let is_first = D::decide(tx, order_id, CANCELLED).await?;
+    if is_first {
+        tx.publish(&OrderCancelled { order_id: order_id.to_owned() })?;
     }
+    Ok(is_first)
+}
+
+async fn payment_due<D: Store>(event: PaymentDue, tx: &mut D::Tx) -> Handled {
+    cancel::<D>(tx, &event.order_id).await?;
     Ok(())
 }
 

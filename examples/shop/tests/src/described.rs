@@ -48,6 +48,11 @@ fn what_one_publishes_and_answers_is_what_the_others_handle_and_ask() {
         published,
         [
             "users.registered.v1",
+            "users.renamed.v1",
+            "users.blocked.v1",
+            "users.unblocked.v1",
+            "users.signed_out.v1",
+            "users.roles_changed.v1",
             "products.added.v1",
             "products.changed.v1",
             "orders.placed.v1",

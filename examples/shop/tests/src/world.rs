@@ -14,6 +14,7 @@ use tombolo::documents::Documents;
 use tombolo::sqlite::Sqlite;
 use tombolo::testing::{Fake, Part, World};
 use tombolo::{Event, Question, Service};
+use tombolo_identity::{Config, SealingKey};
 
 /// What `users` says when somebody registers, as far as these tests say it in its place.
 #[derive(Serialize, Deserialize, JsonSchema)]
@@ -105,6 +106,16 @@ fn orders_service(database: Sqlite) -> Service<Sqlite> {
     shop_orders::service(database).unwrap()
 }
 
+/// `users` that seals what it keeps with this key.
+fn users_service(key: SealingKey) -> impl Fn(Sqlite) -> Service<Sqlite> + Send + Sync + 'static {
+    let config = Config::new("http://users.test", key);
+    move |database| shop_users::service(database, config.clone()).unwrap()
+}
+
+fn history_service(database: Sqlite) -> Service<Sqlite> {
+    shop_order_history::service(database).unwrap()
+}
+
 /// A world with a `users` that knows only ada, and a `products` that has only the kite.
 async fn ada_and_the_kite(world: &World) -> (Fake, Fake) {
     let known = |id: String, only: &str| {
@@ -140,12 +151,12 @@ async fn history_of(history: &Part, user_id: &str, via: &str) -> Value {
 #[tokio::test]
 async fn an_order_is_seen_in_all_three_ways() {
     let world = World::new();
-    let users = world.start(shop_users::service).await;
+    let users = world.start(users_service(SealingKey::generate().unwrap())).await;
     let folder = tempfile::tempdir().unwrap();
     let catalogue = folder.path().join("products.redb").to_string_lossy().into_owned();
     let products = world.start_on(move || Documents::open(&catalogue).unwrap(), shop_products::service).await;
     let orders = world.start(orders_service).await;
-    let history = world.start(shop_order_history::service).await;
+    let history = world.start(history_service).await;
 
     let ada =
         users.post("/users", json!({ "name": "ada", "email": "ada@example.org" })).await.json::<Value>();
@@ -169,7 +180,7 @@ async fn wherever_the_history_crashes_each_order_is_in_it_once() {
     let world = World::new();
     let (_users, products) = ada_and_the_kite(&world).await;
     let orders = world.start(orders_service).await;
-    let history = world.start(shop_order_history::service).await;
+    let history = world.start(history_service).await;
     products.publish(&kite()).await;
     let points = ["after-read", "after-effect", "after-cursor", "after-commit"];
     for point in points {
@@ -238,7 +249,7 @@ async fn an_order_that_is_there_before_its_product_gets_its_title_later() {
     let world = World::new();
     let (_users, products) = ada_and_the_kite(&world).await;
     let orders = world.fake("orders").publishes::<OrderPlaced>().start().await;
-    let history = world.start(shop_order_history::service).await;
+    let history = world.start(history_service).await;
     let (order_id, user_id, product_id) = ("o1".into(), "ada".into(), "kite".into());
     orders.publish(&OrderPlaced { order_id, user_id, product_id, quantity: 1, price_cents: 2_490 }).await;
     world.settle().await;
@@ -257,7 +268,7 @@ async fn wherever_orders_crashes_what_is_not_paid_in_time_is_cancelled_once() {
     let world = World::new();
     let (_users, _products) = ada_and_the_kite(&world).await;
     let orders = world.start(orders_service).await;
-    let history = world.start(shop_order_history::service).await;
+    let history = world.start(history_service).await;
     let points =
         ["later.before-move", "later.after-move", "subscription.after-effect", "outbox.after-commit"];
     for point in points {

@@ -7,9 +7,10 @@ use tombolo::sqlite::Sqlite;
 #[tokio::main]
 async fn main() -> tombolo::Result<()> {
     let address = database_or("sqlite:users.db");
+    let config = shop_users::config(&address)?;
     match database_kind(&address) {
-        "sqlite" => shop_users::service(Sqlite::open(&address)?).run().await,
-        "mysql" => shop_users::service(Mysql::open(&address)?).run().await,
+        "sqlite" => shop_users::service(Sqlite::open(&address)?, config)?.run().await,
+        "mysql" => shop_users::service(Mysql::open(&address)?, config)?.run().await,
         _ => Err(other_database(&address, &["sqlite:PATH", "mysql://user@host/NAME"])),
     }
 }

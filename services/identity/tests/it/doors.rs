@@ -10,13 +10,71 @@ use tombolo::Clock;
 use crate::stage::{ISSUER, Stage};
 use crate::stub::{Own, Stub, base64, message};
 
+/// A kind of token: what a right one says, and what wrong ones say.
+pub(crate) struct Manner {
+    typ: &'static str,
+    says: Value,
+    wrong: Vec<(String, Value)>,
+}
+
+impl Manner {
+    /// An access token.
+    fn access(clock: &Clock) -> Self {
+        let says = claims(clock);
+        let wrong = wrong_claims(clock, &says);
+        Self { typ: "at+jwt", says, wrong }
+    }
+
+    /// An internal token of `service` for `callee`.
+    pub(crate) fn internal(clock: &Clock, service: &str, callee: &str) -> Self {
+        let now = clock.now().as_second();
+        let says = json!({ "iss": service, "aud": callee, "iat": now, "exp": now + 30, "sub": "ada", "client_id": "c" });
+        let mut wrong: Vec<_> = ["iss", "aud", "exp", "iat"]
+            .map(|member| (format!("no {member}"), with(&says, member, Value::Null)))
+            .into();
+        for (member, value) in [
+            ("iss", json!("nobody")),
+            ("iss", json!("products")),
+            ("iss", json!("")),
+            ("iss", json!([service])),
+            ("iss", json!(format!("../{service}"))),
+            ("iss", json!(callee)),
+            ("aud", json!("products")),
+            ("aud", json!("tombolo")),
+            ("aud", json!([callee])),
+            ("aud", json!([callee, "products"])),
+            ("aud", json!(callee.to_uppercase())),
+            ("sub", json!("")),
+            ("sub", json!(7)),
+            ("exp", json!(now + 61)),
+            ("exp", json!(i64::MAX)),
+            ("exp", json!(now - 6)),
+            ("exp", json!(i64::MIN)),
+            ("exp", json!("9999999999")),
+            ("exp", json!(1e300)),
+            ("iat", json!(now + 60)),
+            ("iat", json!(i64::MIN)),
+            ("ver", json!(-1)),
+            ("roles", json!("admin")),
+        ] {
+            wrong.push((format!("{member} {value}"), with(&says, member, value)));
+        }
+        Self { typ: "tombolo-internal+jwt", says, wrong }
+    }
+
+    fn header(&self, key: &Own) -> Value {
+        json!({ "typ": self.typ, "alg": format!("{:?}", key.algorithm), "kid": key.kid })
+    }
+
+    /// A right one.
+    pub(crate) fn sign(&self, key: &Own) -> String {
+        key.sign(&self.header(key), &self.says)
+    }
+}
+
 fn claims(clock: &Clock) -> Value {
     let now = clock.now().as_second();
     json!({ "iss": ISSUER, "sub": "ada", "aud": "tombolo", "exp": now + 600, "iat": now, "jti": "t1", "client_id": "c" })
-}
-
-fn header(key: &Own) -> Value {
-    json!({ "typ": "at+jwt", "alg": format!("{:?}", key.algorithm), "kid": key.kid })
 }
 
 /// `base` with one member changed; `Null` takes it away.
@@ -30,19 +88,20 @@ fn with(base: &Value, member: &str, value: Value) -> Value {
 }
 
 /// Headers that a key may be signed right under, and that let nobody in all the same.
-fn wrong_headers(key: &Own, attacker: &Own) -> Vec<(String, Value)> {
-    let right = header(key);
+fn wrong_headers(right: &Value, attacker: &Own) -> Vec<(String, Value)> {
     let mut all = Vec::new();
-    for typ in ["JWT", "id+jwt", "at+jwt+x", "at +jwt", "logout+jwt", "rt+jwt", ""] {
-        all.push((format!("typ {typ:?}"), with(&right, "typ", json!(typ))));
+    for typ in
+        ["at+jwt", "tombolo-internal+jwt", "JWT", "id+jwt", "at+jwt+x", "at +jwt", "logout+jwt", "rt+jwt", ""]
+    {
+        all.push((format!("typ {typ:?}"), with(right, "typ", json!(typ))));
     }
-    all.push(("no typ".into(), with(&right, "typ", Value::Null)));
-    all.push(("no kid".into(), with(&right, "kid", Value::Null)));
+    all.push(("no typ".into(), with(right, "typ", Value::Null)));
+    all.push(("no kid".into(), with(right, "kid", Value::Null)));
     for kid in ["", "../../../../dev/null", "/etc/passwd", "k1' OR '1'='1", "k1\0", "http://evil/k1", "K1"] {
-        all.push((format!("kid {kid:?}"), with(&right, "kid", json!(kid))));
+        all.push((format!("kid {kid:?}"), with(right, "kid", json!(kid))));
     }
-    all.push(("a long kid".into(), with(&right, "kid", json!("k".repeat(1_000)))));
-    all.push(("kid is a number".into(), with(&right, "kid", json!(1))));
+    all.push(("a long kid".into(), with(right, "kid", json!("k".repeat(1_000)))));
+    all.push(("kid is a number".into(), with(right, "kid", json!(1))));
     for (member, value) in [
         ("jku", json!("http://127.0.0.1:1/keys")),
         ("x5u", json!("http://127.0.0.1:1/chain")),
@@ -53,21 +112,21 @@ fn wrong_headers(key: &Own, attacker: &Own) -> Vec<(String, Value)> {
         ("zip", json!("DEF")),
         ("enc", json!("A256GCM")),
     ] {
-        all.push((format!("{member} in the header"), with(&right, member, value)));
+        all.push((format!("{member} in the header"), with(right, member, value)));
     }
     for alg in ["none", "None", "NONE", "nOnE", "", "HS256", "RS256", "ES384", "ES256K", "PS256", "EdDSA"] {
-        all.push((format!("alg {alg:?}"), with(&right, "alg", json!(alg))));
+        all.push((format!("alg {alg:?}"), with(right, "alg", json!(alg))));
     }
-    all.push(("no alg".into(), with(&right, "alg", Value::Null)));
+    all.push(("no alg".into(), with(right, "alg", Value::Null)));
     all
 }
 
 /// Claims that are signed rightly, and let nobody in all the same.
-fn wrong_claims(clock: &Clock) -> Vec<(String, Value)> {
-    let (right, now) = (claims(clock), clock.now().as_second());
+fn wrong_claims(clock: &Clock, right: &Value) -> Vec<(String, Value)> {
+    let now = clock.now().as_second();
     let mut all = Vec::new();
     for member in ["iss", "sub", "aud", "exp", "iat", "jti", "client_id"] {
-        all.push((format!("no {member}"), with(&right, member, Value::Null)));
+        all.push((format!("no {member}"), with(right, member, Value::Null)));
     }
     for (member, value) in [
         ("iss", json!("http://evil.test")),
@@ -91,15 +150,15 @@ fn wrong_claims(clock: &Clock) -> Vec<(String, Value)> {
         ("ver", json!(-1)),
         ("roles", json!("admin")),
     ] {
-        all.push((format!("{member} {value}"), with(&right, member, value)));
+        all.push((format!("{member} {value}"), with(right, member, value)));
     }
     all
 }
 
 /// Texts that are no token, or one that was tampered with.
-fn tampered(key: &Own, attacker: &Own, clock: &Clock) -> Vec<(String, String)> {
-    let (right, says) = (header(key), claims(clock));
-    let good = key.sign(&right, &says);
+fn tampered(key: &Own, attacker: &Own, manner: &Manner) -> Vec<(String, String)> {
+    let (right, says) = (manner.header(key), manner.says.clone());
+    let good = manner.sign(key);
     let [first, second, third] = good.split('.').collect::<Vec<_>>()[..] else { panic!("{good}") };
     let admin = base64(with(&says, "roles", json!(["admin"])).to_string().as_bytes());
     let twice = format!("{{\"sub\":\"eve\",{}", &says.to_string()[1..]);
@@ -124,7 +183,7 @@ fn tampered(key: &Own, attacker: &Own, clock: &Clock) -> Vec<(String, String)> {
         ),
     ];
     for alg in ["none", "None", "NONE"] {
-        let none = message(&json!({ "typ": "at+jwt", "alg": alg }).to_string(), &says.to_string());
+        let none = message(&json!({ "typ": manner.typ, "alg": alg }).to_string(), &says.to_string());
         all.push(("alg none without a signature", format!("{none}.")));
         let none = message(&with(&right, "alg", json!(alg)).to_string(), &says.to_string());
         all.push(("alg none with a kid", format!("{none}.")));
@@ -149,16 +208,17 @@ fn confused(key: &Own, right: &Value, says: &Value) -> Vec<(&'static str, String
     secrets.into_iter().map(token).collect()
 }
 
-fn corpus(key: &Own, clock: &Clock) -> Vec<(String, String)> {
+pub(crate) fn corpus(key: &Own, manner: &Manner) -> Vec<(String, String)> {
     let attacker = Own::new(&key.kid, key.algorithm);
-    let mut all = tampered(key, &attacker, clock);
+    let mut all = tampered(key, &attacker, manner);
+    let right = manner.header(key);
     let foreign = |(what, header): (String, Value)| {
         // An own algorithm under an own name is right.
-        let is_right = header == self::header(key);
-        (!is_right).then(|| (what, key.sign(&header, &claims(clock))))
+        let is_right = header == right;
+        (!is_right).then(|| (what, key.sign(&header, &manner.says)))
     };
-    all.extend(wrong_headers(key, &attacker).into_iter().filter_map(foreign));
-    all.extend(wrong_claims(clock).into_iter().map(|(what, says)| (what, key.sign(&header(key), &says))));
+    all.extend(wrong_headers(&right, &attacker).into_iter().filter_map(foreign));
+    all.extend(manner.wrong.iter().map(|(what, says)| (what.clone(), key.sign(&right, says))));
     all
 }
 
@@ -166,22 +226,24 @@ fn corpus(key: &Own, clock: &Clock) -> Vec<(String, String)> {
 async fn no_token_of_the_corpus_lets_anybody_in_at_a_service() {
     let stage = Stage::new();
     let wide = Own::new("wide", Algorithm::ES384);
+    let manner = Manner::access(&stage.clock);
     for key in [Own::new("k1", Algorithm::ES256), Own::new("k2", Algorithm::EdDSA)] {
         let mut sealing = key.jwk();
         (sealing["kid"], sealing["use"]) = (json!("enc"), json!("enc"));
         let stub = Stub::new(vec![key.jwk(), wide.jwk(), sealing]).await;
         let service = stage.behind(&format!("of-{}", key.kid), stub.auth().without_blocks()).await;
         for typ in ["at+jwt", "AT+JWT", "application/at+jwt"] {
-            let token = key.sign(&with(&header(&key), "typ", json!(typ)), &claims(&stage.clock));
+            let token = key.sign(&with(&manner.header(&key), "typ", json!(typ)), &claims(&stage.clock));
             assert_eq!(stage.status(&service, &token).await, StatusCode::OK, "typ {typ} is right");
         }
         let several = with(&claims(&stage.clock), "aud", json!(["other", "tombolo"]));
-        assert_eq!(stage.status(&service, &key.sign(&header(&key), &several)).await, StatusCode::OK);
-        let mut corpus = corpus(&key, &stage.clock);
-        corpus.push(("a key of another curve".into(), wide.sign(&header(&wide), &claims(&stage.clock))));
-        let disguised = with(&header(&wide), "alg", json!(format!("{:?}", key.algorithm)));
+        assert_eq!(stage.status(&service, &key.sign(&manner.header(&key), &several)).await, StatusCode::OK);
+        let mut corpus = corpus(&key, &manner);
+        corpus
+            .push(("a key of another curve".into(), wide.sign(&manner.header(&wide), &claims(&stage.clock))));
+        let disguised = with(&manner.header(&wide), "alg", json!(format!("{:?}", key.algorithm)));
         corpus.push(("another curve, disguised".into(), wide.sign(&disguised, &claims(&stage.clock))));
-        let for_sealing = with(&header(&key), "kid", json!("enc"));
+        let for_sealing = with(&manner.header(&key), "kid", json!("enc"));
         corpus.push(("a key that is for sealing".into(), key.sign(&for_sealing, &claims(&stage.clock))));
         assert!(corpus.len() > 75, "{}", corpus.len());
         for (what, token) in corpus {
@@ -200,7 +262,7 @@ async fn no_token_of_the_corpus_lets_anybody_in_at_identity_or_through_it() {
     let service = stage.behind("products", identity.central()).await;
     // Named as the key that really signs, so that only the signature is another's.
     let named = jsonwebtoken::decode_header(&tokens.access).unwrap().kid.unwrap();
-    let mut corpus = corpus(&Own::new(&named, Algorithm::ES256), &stage.clock);
+    let mut corpus = corpus(&Own::new(&named, Algorithm::ES256), &Manner::access(&stage.clock));
     corpus.push(("a refresh token".into(), tokens.refresh.clone()));
     for (what, token) in corpus {
         assert_eq!(stage.status(&service, &token).await, StatusCode::UNAUTHORIZED, "central, {what}");

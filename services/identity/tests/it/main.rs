@@ -6,6 +6,7 @@ mod stage;
 mod stub;
 mod signing_in;
 mod doors;
+mod internal;
 mod rotation;
 mod blocks;
 mod secrets;

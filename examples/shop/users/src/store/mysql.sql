@@ -1,5 +1,0 @@
-CREATE TABLE IF NOT EXISTS users (
-    id    VARCHAR(36)  PRIMARY KEY,
-    name  VARCHAR(200) NOT NULL,
-    email VARCHAR(254) NOT NULL
-);

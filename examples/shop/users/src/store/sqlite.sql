@@ -1,5 +1,0 @@
-CREATE TABLE IF NOT EXISTS users (
-    id    TEXT PRIMARY KEY,
-    name  TEXT NOT NULL,
-    email TEXT NOT NULL
-) STRICT;
