@@ -48,6 +48,8 @@ pub struct Settings {
     pub proxies: Vec<IpNet>,
     /// Whether each request is written to the standard output as a line of JSON.
     pub access_log: bool,
+    /// Who issues the tokens that routes ask for.
+    pub issuer: Option<String>,
     /// Servers to ask for names instead of the system's.
     pub resolvers: Vec<SocketAddr>,
     /// The routes.
@@ -94,6 +96,12 @@ impl Settings {
         }
     }
 
+    /// Whether a route asks for tokens.
+    #[must_use]
+    pub fn asks_for_tokens(&self) -> bool {
+        self.routes.iter().any(|route| matches!(route.auth, AtTheDoor::Optional | AtTheDoor::Required))
+    }
+
     /// The names of the services that routes lead to.
     pub fn services(&self) -> impl Iterator<Item = &str> {
         self.routes.iter().filter_map(|route| match &route.source {
@@ -116,10 +124,11 @@ fn whole(mistakes: &mut Vec<Mistake>, value: &Value<'_>, folder: &Path) -> Optio
     let limits = limits(&mut section);
     let proxies = networks(&mut section);
     let access_log = section.flag("access_log").unwrap_or(true);
+    let issuer = section.text("issuer");
     let resolvers = resolvers(&mut section);
     let routes = routes(&mut section, value);
     section.finish();
-    Some(Settings { listen: listen?, admin, tls, limits, proxies, access_log, resolvers, routes })
+    Some(Settings { listen: listen?, admin, tls, limits, proxies, access_log, issuer, resolvers, routes })
 }
 
 /// An address, or a port of this machine.

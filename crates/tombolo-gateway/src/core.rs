@@ -15,11 +15,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin;
+use crate::asking::Doorkeeper;
 use crate::config::{Settings, Source};
 use crate::error::{Error, Kind, Result};
 use crate::log::{Log, Observer, Sink};
 use crate::metrics::Metrics;
-use crate::server::{self, Door};
+use crate::mutant::{self, Mutant};
+use crate::server::{self, Entrance};
 use crate::table::{Known, Table};
 use crate::tls::Seal;
 use crate::upstream::{Ground, target, trust};
@@ -33,7 +35,17 @@ pub(crate) struct Core {
     known: Mutex<Known>,
     pub(crate) observer: Arc<Observer>,
     pub(crate) ground: Ground,
+    pub(crate) keeper: Doorkeeper,
     is_draining: AtomicBool,
+}
+
+/// What a gateway is given from outside.
+#[derive(Default)]
+pub struct Outside {
+    /// Takes the lines of the access log.
+    pub log: Option<Sink>,
+    /// Checks tokens, and vouches for who showed them.
+    pub door: Option<Arc<tombolo::auth::Door>>,
 }
 
 impl Core {
@@ -44,7 +56,7 @@ impl Core {
 
     /// Whether requests should come.
     pub(crate) fn is_ready(&self) -> bool {
-        !self.is_draining.load(Ordering::Acquire)
+        !self.is_draining.load(Ordering::Acquire) && self.keeper.is_ready()
     }
 
     async fn forget(&self) {
@@ -69,19 +81,22 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Listens, and passes requests on from now on. `log` takes the lines of the access log.
+    /// Listens, and passes requests on from now on.
     ///
     /// # Errors
-    /// `Settings` for a certificate that cannot be used, `Machine` for an address that cannot be listened on.
-    pub async fn start(settings: Settings, log: Option<Sink>) -> Result<Self> {
+    /// `Settings` for a certificate that cannot be used, or routes that ask for tokens without a door that checks them;
+    /// `Machine` for an address that cannot be listened on.
+    pub async fn start(settings: Settings, outside: Outside) -> Result<Self> {
+        let keeper = Doorkeeper::new(outside.door.clone());
+        keeper.suits(&settings)?;
         let listener = bind(settings.listen).await?;
         let admin = match settings.admin {
             Some(listen) => Some(bind(listen).await?),
             None => None,
         };
         let seal = settings.tls.as_ref().map(Seal::open).transpose()?.map(Arc::new);
-        let (log, writer) = log.map(Log::start).unzip();
-        let core = core(settings, Observer { metrics: Metrics::new(), log })?;
+        let (log, writer) = outside.log.map(Log::start).unzip();
+        let core = core(settings, Observer { metrics: Metrics::new(), log }, keeper)?;
         let (drain, visits) = (CancellationToken::new(), TaskTracker::new());
         let at = |listener: &TcpListener| {
             listener
@@ -91,6 +106,10 @@ impl Gateway {
         let (address, admin_address) = (at(&listener)?, admin.as_ref().map(at).transpose()?);
         let gateway = Self { core, address, admin: admin_address, visits, drain, writer };
         gateway.spawn(listener, admin, seal);
+        if let Some(door) = outside.door {
+            let stop = gateway.core.ground.stop.clone();
+            gateway.core.ground.tasks.spawn(async move { door.run(stop).await });
+        }
         Ok(gateway)
     }
 
@@ -106,9 +125,13 @@ impl Gateway {
             let serve = admin::serve(admin, self.core.clone(), ground.stop.clone());
             ground.tasks.spawn(serve);
         }
-        let door =
-            Door { core: self.core.clone(), seal, drain: self.drain.clone(), visits: self.visits.clone() };
-        self.spawn_one(server::accept(door, listener, limits));
+        let entrance = Entrance {
+            core: self.core.clone(),
+            seal,
+            drain: self.drain.clone(),
+            visits: self.visits.clone(),
+        };
+        self.spawn_one(server::accept(entrance, listener, limits));
     }
 
     fn spawn_one(&self, task: impl Future<Output = ()> + Send + 'static) {
@@ -147,27 +170,25 @@ impl Gateway {
     /// Takes another configuration. Requests under way go on with the one that they began with.
     ///
     /// # Errors
-    /// `Settings` if it says what only a start can change: addresses, certificates' places.
+    /// `Settings` if it says what only a start can change, such as addresses.
     pub fn reload(&self, settings: Settings) -> Result<()> {
+        self.core.keeper.suits(&settings)?;
         let known = self.core.known.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.core.table();
-        for (what, changed) in [
-            ("the address", settings.listen != before.settings.listen),
-            ("the address of the admin port", settings.admin != before.settings.admin),
-            ("the place of the certificate", settings.tls != before.settings.tls),
-        ] {
-            if changed {
-                let message = format!(
-                    "{what} changed, which takes effect when the gateway is started again; the configuration before stays in force"
-                );
-                return Err(Error::new(Kind::Settings, message));
-            }
+        if let Some(what) = of_a_start(&before.settings, &settings) {
+            let message = format!(
+                "{what} changed, which takes effect when the gateway is started again; the configuration before stays in force"
+            );
+            return Err(Error::new(Kind::Settings, message));
         }
         let core = &self.core;
         let next = Table::new(settings, Some(&before), &core.ground, &core.observer.metrics, &known);
         let next = Arc::new(next);
         *core.table.write().unwrap_or_else(PoisonError::into_inner) = next.clone();
         before.retire(&next);
+        if mutant::is_on(Mutant::CutsAtReload) {
+            core.ground.stop.cancel();
+        }
         core.observer.metrics.reloads.inc();
         Ok(())
     }
@@ -197,7 +218,22 @@ impl Gateway {
     }
 }
 
-fn core(settings: Settings, observer: Observer) -> Result<Arc<Core>> {
+/// What differs that only a start can change.
+fn of_a_start(before: &Settings, now: &Settings) -> Option<&'static str> {
+    let of = |settings: &Settings| (settings.limits.connections_max, settings.limits.retry_percent);
+    let changes = [
+        ("the address", now.listen != before.listen),
+        ("the address of the admin port", now.admin != before.admin),
+        ("the place of the certificate", now.tls != before.tls),
+        ("the issuer of tokens", now.issuer != before.issuer),
+        ("resolvers", now.resolvers != before.resolvers),
+        ("access_log", now.access_log != before.access_log),
+        ("connections_max or retry_percent", of(now) != of(before)),
+    ];
+    changes.into_iter().find(|(_, changed)| *changed).map(|(what, _)| what)
+}
+
+fn core(settings: Settings, observer: Observer, keeper: Doorkeeper) -> Result<Arc<Core>> {
     let ground = Ground {
         tasks: TaskTracker::new(),
         stop: CancellationToken::new(),
@@ -212,6 +248,7 @@ fn core(settings: Settings, observer: Observer) -> Result<Arc<Core>> {
         known: Mutex::new(known),
         observer: Arc::new(observer),
         ground,
+        keeper,
         is_draining: AtomicBool::new(false),
     }))
 }

@@ -60,13 +60,16 @@ impl Errand<'_> {
         let mut repeats = 0;
         upstream.budget.deposit();
         let mut last = Err(Refusal::Unavailable);
-        while let Some(replica) = upstream.choose(self.key, &tried) {
+        let mut is_broken = false;
+        while let Some(replica) = self.next(&tried, is_broken) {
             if !tried.is_empty() {
                 self.lane.counts.retries.inc();
             }
             entry.said().tries += 1;
-            entry.said().replica = Some(replica.authority().to_string());
-            let (again, answer) = match self.attempt(&replica, deadline).await {
+            entry.said().replica = Some(replica.authority().clone());
+            let attempt = self.attempt(&replica, deadline).await;
+            is_broken = matches!(attempt, Tried::Broken);
+            let (again, answer) = match attempt {
                 Tried::Answer(answer) => return Ok(answer),
                 Tried::Cut(refusal) => return Err(refusal),
                 Tried::Late => return Err(Refusal::Timeout),
@@ -84,6 +87,12 @@ impl Errand<'_> {
             }
         }
         last
+    }
+
+    /// A replica that was not tried; if there is none, the same again where only its connection broke, as an idle one may at any moment.
+    fn next(&self, tried: &[Arc<Replica>], is_broken: bool) -> Option<Arc<Replica>> {
+        let upstream = &self.lane.upstream;
+        upstream.choose(self.key, tried).or_else(|| upstream.choose(self.key, &[]).filter(|_| is_broken))
     }
 
     fn is_repeatable(&self, repeats: u32) -> bool {

@@ -20,6 +20,7 @@ mod guard;
 mod proxy;
 mod path;
 mod routes;
+mod asking;
 mod limits;
 mod headers;
 mod body;
@@ -36,6 +37,6 @@ pub use self::config::{
     AtTheDoor, Balance, Certificate, Cors, HashBy, Health, Limits, Mistake, PathPrefix, Rate, RateBy, Route,
     Settings, Source, Target, Way,
 };
-pub use self::core::Gateway;
+pub use self::core::{Gateway, Outside};
 pub use self::error::{Error, Kind, Result};
 pub use self::log::Sink;

@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use http::uri::Authority;
 use http::{HeaderValue, Method, StatusCode, Version};
 use serde::Serialize;
 use tombolo_event::TraceContext;
@@ -111,7 +112,7 @@ pub(crate) struct Said {
     pub(crate) user: Option<Arc<str>>,
     pub(crate) route: Option<Arc<str>>,
     pub(crate) counts: Option<Counts>,
-    pub(crate) replica: Option<String>,
+    pub(crate) replica: Option<Authority>,
     pub(crate) tries: u32,
     pub(crate) status: StatusCode,
     pub(crate) refusal: Option<&'static str>,
@@ -197,7 +198,7 @@ impl Known {
             address: said.address,
             user: said.user.as_deref(),
             route: said.route.as_deref(),
-            replica: said.replica.as_deref(),
+            replica: said.replica.as_ref().map(Authority::as_str),
             tries: said.tries,
             status: said.status.as_u16(),
             refusal: said.refusal,

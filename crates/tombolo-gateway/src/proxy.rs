@@ -14,15 +14,17 @@ use http::header::{
 };
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use rand::Rng;
+use tombolo::auth::User;
 use tombolo_event::TraceContext;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_http::compression::CompressionLayer;
 
+use crate::asking::TOKEN;
 use crate::body::{Download, Upload};
 use crate::config::{AtTheDoor, Balance, HashBy};
 use crate::core::Core;
@@ -55,6 +57,8 @@ pub(crate) enum Refused {
     Plainly(Refusal),
     Method(Vec<Method>),
     Rate(Duration),
+    /// By who keeps the door.
+    AtTheDoor(Box<Response<Download>>),
 }
 
 impl From<Refusal> for Refused {
@@ -64,19 +68,31 @@ impl From<Refusal> for Refused {
 }
 
 impl Refused {
-    fn refusal(&self) -> Refusal {
+    /// The last word of its type.
+    fn word(&self) -> &'static str {
         match self {
-            Self::Plainly(refusal) => *refusal,
-            Self::Method(_) => Refusal::Method,
-            Self::Rate(_) => Refusal::Rate,
+            Self::Plainly(refusal) => refusal.word(),
+            Self::Method(_) => Refusal::Method.word(),
+            Self::Rate(_) => Refusal::Rate.word(),
+            Self::AtTheDoor(_) => "auth",
         }
     }
 
-    fn response(&self, id: &HeaderValue) -> Response<Download> {
-        let mut response = self.refusal().response(id);
+    fn response(self, id: &HeaderValue, version: Version) -> Response<Download> {
+        let refusal = match &self {
+            Self::Plainly(refusal) => *refusal,
+            Self::Method(_) => Refusal::Method,
+            Self::Rate(_) => Refusal::Rate,
+            Self::AtTheDoor(_) => Refusal::NotFound,
+        };
+        let mut response = refusal.response(id);
+        if refusal.ends_connection() && version < Version::HTTP_2 {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         match self {
+            Self::AtTheDoor(answer) => return *answer,
             Self::Method(methods) => {
-                response.headers_mut().insert(ALLOW, allow(methods));
+                response.headers_mut().insert(ALLOW, allow(&methods));
             }
             Self::Rate(wait) => {
                 let seconds = wait.as_secs_f64().ceil().max(1.0) as u64;
@@ -100,12 +116,8 @@ impl Visit {
         let mut response = match self.pass(&table, parts, body, &mut entry).await {
             Ok(response) => response,
             Err(refused) => {
-                entry.said().refusal = Some(refused.refusal().word());
-                let mut response = refused.response(&id);
-                if refused.refusal().ends_connection() && version < Version::HTTP_2 {
-                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-                }
-                response
+                entry.said().refusal = Some(refused.word());
+                refused.response(&id, version)
             }
         };
         response.headers_mut().insert(REQUEST_ID, id);
@@ -157,18 +169,16 @@ impl Visit {
         if is_preflight(lane, &parts) {
             return Ok(dress(lane, &parts.headers, Some(parts.method), Response::default()).await);
         }
-        let address = entry.said().address;
-        lane.rates.count(address, entry.said().user.as_ref()).map_err(Refused::Rate)?;
-        if body.size_hint().lower() > lane.route.body_bytes_max {
-            return Err(Refusal::BodyTooLarge.into());
-        }
-        let wishes = lane.wishes(&parts.headers);
+        let user = self.admit(lane, &parts, &body, entry).await?;
+        let path = target(lane, &path, &parts.uri)?;
+        let (wishes, key) = (lane.wishes(&parts.headers), key(lane, &parts.headers, entry));
         let is_upgrade = parts.version == Version::HTTP_11 && headers::is_upgrade(&parts.headers);
         let client = parts.extensions.remove::<OnUpgrade>().filter(|_| is_upgrade);
-        let key = key(lane, &parts.headers, entry);
         self.prepare(lane, table, &mut parts, host, entry);
+        if let Some(token) = self.core.keeper.vouch(&lane.route, user.as_ref()) {
+            parts.headers.insert(TOKEN, token);
+        }
         let upload = Upload::new(body, lane.route.body_bytes_max, table.settings.limits.idle);
-        let path = target(lane, &path, parts.uri.query())?;
         let errand = Errand { lane, parts: &parts, path, upload, key, is_upgrade };
         let answer = errand.run(entry).await?;
         if is_upgrade {
@@ -177,6 +187,25 @@ impl Visit {
         let (mut head, body) = answer.into_parts();
         headers::clean_response(&mut head.headers);
         Ok(dress(lane, &wishes, None, Response::from_parts(head, Download::live(body))).await)
+    }
+
+    /// Who asks, if the request may come in at all.
+    async fn admit(
+        &self,
+        lane: &Lane,
+        parts: &Parts,
+        body: &Incoming,
+        entry: &mut Entry,
+    ) -> Result<Option<User>, Refused> {
+        let user = self.core.keeper.check(&lane.route, &parts.headers).await;
+        let user = user.map_err(|answer| Refused::AtTheDoor(Box::new(answer)))?;
+        entry.said().user = user.as_ref().map(|user| user.id.as_str().into());
+        let address = entry.said().address;
+        lane.rates.count(address, entry.said().user.as_ref()).map_err(Refused::Rate)?;
+        if body.size_hint().lower() > lane.route.body_bytes_max {
+            return Err(Refusal::BodyTooLarge.into());
+        }
+        Ok(user)
     }
 
     /// Makes the headers what a service may see.
@@ -265,11 +294,15 @@ fn key(lane: &Lane, headers: &HeaderMap, entry: &mut Entry) -> Option<Key> {
 }
 
 /// The path and the query that the replica is asked for.
-fn target(lane: &Lane, path: &str, query: Option<&str>) -> Result<PathAndQuery, Refusal> {
-    let path = rewritten(&lane.route, path).unwrap_or_else(|| path.to_owned());
-    let whole = match query {
-        Some(query) => format!("{path}?{query}"),
-        None => path,
+fn target(lane: &Lane, path: &str, asked: &Uri) -> Result<PathAndQuery, Refusal> {
+    let rewritten = rewritten(&lane.route, path);
+    let whole = match (&rewritten, asked.path_and_query()) {
+        (None, Some(whole)) if whole.path() == path => return Ok(whole.clone()),
+        _ => rewritten.as_deref().unwrap_or(path),
+    };
+    let whole = match asked.query() {
+        Some(query) => format!("{whole}?{query}"),
+        None => whole.to_owned(),
     };
     PathAndQuery::try_from(whole).map_err(|_| Refusal::Path)
 }

@@ -35,7 +35,7 @@ const PING_EVERY: Duration = Duration::from_secs(30);
 
 /// What is needed to take connections.
 #[derive(Clone)]
-pub(crate) struct Door {
+pub(crate) struct Entrance {
     pub(crate) core: Arc<Core>,
     pub(crate) seal: Option<Arc<Seal>>,
     pub(crate) drain: CancellationToken,
@@ -43,19 +43,19 @@ pub(crate) struct Door {
 }
 
 /// Takes connections until the gateway drains.
-pub(crate) async fn accept(door: Door, listener: TcpListener, limits: Limits) {
+pub(crate) async fn accept(entrance: Entrance, listener: TcpListener, limits: Limits) {
     let places = Arc::new(Semaphore::new(limits.connections_max));
-    let stop = door.core.ground.stop.clone();
+    let stop = entrance.core.ground.stop.clone();
     let next = async || {
         let place = places.clone().acquire_owned().await;
         (place, listener.accept().await)
     };
-    while let Some((place, accepted)) = door.drain.run_until_cancelled(next()).await {
+    while let Some((place, accepted)) = entrance.drain.run_until_cancelled(next()).await {
         match (place, accepted) {
             (Ok(place), Ok((stream, peer))) => {
-                let visit = visit(door.clone(), stream, peer, place);
+                let visit = visit(entrance.clone(), stream, peer, place);
                 let stop = stop.clone();
-                door.visits.spawn(async move { stop.run_until_cancelled_owned(visit).await });
+                entrance.visits.spawn(async move { stop.run_until_cancelled_owned(visit).await });
             }
             (_, Err(error)) => {
                 tracing::warn!(%error, "a connection cannot be accepted");
@@ -82,23 +82,23 @@ impl Drop for Counted {
     }
 }
 
-async fn visit(door: Door, stream: TcpStream, peer: SocketAddr, _place: OwnedSemaphorePermit) {
-    let _counted = Counted::new(&door.core.observer.metrics.connections);
+async fn visit(entrance: Entrance, stream: TcpStream, peer: SocketAddr, _place: OwnedSemaphorePermit) {
+    let _counted = Counted::new(&entrance.core.observer.metrics.connections);
     // If it fails, answers are a little late.
     stream.set_nodelay(true).ok();
-    let limits = door.core.table().settings.limits;
-    let Some(seal) = &door.seal else {
+    let limits = entrance.core.table().settings.limits;
+    let Some(seal) = &entrance.seal else {
         let first = timeout(limits.idle, protocol(&stream));
-        if let Some(Ok(Some(is_two))) = door.drain.run_until_cancelled(first).await {
-            serve(&door, stream, peer, is_two, limits).await;
+        if let Some(Ok(Some(is_two))) = entrance.drain.run_until_cancelled(first).await {
+            serve(&entrance, stream, peer, is_two, limits).await;
         }
         return;
     };
     let sealed = timeout(limits.head, seal.acceptor().accept(stream));
-    match door.drain.run_until_cancelled(sealed).await {
+    match entrance.drain.run_until_cancelled(sealed).await {
         Some(Ok(Ok(stream))) => {
             let is_two = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-            Box::pin(serve(&door, stream, peer, is_two, limits)).await;
+            Box::pin(serve(&entrance, stream, peer, is_two, limits)).await;
         }
         Some(Ok(Err(error))) => tracing::debug!(%peer, %error, "a connection could not be sealed"),
         _ => {}
@@ -114,30 +114,30 @@ async fn protocol(stream: &TcpStream) -> Option<bool> {
     }
 }
 
-async fn serve<C>(door: &Door, stream: C, peer: SocketAddr, is_two: bool, limits: Limits)
+async fn serve<C>(entrance: &Entrance, stream: C, peer: SocketAddr, is_two: bool, limits: Limits)
 where
     C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let connection = Arc::new(Shared::default());
     let visit = Arc::new(Visit {
-        core: door.core.clone(),
+        core: entrance.core.clone(),
         connection: connection.clone(),
         peer: peer.ip(),
-        is_sealed: door.seal.is_some(),
+        is_sealed: entrance.seal.is_some(),
     });
     let ended = if is_two {
-        serve_two(door, stream, visit, limits).await
+        serve_two(entrance, stream, visit, limits).await
     } else {
         let patience =
             Patience { head_bytes_max: limits.head_bytes_max, head: limits.head, idle: limits.idle };
-        serve_one(door, Guard::new(stream, connection, patience), visit).await
+        serve_one(entrance, Guard::new(stream, connection, patience), visit).await
     };
     if let Err(error) = ended {
         tracing::debug!(%peer, %error, "a connection broke off");
     }
 }
 
-async fn serve_one<C>(door: &Door, stream: C, visit: Arc<Visit>) -> hyper::Result<()>
+async fn serve_one<C>(entrance: &Entrance, stream: C, visit: Arc<Visit>) -> hyper::Result<()>
 where
     C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -153,14 +153,14 @@ where
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
         ended = connection.as_mut() => ended,
-        () = door.drain.cancelled() => {
+        () = entrance.drain.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
     }
 }
 
-async fn serve_two<C>(door: &Door, stream: C, visit: Arc<Visit>, limits: Limits) -> hyper::Result<()>
+async fn serve_two<C>(entrance: &Entrance, stream: C, visit: Arc<Visit>, limits: Limits) -> hyper::Result<()>
 where
     C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -168,7 +168,7 @@ where
         let visit = visit.clone();
         Box::pin(async move { visit.answer(request).await })
     });
-    let mut builder = http2::Builder::new(door.core.ground.spawner());
+    let mut builder = http2::Builder::new(entrance.core.ground.spawner());
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)
@@ -178,7 +178,7 @@ where
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
         ended = connection.as_mut() => ended,
-        () = door.drain.cancelled() => {
+        () = entrance.drain.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

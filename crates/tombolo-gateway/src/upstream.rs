@@ -59,6 +59,7 @@ pub(crate) struct Ground {
     /// How many requests in a hundred may be tried again.
     pub(crate) retry_percent: u64,
     /// Servers that are asked for names.
+    #[cfg_attr(not(feature = "dns"), expect(dead_code, reason = "nobody is asked without the feature"))]
     pub(crate) resolvers: Vec<std::net::SocketAddr>,
     /// Whom connections to replicas over TLS trust.
     pub(crate) trust: ClientConfig,
@@ -165,5 +166,5 @@ impl Upstream {
 
 /// An address as one of a list.
 pub(crate) fn target(url: Uri) -> Target {
-    Target { url, weight: 1 }
+    Target { url, weight: 1, name: None }
 }

@@ -13,6 +13,13 @@ use crate::path::normalized;
 const TIMEOUT_MS: u64 = 30_000;
 const BODY_BYTES: u64 = 10 << 20;
 const HEALTH_MS: u64 = 500;
+const AT_THE_DOOR: [(&str, AtTheDoor); 4] = [
+    ("pass", AtTheDoor::Pass),
+    ("none", AtTheDoor::None),
+    ("optional", AtTheDoor::Optional),
+    ("required", AtTheDoor::Required),
+];
+const WAYS: [(&str, Way); 2] = [("local", Way::Local), ("central", Way::Central)];
 
 /// One route.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +60,8 @@ pub struct Route {
     pub auth: AtTheDoor,
     /// How a token is checked.
     pub check: Way,
+    /// The service that the gateway vouches to, where it is not that of the route's source.
+    pub callee: Option<String>,
 }
 
 /// A path with everything below it.
@@ -122,6 +131,8 @@ pub struct Target {
     pub url: Uri,
     /// Its share beside the others.
     pub weight: u32,
+    /// The name in its certificate, where it is reached by an address.
+    pub name: Option<String>,
 }
 
 /// How a replica is chosen.
@@ -224,12 +235,6 @@ impl Route {
         let health = health(&mut section, source.as_ref());
         let name = section.text("name");
         let rewrite = rewrite(&mut section);
-        let auth = [
-            ("pass", AtTheDoor::Pass),
-            ("none", AtTheDoor::None),
-            ("optional", AtTheDoor::Optional),
-            ("required", AtTheDoor::Required),
-        ];
         let route = Self {
             name: name.unwrap_or_else(|| named(host.as_deref(), path.as_ref())),
             host,
@@ -245,10 +250,9 @@ impl Route {
             rates: rates(&mut section),
             cors: cors(&mut section),
             compress: section.flag("compress").unwrap_or(false),
-            auth: section.word("auth", &auth).unwrap_or(AtTheDoor::Pass),
-            check: section
-                .word("check", &[("local", Way::Local), ("central", Way::Central)])
-                .unwrap_or(Way::Local),
+            auth: section.word("auth", &AT_THE_DOOR).unwrap_or(AtTheDoor::Pass),
+            check: section.word("check", &WAYS).unwrap_or(Way::Local),
+            callee: section.text("callee"),
             path: path.unwrap_or(PathPrefix(String::new())),
             source: source.unwrap_or(Source::Fixed(Vec::new())),
         };
@@ -343,7 +347,7 @@ fn targets(section: &mut Section<'_, '_>, list: &Value<'_>) -> Option<Vec<Target
 fn target(section: &mut Section<'_, '_>, value: &Value<'_>) -> Option<Target> {
     let schemes = ["http", "https"];
     if let Some(text) = value.get_ref().as_str() {
-        return url(section, text, value.span(), &schemes).map(|url| Target { url, weight: 1 });
+        return url(section, text, value.span(), &schemes).map(|url| Target { url, weight: 1, name: None });
     }
     let mut table = Section::open(section.mistakes, value, "an address of upstreams")?;
     let text = table.text("url");
@@ -352,7 +356,7 @@ fn target(section: &mut Section<'_, '_>, value: &Value<'_>) -> Option<Target> {
         table.wrong(value.span(), "an address of upstreams has no url", "add url = \"http://HOST:PORT\"");
     }
     table.finish();
-    url(section, &text?, value.span(), &schemes).map(|url| Target { url, weight })
+    url(section, &text?, value.span(), &schemes).map(|url| Target { url, weight, name: None })
 }
 
 fn url(

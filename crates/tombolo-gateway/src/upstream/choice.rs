@@ -104,6 +104,7 @@ mod tests {
         let target = |(number, weight): (usize, &u32)| Target {
             url: format!("http://127.0.0.1:{}", number + 1).parse().unwrap(),
             weight: *weight,
+            name: None,
         };
         let targets = weights.iter().enumerate().map(target).collect();
         Upstream::start(

@@ -103,7 +103,8 @@ async fn add(
     let found = resolver.lookup_ip(host).await?;
     for ip in found.iter() {
         if let Ok(url) = format!("{scheme}://{}", SocketAddr::new(ip, port)).parse() {
-            targets.push(Target { url, weight });
+            let name = Some(host.trim_end_matches('.').to_owned());
+            targets.push(Target { url, weight, name });
         }
     }
     Ok(left(found.valid_until()))

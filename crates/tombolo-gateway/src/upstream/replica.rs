@@ -9,13 +9,14 @@ use std::time::Duration;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Request, Response, Uri, Version};
 use hyper::body::Incoming;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::TokioTimer;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_rustls::rustls::crypto::aws_lc_rs::default_provider;
+use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use tokio_util::sync::CancellationToken;
 use tower::Service;
@@ -86,7 +87,7 @@ struct State {
 
 impl Replica {
     pub(crate) fn new(target: Target, http2: bool, removed: CancellationToken, ground: &Ground) -> Self {
-        let connections = connections(http2, ground);
+        let connections = connections(&target, http2, ground);
         let measured = PeakEwma::new(
             connections.clone(),
             LATENCY_FIRST,
@@ -231,15 +232,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn connections(http2: bool, ground: &Ground) -> Connections {
+fn connections(target: &Target, http2: bool, ground: &Ground) -> Connections {
     let mut http = HttpConnector::new();
     http.enforce_http(false);
     http.set_nodelay(true);
     http.set_connect_timeout(Some(CONNECT_MAX));
-    let sealed = HttpsConnectorBuilder::new().with_tls_config(ground.trust.clone());
+    let mut sealed = HttpsConnectorBuilder::new().with_tls_config(ground.trust.clone()).https_or_http();
+    let name = target.name.as_ref().and_then(|name| ServerName::try_from(name.clone()).ok());
+    if let Some(name) = name {
+        sealed = sealed.with_server_name_resolver(FixedServerNameResolver::new(name));
+    }
     let connector = match http2 {
-        true => sealed.https_or_http().enable_http2().wrap_connector(http),
-        false => sealed.https_or_http().enable_http1().wrap_connector(http),
+        true => sealed.enable_http2().wrap_connector(http),
+        false => sealed.enable_http1().wrap_connector(http),
     };
     Client::builder(ground.spawner())
         .pool_timer(TokioTimer::new())

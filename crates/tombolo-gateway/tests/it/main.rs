@@ -1,5 +1,7 @@
 //! The gateway as its clients and its services see it: real sockets on both sides.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot set its stage has failed")]
+
 mod stage;
 mod passing;
 mod identity;
@@ -8,4 +10,7 @@ mod bounds;
 mod replicas;
 mod sealed;
 mod changes;
+#[cfg(feature = "dns")]
+mod names;
 mod browsers;
+mod guests;

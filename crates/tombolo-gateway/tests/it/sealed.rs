@@ -142,6 +142,9 @@ async fn a_certificate_that_cannot_be_read_is_named() {
     let mut settings = crate::stage::settings("[[gateway.route]]\nservice = \"a\"\n");
     let file = |name: &str| Path::new("/nowhere").join(name);
     settings.tls = Some(tombolo_gateway::Certificate { chain: file("c.pem"), key: file("k.pem") });
-    let error = tombolo_gateway::Gateway::start(settings, None).await.map(drop).unwrap_err();
+    let error = tombolo_gateway::Gateway::start(settings, tombolo_gateway::Outside::default())
+        .await
+        .map(drop)
+        .unwrap_err();
     assert!(error.to_string().starts_with("/nowhere/c.pem is no chain"), "{error}");
 }

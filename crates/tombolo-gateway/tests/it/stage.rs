@@ -22,7 +22,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tombolo_gateway::{Gateway, Settings, Sink};
+use tombolo_gateway::{Gateway, Outside, Settings, Sink};
 
 /// How long anything here may take.
 pub(crate) const BOUND: Duration = Duration::from_secs(20);
@@ -188,7 +188,7 @@ pub(crate) async fn gateway(text: &str) -> Gateway {
 }
 
 pub(crate) async fn gateway_with(text: &str, log: Option<Sink>) -> Gateway {
-    Gateway::start(settings(text), log).await.unwrap()
+    Gateway::start(settings(text), Outside { log, door: None }).await.unwrap()
 }
 
 /// A route for everything to one service.
