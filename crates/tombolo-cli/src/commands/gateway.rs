@@ -9,18 +9,23 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::Uri;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
+use tombolo::Clock;
+use tombolo::auth::door::Place;
+use tombolo::auth::{Auth, Door};
 use tombolo_bus::{Bus, Identity};
-use tombolo_gateway::{Settings, Sink};
+use tombolo_event::ServiceName;
+use tombolo_gateway::{Outside, Settings, Sink};
 
 use crate::arguments::Gateway;
 use crate::commands::bus::{end_on_signal, trace};
 use crate::commands::connect;
 use crate::error::{Context, Error, Result};
 use crate::folder::{Run, find};
-use crate::manifest::Manifest;
+use crate::manifest::{GATEWAY, Manifest};
 use crate::mistake::{Mistake, show};
 use crate::runner::control::{Request, ask};
 
@@ -34,6 +39,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Serves until it is told to end.
 pub(crate) async fn gateway(arguments: Gateway) -> Result<()> {
     trace();
+    raise_open_files();
     let path = place(&arguments.config);
     let settings = read(&path)?;
     let found = Found::open(&arguments, &path).await?;
@@ -52,7 +58,41 @@ pub(crate) async fn gateway(arguments: Gateway) -> Result<()> {
     tracing::info!("the gateway takes no more requests, and ends when the last is answered");
     door.stop().await;
     found.close().await;
+    if let Some(bus) = bus {
+        bus.close().await;
+    }
     Ok(())
+}
+
+/// The bus on which blocks are heard and services find the gateway's key, if a route asks for tokens.
+async fn bus(settings: &Settings, arguments: &Gateway) -> Result<Option<Arc<dyn Bus>>> {
+    let Some(url) = arguments.bus.as_ref().filter(|_| settings.asks_for_tokens()) else { return Ok(None) };
+    let name = ServiceName::new(GATEWAY).context(|| "cannot join the bus".into())?;
+    Ok(Some(connect(url, &Identity::Service(name)).await?))
+}
+
+/// What checks tokens, if a route asks for them: the issuer of the manifest, with what the environment says of it.
+fn checks(settings: &Settings, bus: Option<Arc<dyn Bus>>) -> Result<Option<Arc<Door>>> {
+    if !settings.asks_for_tokens() {
+        return Ok(None);
+    }
+    let wrong = |error: tombolo::Error| {
+        Error::usage(format!(
+            "{error}; a route of the gateway asks for tokens: say issuer = \"http://…\" in [gateway]"
+        ))
+    };
+    let auth = Auth::local(settings.issuer.as_deref().unwrap_or_default()).with_env().map_err(wrong)?;
+    let door = Door::open(auth, &Place::named(GATEWAY), bus, &Clock::default()).map_err(wrong)?;
+    Ok(Some(Arc::new(door)))
+}
+
+/// As many files at once as this process may have: each connection is one.
+fn raise_open_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the bound of open files stays as it was, and with it that of connections");
+    }
 }
 
 fn place(config: &Path) -> PathBuf {
