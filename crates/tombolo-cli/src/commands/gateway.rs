@@ -44,8 +44,10 @@ pub(crate) async fn gateway(arguments: Gateway) -> Result<()> {
     let settings = read(&path)?;
     let found = Found::open(&arguments, &path).await?;
     let log: Option<Sink> = settings.access_log.then(|| Box::new(std::io::stdout()) as Sink);
-    let door =
-        tombolo_gateway::Gateway::start(settings, log).await.context(|| "cannot start the gateway".into())?;
+    let bus = bus(&settings, &arguments).await?;
+    let outside = Outside { log, door: checks(&settings, bus.clone())? };
+    let started = tombolo_gateway::Gateway::start(settings, outside).await;
+    let door = started.context(|| "cannot start the gateway".into())?;
     tracing::info!("the gateway listens on {}", door.address());
     if let Some(admin) = door.admin_address() {
         tracing::info!("its operators look at http://{admin}/ready, /metrics, /replicas");
