@@ -1,6 +1,6 @@
 //! Deliberate faults, for the tests that must catch them.
 //!
-//! Invariant: without the feature `mutants`, [`is_on`] is `false` for ever and costs nothing.
+//! Invariant: without the feature `mutants`, no process has a fault, and asking costs nothing.
 
 /// A fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -53,7 +54,8 @@ pub(crate) async fn accept(entrance: Entrance, listener: TcpListener, limits: Li
     while let Some((place, accepted)) = entrance.drain.run_until_cancelled(next()).await {
         match (place, accepted) {
             (Ok(place), Ok((stream, peer))) => {
-                let visit = visit(entrance.clone(), stream, peer, place);
+                // In boxes, here and below, so that a connection takes room only for what it has come to.
+                let visit = Box::pin(visit(entrance.clone(), stream, peer, place));
                 let stop = stop.clone();
                 entrance.visits.spawn(async move { stop.run_until_cancelled_owned(visit).await });
             }
@@ -90,19 +92,26 @@ async fn visit(entrance: Entrance, stream: TcpStream, peer: SocketAddr, _place: 
     let Some(seal) = &entrance.seal else {
         let first = timeout(limits.idle, protocol(&stream));
         if let Some(Ok(Some(is_two))) = entrance.drain.run_until_cancelled(first).await {
-            serve(&entrance, stream, peer, is_two, limits).await;
+            Box::pin(serve(&entrance, stream, peer, is_two, limits)).await;
         }
         return;
     };
-    let sealed = timeout(limits.head, seal.acceptor().accept(stream));
-    match entrance.drain.run_until_cancelled(sealed).await {
-        Some(Ok(Ok(stream))) => {
+    match Box::pin(entrance.drain.run_until_cancelled(seal_within(seal, stream, limits.head))).await {
+        Some(Ok(stream)) => {
             let is_two = stream.get_ref().1.alpn_protocol() == Some(b"h2");
             Box::pin(serve(&entrance, stream, peer, is_two, limits)).await;
         }
-        Some(Ok(Err(error))) => tracing::debug!(%peer, %error, "a connection could not be sealed"),
-        _ => {}
+        Some(Err(error)) => tracing::debug!(%peer, %error, "a connection could not be sealed"),
+        None => {}
     }
+}
+
+async fn seal_within(
+    seal: &Seal,
+    stream: TcpStream,
+    bound: Duration,
+) -> std::io::Result<TlsStream<TcpStream>> {
+    timeout(bound, seal.acceptor().accept(stream)).await?
 }
 
 /// Whether a connection begins as HTTP/2 does; nothing if it has ended. Until its first byte it costs next to nothing.
@@ -126,7 +135,7 @@ where
         is_sealed: entrance.seal.is_some(),
     });
     let ended = if is_two {
-        serve_two(entrance, stream, visit, limits).await
+        Box::pin(serve_two(entrance, stream, visit, limits)).await
     } else {
         let patience =
             Patience { head_bytes_max: limits.head_bytes_max, head: limits.head, idle: limits.idle };
