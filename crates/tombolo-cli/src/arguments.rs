@@ -1,6 +1,7 @@
 //! The command line. Invariant: what is written here is all that there is; every command is in `tombolo --help`.
 
 mod archive;
+mod auth;
 mod foreign;
 mod gateway;
 mod parked;
@@ -14,6 +15,7 @@ use tombolo_event::ServiceName;
 
 use crate::output::Format;
 pub(crate) use archive::Archive;
+pub(crate) use auth::{Auth, Propagation};
 pub(crate) use foreign::{Begin, Deliver, Parts, Relay};
 pub(crate) use gateway::Gateway;
 pub(crate) use parked::{Asked, Discard, How, ParkedEvents, ParkedOf, Redrive, Reset, ShowParked, Skip};
@@ -86,6 +88,9 @@ pub(crate) enum Command {
     /// See what services say of themselves
     #[command(subcommand)]
     Services(Services),
+    /// See where a block of a user has taken effect
+    #[command(subcommand)]
+    Auth(Auth),
     /// Make or check Tombolo's own tables in a service's database
     #[command(subcommand)]
     Schema(Schema),

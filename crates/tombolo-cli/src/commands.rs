@@ -18,6 +18,7 @@ pub(crate) mod dividing;
 pub(crate) mod parked;
 pub(crate) mod moving;
 pub(crate) mod services;
+pub(crate) mod propagation;
 pub(crate) mod recover;
 pub(crate) mod schema;
 pub(crate) mod new;

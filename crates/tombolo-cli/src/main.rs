@@ -22,10 +22,12 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::arguments::{Arguments, Command, New, ParkedEvents, Schema, Services, Subscriptions, Topics};
+use crate::arguments::{
+    Arguments, Auth, Command, New, ParkedEvents, Schema, Services, Subscriptions, Topics,
+};
 use crate::commands::{
     archive, bus, copying, deliver, dev, dividing, doctor, gateway, logs, moving, new, orders, parked,
-    recover, relay, schema, services, subscriptions, topics, verify, views,
+    propagation, recover, relay, schema, services, subscriptions, topics, verify, views,
 };
 use crate::error::{Context, Result};
 use crate::runner::control::Request;
@@ -76,6 +78,7 @@ fn act(command: Command) -> Result<()> {
             Command::Parked(command) => on_parked(command).await,
             Command::Views(command) => views::views(command).await,
             Command::Services(Services::List(arguments)) => services::list(arguments).await,
+            Command::Auth(Auth::Propagation(arguments)) => propagation::propagation(arguments).await,
             Command::Recover(arguments) => recover::recover(arguments).await,
             Command::Schema(command) => on_schema(command).await,
             Command::New(New::Service(arguments)) => new::service(&arguments),

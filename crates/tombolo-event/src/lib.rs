@@ -14,6 +14,7 @@ pub mod position;
 pub mod question;
 pub mod descriptor;
 pub mod operator;
+pub mod propagation;
 pub mod retry;
 pub mod barrier;
 mod error;

@@ -22,6 +22,7 @@ mod remembered;
 pub mod blocks;
 mod trail;
 mod feed;
+mod propagation;
 mod keys;
 mod local;
 mod breaker;
@@ -30,6 +31,7 @@ mod internal;
 pub mod door;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use axum::Router;
@@ -43,6 +45,7 @@ use feed::Heard;
 use internal::Vouched;
 pub(crate) use internal::{ALGORITHMS as INTERNAL_ALGORITHMS, Internal, Signer};
 pub use internal::{INTERNAL_HEADER, INTERNAL_TYPE, LIFE as INTERNAL_LIFE};
+pub(crate) use propagation::Propagation;
 pub use refusal::Refusal;
 pub(crate) use settings::Opened;
 pub use settings::{Auth, Way};
@@ -116,12 +119,27 @@ pub(crate) struct Checks {
     central: Option<Arc<dyn Check>>,
     heard: Option<Arc<Heard>>,
     doors: Arc<[String]>,
+    alarm_after: Duration,
 }
 
 impl Checks {
     /// The routes behind these checks.
     pub(crate) fn over<S: Clone + Send + Sync + 'static>(self, routes: Router<S>) -> Router<S> {
         routes.layer(Extension(self))
+    }
+
+    /// What is wrong, if nothing has been heard of blocks for too long.
+    fn complaint(&self) -> Option<String> {
+        let cut_off = self.heard.as_ref()?.cut_off_for().filter(|time| *time >= self.alarm_after)?;
+        let seconds = cut_off.as_secs();
+        Some(format!(
+            "the bus cannot be reached for {seconds} s: who was blocked or signed out since is not known here"
+        ))
+    }
+
+    /// The way of routes that name no other.
+    pub(crate) fn way(&self) -> Way {
+        self.way
     }
 
     fn of(&self, way: Way) -> Result<&Arc<dyn Check>, Refusal> {
@@ -187,6 +205,11 @@ async fn asking(parts: &Parts) -> Result<Option<User>, Refusal> {
         Current::note_user(user);
     }
     Ok(user)
+}
+
+/// What is wrong with the checks of the service that this request came to.
+pub(crate) fn complaint(parts: &Parts) -> Option<String> {
+    parts.extensions.get::<Checks>().and_then(Checks::complaint)
 }
 
 /// What another service vouches for in this request.

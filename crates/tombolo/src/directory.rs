@@ -193,14 +193,18 @@ struct Described<'a, K> {
     descriptor: &'a Descriptor,
     #[serde(skip_serializing_if = "<[K]>::is_empty")]
     keys: &'a [K],
+    /// How it checks who asks, if it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checks: Option<String>,
 }
 
-/// What is registered of a service's replica that has these keys.
+/// What is registered of a service's replica that has these keys, and checks who asks in this way.
 pub(crate) fn described<K: serde::Serialize>(
     descriptor: &Descriptor,
     keys: &[K],
+    checks: Option<String>,
 ) -> serde_json::Result<String> {
-    serde_json::to_string(&Described { descriptor, keys })
+    serde_json::to_string(&Described { descriptor, keys, checks })
 }
 
 /// The keys of a registration. One that cannot be read verifies nothing; services of before have none.

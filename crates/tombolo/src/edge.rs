@@ -1,6 +1,6 @@
 //! A service's HTTP side: the user's own routes, and beside them what every service answers.
 //!
-//! `GET /health` (the process runs), `GET /ready` (it serves), `GET /metrics`, `GET /tombolo/status`, `GET /tombolo/views`,
+//! `GET /health` (the process runs, and what is wrong with it), `GET /ready` (it serves), `GET /metrics`, `GET /tombolo/status`, `GET /tombolo/views`,
 //! `GET /tombolo/descriptor`, `POST /tombolo/questions/{name}`; for operators `/tombolo/requests` and `/tombolo/recovery`.
 
 use axum::body::Body;
@@ -33,7 +33,7 @@ pub(crate) fn router<D: Database>(
     ready: Vec<watch::Receiver<bool>>,
 ) -> Router {
     let own = Router::new()
-        .route("/health", get(async || "ok"))
+        .route("/health", get(health))
         .route("/ready", get(move || is_ready(ready.clone())))
         .route("/metrics", get(metrics::<D>))
         .route("/tombolo/status", get(status::<D>))
@@ -56,6 +56,17 @@ async fn with_current<D: Database>(
     let mut response = current.clone().scope(next.run(request)).instrument(span).await;
     freshness::answer(app.database(), &current, response.headers_mut()).await;
     response
+}
+
+/// The process runs; what it cannot know is said, but is no reason to end it.
+#[cfg(feature = "auth")]
+async fn health(parts: Parts) -> String {
+    crate::auth::complaint(&parts).map_or_else(|| "ok".to_owned(), |wrong| format!("degraded: {wrong}"))
+}
+
+#[cfg(not(feature = "auth"))]
+async fn health() -> &'static str {
+    "ok"
 }
 
 /// Whether everything is there that the service does not serve without.

@@ -11,13 +11,14 @@ use axum::http::request::Parts;
 use axum::{Extension, Json};
 use serde::Deserialize;
 use tombolo::{Problem, Transaction};
+use tombolo_event::propagation::Standing;
 
 use crate::accounts::Shown;
 use crate::caller::Steward;
-use crate::events::{Blocked, Named, RolesChanged, Unblocked};
+use crate::events::{Blocked, HowStands, Named, RolesChanged, Unblocked};
 use crate::names::Names;
 use crate::problems::{Body, no_user, wrong};
-use crate::store::{PAGE_MAX, Store};
+use crate::store::{Account, PAGE_MAX, Store};
 use crate::{App, Issuer};
 
 /// The most roles of a user, and the longest of them.
@@ -139,6 +140,18 @@ pub(crate) async fn give_roles<N: Names, D: Store>(
     tx.commit().await?;
     tracing::info!(user = user.id, by, roles = user.roles, "given roles");
     Ok(Json(user.into()))
+}
+
+/// How a user stands, and whether all of it is on the bus.
+pub(crate) async fn how_stands<N: Names, D: Store>(
+    asked: HowStands<N>,
+    app: App<D>,
+) -> Result<Option<Standing>, Problem> {
+    // The database first: what is said meanwhile counts as waiting, and what was sent is not missed.
+    let user = app.database().user(&asked.user_id).await?;
+    let waiting = app.database().depth().await?.rows;
+    let standing = |user: Account| Standing { version: user.version(), blocked: user.blocked, waiting };
+    Ok(user.map(standing))
 }
 
 /// `POST /keys/rotate`.

@@ -7,7 +7,8 @@ use std::marker::PhantomData;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use tombolo::Event;
+use tombolo::{Event, Question};
+use tombolo_event::propagation::{STANDING, Standing};
 
 use crate::names::{Joined, Names};
 
@@ -109,6 +110,25 @@ facts! {
     }
     /// A user was given these roles.
     RolesChanged "roles_changed.v1" { roles: Vec<String>, version: u64, at_ms: i64, }
+}
+
+/// How a user stands? Asked by operators, to compare with what the services have heard.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(bound = "")]
+pub(crate) struct HowStands<N> {
+    pub(crate) user_id: String,
+    #[serde(skip)]
+    #[schemars(skip)]
+    names: PhantomData<fn() -> N>,
+}
+
+impl<N: Names> HowStands<N> {
+    const JOINED: Joined = Joined::new(N::TYPES, STANDING);
+}
+
+impl<N: Names> Question for HowStands<N> {
+    const NAME: &'static str = Self::JOINED.as_str();
+    type Answer = Option<Standing>;
 }
 
 #[cfg(test)]

@@ -89,6 +89,7 @@ pub fn service_named<N: Names, D: Store>(database: D, config: Config) -> Result<
     let service = Service::new(N::SERVICE, database)
         .setup(async |database: D| database.make_tables().await)
         .routes(routes::<N, D>().layer(Extension(Arc::new(issuer))))
+        .answer(administration::how_stands::<N, D>)
         .publishes::<Named<N, Registered>>()
         .publishes::<Named<N, Renamed>>()
         .publishes::<Named<N, Blocked>>()

@@ -16,6 +16,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use tombolo_event::Envelope;
+use tombolo_event::propagation::Known;
 
 use super::User;
 use super::mutant::{Mutant, Mutation};
@@ -94,6 +95,8 @@ struct Standing {
     roles: (u64, Vec<String>),
     /// When the last of this was said.
     at: Timestamp,
+    /// The highest version that was heard, and when.
+    heard: Option<(u64, Timestamp)>,
 }
 
 /// What was heard within the last token's life.
@@ -140,6 +143,21 @@ impl Blocks {
             What::Roles(roles) if is_newer(standing.roles.0) => standing.roles = (said.version, roles),
             _ => {}
         }
+    }
+
+    /// Notes when a version of a user was heard here.
+    pub(crate) fn note(&mut self, user: &str, version: u64, now: Timestamp) {
+        let Some(standing) = self.users.get_mut(user) else { return };
+        if standing.heard.is_none_or(|(known, _)| version > known) {
+            standing.heard = Some((version, now));
+        }
+    }
+
+    /// What is known of a user, and since when.
+    pub(crate) fn known(&self, user: &str) -> Option<Known> {
+        let standing = self.users.get(user)?;
+        let (version, since) = standing.heard?;
+        Some(Known { version, blocked: standing.block.1, since })
     }
 
     /// What becomes of a token that speaks of `user`.

@@ -1,7 +1,7 @@
 //! Central checks: the issuer is asked for each request (RFC 7662).
 //!
-//! Invariant: nothing is remembered, so a block takes effect with the next request; an issuer that does not answer lets nobody in, and
-//! is not asked by everybody at once.
+//! Invariant: nothing is remembered unless that was asked for, so a block takes effect with the next request; an issuer that does not
+//! answer lets nobody in, and is not asked by everybody at once.
 //!
 //! Source: <https://www.rfc-editor.org/rfc/rfc7662>.
 
@@ -9,10 +9,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use http::StatusCode;
+use jiff::{SignedDuration, Timestamp};
+use quick_cache::sync::Cache;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::breaker::Breaker;
+use super::remembered::{Hash, TOKENS_MAX, hash};
 use super::settings::Issuer;
 use super::token::{Audience, Expected};
 use super::{Check, Refusal, User, keys};
@@ -32,7 +35,11 @@ pub(crate) struct Central {
     http: reqwest::Client,
     breaker: Breaker,
     clock: Clock,
+    remembered: Option<(SignedDuration, Lately)>,
 }
+
+/// Whom the issuer let in lately, until when that counts.
+type Lately = Cache<Hash, (Timestamp, User)>;
 
 #[derive(Serialize)]
 struct Asked<'a> {
@@ -58,11 +65,14 @@ struct Answered {
 #[async_trait]
 impl Check for Central {
     async fn check(&self, token: &str) -> Result<User, Refusal> {
+        if let Some(user) = self.find(token) {
+            return Ok(user);
+        }
         let leave = self.breaker.enter(Instant::now()).map_err(away)?;
         match self.ask(token).await {
             Ok(answered) => {
                 leave.answered();
-                self.judge(answered)
+                self.judge(answered).inspect(|user| self.keep(token, user))
             }
             Err(error) => {
                 leave.failed(Instant::now());
@@ -87,7 +97,34 @@ impl Central {
     ) -> Self {
         let under = || format!("{}/introspect", issuer.name.trim_end_matches('/'));
         let address = issuer.introspect_at.clone().unwrap_or_else(under);
-        Self { address, client: client.clone(), expected, http, breaker: Breaker::default(), clock }
+        Self {
+            address,
+            client: client.clone(),
+            expected,
+            http,
+            breaker: Breaker::default(),
+            clock,
+            remembered: None,
+        }
+    }
+
+    /// The same, which remembers for so long whom the issuer let in.
+    pub(crate) fn remembering(mut self, kept: Option<Duration>) -> Self {
+        let kept = kept.and_then(|kept| SignedDuration::try_from(kept).ok());
+        self.remembered = kept.map(|kept| (kept, Cache::new(TOKENS_MAX)));
+        self
+    }
+
+    fn find(&self, token: &str) -> Option<User> {
+        let (until, user) = self.remembered.as_ref()?.1.get(&hash(token)?)?;
+        (self.clock.now() < until).then_some(user)
+    }
+
+    fn keep(&self, token: &str, user: &User) {
+        let Some((kept, lately)) = &self.remembered else { return };
+        let (Some(hash), Ok(until)) = (hash(token), self.clock.now().checked_add(*kept)) else { return };
+        let ends = user.ends.and_then(|ends| Timestamp::from_second(ends).ok());
+        lately.insert(hash, (ends.map_or(until, |ends| ends.min(until)), user.clone()));
     }
 
     async fn ask(&self, token: &str) -> Result<Answered, String> {

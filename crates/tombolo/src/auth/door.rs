@@ -21,8 +21,9 @@ use tombolo_bus::{Bus, Registration};
 use tombolo_event::ServiceName;
 use tombolo_event::descriptor::Descriptor;
 
-use super::feed::Feed;
+use super::feed::{Feed, Heard};
 use super::internal::Signer;
+use super::propagation::Propagation;
 use super::trail::NoTrail;
 use super::{Auth, Checks, Refusal, User, Way, bearer};
 use crate::directory::{self, Directory};
@@ -50,6 +51,7 @@ impl Place {
 
 /// The checks and the tokens of a program that is no service.
 pub struct Door {
+    place: Place,
     checks: Checks,
     signer: Arc<Signer>,
     clock: Clock,
@@ -77,7 +79,7 @@ impl Door {
         let signer = Arc::new(Signer::new(&place.name)?);
         let auth = if bus.is_some() { auth } else { auth.without_blocks() };
         let opened = auth.open_everywhere(clock)?;
-        let registration = registration(place, &signer)?;
+        let registration = registration(place, &signer, opened.checks.way())?;
         let joined = bus.map(|bus| {
             let directory = Directory::new(Arc::clone(&bus), registration, Vec::new());
             Joined { bus, directory: Arc::new(directory) }
@@ -85,7 +87,16 @@ impl Door {
         let loaded = opened.feed.as_ref().map(|feed| feed.heard.is_loaded());
         let (clock, feed, registered) =
             (clock.clone(), Mutex::new(opened.feed), watch::Sender::new(joined.is_none()));
-        Ok(Self { checks: opened.checks, signer, clock, joined, feed, loaded, registered })
+        Ok(Self {
+            place: place.clone(),
+            checks: opened.checks,
+            signer,
+            clock,
+            joined,
+            feed,
+            loaded,
+            registered,
+        })
     }
 
     /// Who asks by these headers, if somebody says so.
@@ -133,19 +144,26 @@ impl Door {
             return stop.cancelled().await;
         };
         let feed = self.feed.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let heard = feed.as_ref().map(|feed| (feed.topic.clone(), Arc::clone(&feed.heard)));
         let changes = directory.changes();
         let reading = async {
             if let Some(feed) = feed {
                 feed.reading(Box::new(NoTrail), Arc::clone(bus), changes).run(stop.clone()).await;
             }
         };
+        let propagation = self.propagation(bus, heard).run(stop.clone());
         let following = Arc::clone(directory).run(Listeners::new(), self.registered.clone(), stop.clone());
-        tokio::join!(reading, following);
+        tokio::join!(reading, following, propagation);
+    }
+
+    fn propagation(&self, bus: &Arc<dyn Bus>, heard: Option<(ServiceName, Arc<Heard>)>) -> Propagation {
+        let Place { name, replica, .. } = self.place.clone();
+        Propagation { bus: Arc::clone(bus), service: name, replica, way: self.checks.way(), heard }
     }
 }
 
 /// What the bus is told of a program that publishes and answers nothing.
-fn registration(place: &Place, signer: &Signer) -> Result<Registration> {
+fn registration(place: &Place, signer: &Signer, way: Way) -> Result<Registration> {
     let descriptor = Descriptor {
         service: ServiceName::new(&place.name)?,
         partitions: 1,
@@ -155,7 +173,7 @@ fn registration(place: &Place, signer: &Signer) -> Result<Registration> {
         answers: Vec::new(),
         asks: Vec::new(),
     };
-    let descriptor = directory::described(&descriptor, &[signer.jwk()])
+    let descriptor = directory::described(&descriptor, &[signer.jwk()], Some(way.to_string()))
         .map_err(|error| Error::new(Kind::Wiring, error.to_string()))?;
     let service = ServiceName::new(&place.name)?;
     Ok(Registration { service, replica: place.replica, url: place.url.clone(), descriptor })

@@ -16,7 +16,8 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
-use tombolo_bus::{Batch, Bus, Read};
+use tombolo_bus::{Batch, Bus, Read, Tail};
+use tombolo_event::propagation::Known;
 use tombolo_event::{Cursor, Envelope, ServiceName};
 
 use super::User;
@@ -41,12 +42,18 @@ pub(crate) struct Heard {
     blocks: RwLock<Blocks>,
     loaded: watch::Sender<bool>,
     cut_since: Mutex<Option<Instant>>,
+    reached: Mutex<BTreeMap<u32, u64>>,
 }
 
 impl Heard {
     pub(crate) fn new(mutation: Mutation) -> Self {
         let loaded = watch::Sender::new(mutation.is(Mutant::OpensUnloaded));
-        Self { blocks: RwLock::new(Blocks::new(mutation)), loaded, cut_since: Mutex::default() }
+        Self {
+            blocks: RwLock::new(Blocks::new(mutation)),
+            loaded,
+            cut_since: Mutex::default(),
+            reached: Mutex::default(),
+        }
     }
 
     /// What becomes of a token; none before everything is loaded.
@@ -65,6 +72,22 @@ impl Heard {
     /// For how long nothing could be heard, if that is so now.
     pub(crate) fn cut_off_for(&self) -> Option<Duration> {
         self.cut().map(|since| since.elapsed())
+    }
+
+    /// What was heard of a user, and since when it counts.
+    pub(crate) fn known(&self, user: &str) -> Option<Known> {
+        self.blocks.read().unwrap_or_else(PoisonError::into_inner).known(user)
+    }
+
+    /// Whether everything up to these ends was heard.
+    pub(crate) fn has_reached(&self, tails: &[Tail]) -> bool {
+        let reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = |partition| reached.get(partition).copied().unwrap_or_default();
+        *self.loaded.borrow() && tails.iter().all(|tail| place(&tail.partition) >= tail.sequence)
+    }
+
+    fn reach(&self, partition: u32, sequence: u64) {
+        self.reached.lock().unwrap_or_else(PoisonError::into_inner).insert(partition, sequence);
     }
 
     fn cut(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
@@ -216,7 +239,9 @@ impl Reading {
         for partition in 0..topic.partitions() {
             let kept = kept.get(&partition).copied();
             let cursor = kept.filter(|kept| kept.incarnation == topic.incarnation).unwrap_or(start);
-            self.places.entry(partition).or_insert_with(|| Place { cursor, passed: VecDeque::new() });
+            let place =
+                self.places.entry(partition).or_insert_with(|| Place { cursor, passed: VecDeque::new() });
+            self.feed.heard.reach(partition, place.cursor.sequence);
         }
         Ok(())
     }
@@ -260,7 +285,11 @@ impl Reading {
             match Said::read(&self.feed.types, &envelope) {
                 Ok(Some(said)) => {
                     latest = latest.max(said.at);
-                    self.feed.heard.change(|blocks| blocks.hear(said));
+                    self.feed.heard.change(|blocks| {
+                        let (user, version) = (said.user.clone(), said.version);
+                        blocks.hear(said);
+                        blocks.note(&user, version, now);
+                    });
                 }
                 Ok(None) => {}
                 Err(error) => {
@@ -270,6 +299,7 @@ impl Reading {
         }
         let Some(place) = self.places.get_mut(&partition) else { return };
         place.cursor = Cursor::at(place.cursor.incarnation, batch.last, batch.last_id);
+        self.feed.heard.reach(partition, batch.last);
         if place.passed.len() < MARKS_MAX {
             place.passed.push_back((latest, place.cursor));
         }

@@ -11,9 +11,10 @@ use quick_cache::sync::Cache;
 use super::token::Key;
 
 /// The most tokens that are remembered; those that were not shown for longest go first.
-const TOKENS_MAX: usize = 10_000;
+pub(crate) const TOKENS_MAX: usize = 10_000;
 
-type Hash = [u8; 32];
+/// The hash of a token.
+pub(crate) type Hash = [u8; 32];
 
 /// Verified tokens, by their hash, with what they say.
 pub(crate) struct Remembered<C>(Cache<Hash, (Arc<Key>, Arc<C>)>);
@@ -38,7 +39,7 @@ impl<C> Remembered<C> {
     }
 }
 
-fn hash(token: &str) -> Option<Hash> {
+pub(crate) fn hash(token: &str) -> Option<Hash> {
     digest(&SHA256, token.as_bytes()).as_ref().try_into().ok()
 }
 

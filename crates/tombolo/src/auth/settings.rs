@@ -38,10 +38,16 @@ const DOORS: &str = "TOMBOLO_AUTH_DOORS";
 /// After how many seconds without the bus local checks ask the issuer instead.
 const CENTRAL_AFTER: &str = "TOMBOLO_AUTH_CENTRAL_AFTER_S";
 
+/// After how many seconds without the bus `GET /health` says so.
+const ALARM_AFTER: &str = "TOMBOLO_AUTH_ALARM_AFTER_S";
+/// For how many seconds what the issuer said of a token is remembered.
+const CENTRAL_CACHE: &str = "TOMBOLO_AUTH_CENTRAL_CACHE_S";
+
 /// The audience unless another is said: the whole system.
 pub(crate) const AUDIENCE_DEFAULT: &str = "tombolo";
 const TOPIC_DEFAULT: &str = "identity";
 const DOOR_DEFAULT: &str = "gateway";
+const ALARM_AFTER_DEFAULT: Duration = Duration::from_secs(60);
 const LIFE_DEFAULT: Duration = Duration::from_secs(15 * 60);
 /// How much longer than a token lives a block is kept, for clocks that differ and events that are late.
 const KEPT_LONGER: Duration = Duration::from_secs(60);
@@ -102,6 +108,8 @@ pub struct Auth {
     blocks: Option<(String, String)>,
     life: Duration,
     central_after: Option<Duration>,
+    central_cache: Option<Duration>,
+    alarm_after: Duration,
     doors: Vec<String>,
     mutation: Mutation,
 }
@@ -117,6 +125,8 @@ impl Auth {
             blocks: Some((TOPIC_DEFAULT.to_owned(), TOPIC_DEFAULT.to_owned())),
             life: LIFE_DEFAULT,
             central_after: None,
+            central_cache: None,
+            alarm_after: ALARM_AFTER_DEFAULT,
             doors: vec![DOOR_DEFAULT.to_owned()],
             mutation: Mutation::default(),
         }
@@ -196,6 +206,21 @@ impl Auth {
         self
     }
 
+    /// Remembers for so long what the issuer said of a token that it lets in, so that it is not asked for each request; a block then
+    /// takes as long. Nothing is remembered unless this is said.
+    #[must_use]
+    pub fn central_cache(mut self, kept: Duration) -> Self {
+        self.central_cache = Some(kept).filter(|kept| !kept.is_zero());
+        self
+    }
+
+    /// `GET /health` says that nothing is heard of blocks once the bus has been away for so long; a minute unless said.
+    #[must_use]
+    pub fn alarm_after(mut self, away: Duration) -> Self {
+        self.alarm_after = away;
+        self
+    }
+
     /// Where the issuer's keys are, instead of where its discovery document says.
     #[must_use]
     pub fn keys_at(mut self, address: &str) -> Self {
@@ -255,6 +280,12 @@ impl Auth {
         if let Some(after) = seconds(CENTRAL_AFTER, value(CENTRAL_AFTER))? {
             auth = auth.central_after(after);
         }
+        if let Some(kept) = seconds(CENTRAL_CACHE, value(CENTRAL_CACHE))? {
+            auth = auth.central_cache(kept);
+        }
+        if let Some(away) = seconds(ALARM_AFTER, value(ALARM_AFTER))? {
+            auth = auth.alarm_after(away);
+        }
         Ok(auth)
     }
 
@@ -303,7 +334,14 @@ impl Auth {
         let feed = if hears { self.feed(clock)? } else { None };
         let heard = feed.as_ref().map(|feed| Arc::clone(&feed.heard));
         let local = self.verifies(http, central.clone(), heard.clone(), clock);
-        let checks = Checks { way: self.way, local, central, heard, doors: self.doors.into() };
+        let checks = Checks {
+            way: self.way,
+            local,
+            central,
+            heard,
+            doors: self.doors.into(),
+            alarm_after: self.alarm_after,
+        };
         Ok(Opened { checks, feed, mutation: self.mutation })
     }
 
@@ -334,7 +372,7 @@ impl Auth {
             Some(client) if !self.issuer.name.is_empty() => {
                 let central =
                     Central::new(&self.issuer, client, self.expected(), http.clone(), clock.clone());
-                Ok(Some(Arc::new(central)))
+                Ok(Some(Arc::new(central.remembering(self.central_cache))))
             }
             _ if self.way == Way::Central || self.central_after.is_some() => {
                 let message = format!(

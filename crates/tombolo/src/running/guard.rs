@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tombolo_db::Database;
 #[cfg(feature = "auth")]
 use {
-    crate::auth::{Checks, InDatabase, Internal, Opened, Signer},
+    crate::auth::{Checks, InDatabase, Internal, Opened, Propagation, Signer},
     axum::Extension,
     std::sync::Arc,
 };
@@ -37,7 +37,8 @@ impl Prepared {
 
     /// What is registered of this replica.
     pub(super) fn described(&self, descriptor: &Descriptor) -> Result<String> {
-        described(descriptor, &[self.signer.jwk()])
+        let checks = self.opened.as_ref().map(|opened| opened.checks.way().to_string());
+        described(descriptor, &[self.signer.jwk()], checks)
     }
 
     /// What calls are signed with, and verified.
@@ -56,12 +57,17 @@ impl Prepared {
 
     #[expect(clippy::unused_self, reason = "the same call as with the feature")]
     pub(super) fn described(&self, descriptor: &Descriptor) -> Result<String> {
-        described::<()>(descriptor, &[])
+        described::<()>(descriptor, &[], None)
     }
 }
 
-fn described<K: serde::Serialize>(descriptor: &Descriptor, keys: &[K]) -> Result<String> {
-    crate::directory::described(descriptor, keys).map_err(|error| Error::new(Kind::Wiring, error.to_string()))
+fn described<K: serde::Serialize>(
+    descriptor: &Descriptor,
+    keys: &[K],
+    checks: Option<String>,
+) -> Result<String> {
+    crate::directory::described(descriptor, keys, checks)
+        .map_err(|error| Error::new(Kind::Wiring, error.to_string()))
 }
 
 /// What stands before the routes.
@@ -95,14 +101,24 @@ impl Guard {
 impl Starting {
     #[cfg(feature = "auth")]
     pub(super) fn guard<D: Database>(&self, prepared: Prepared, app: &App<D>, tasks: &mut Tasks) -> Guard {
-        let (checks, feed) = prepared.opened.map(|opened| (opened.checks, opened.feed)).unzip();
-        let loaded = feed.flatten().map(|feed| {
+        let Some(Opened { checks, feed, .. }) = prepared.opened else {
+            return Guard { checks: None, internal: Arc::clone(&self.internal), loaded: None };
+        };
+        let propagation = Propagation {
+            bus: Arc::clone(&self.bus),
+            service: app.service().to_string(),
+            replica: self.replica,
+            way: checks.way(),
+            heard: feed.as_ref().map(|feed| (feed.topic.clone(), Arc::clone(&feed.heard))),
+        };
+        tasks.spawn(propagation.run(self.stop.clone()));
+        let loaded = feed.map(|feed| {
             let loaded = feed.heard.is_loaded();
             let (trail, changes) = (Box::new(InDatabase::new(app.clone())), self.directory.changes());
             tasks.spawn(feed.reading(trail, Arc::clone(&self.bus), changes).run(self.stop.clone()));
             loaded
         });
-        Guard { checks, internal: Arc::clone(&self.internal), loaded }
+        Guard { checks: Some(checks), internal: Arc::clone(&self.internal), loaded }
     }
 
     #[cfg(not(feature = "auth"))]

@@ -75,6 +75,11 @@ impl Shop {
         Self::start_as(&manifest(1, UNHURRIED), elsewhere).await
     }
 
+    /// The shop's own manifest on free ports, with one line changed: how it is found out who asks.
+    pub(crate) async fn start_checking(way: &str) -> Self {
+        Self::start_as(&own_manifest(way), Elsewhere::default()).await
+    }
+
     async fn start_as(manifest: &str, elsewhere: Elsewhere) -> Self {
         let scratch = tempfile::Builder::new().prefix("tombolo-shop-").tempdir().unwrap();
         fs::write(scratch.path().join("tombolo.toml"), manifest).unwrap();
@@ -321,6 +326,22 @@ fn manifest(replicas_of_orders: u32, payment_seconds: u32) -> String {
         )
     };
     SERVICES.map(service).join("\n")
+}
+
+fn own_manifest(way: &str) -> String {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tombolo.toml");
+    let mut manifest = fs::read_to_string(own).unwrap();
+    let free = || TcpListener::bind("127.0.0.1:0").unwrap();
+    // All are held until each has one of its own.
+    let held: Vec<_> = (0..6).map(|_| free()).collect();
+    let ports = held.iter().map(|listener| listener.local_addr().unwrap().port());
+    for (own, port) in ["7101", "7102", "7103", "7104", "7105", "7125"].into_iter().zip(ports) {
+        manifest = manifest.replace(own, &port.to_string());
+    }
+    let users = held[0].local_addr().unwrap();
+    let line = "TOMBOLO_AUTH = \"local\"";
+    assert_eq!(manifest.matches(line).count(), 2, "{manifest}");
+    manifest.replace(line, &format!("TOMBOLO_AUTH = \"{way}\"\nTOMBOLO_AUTH_ISSUER = \"http://{users}\""))
 }
 
 /// A JSON string as text.

@@ -14,6 +14,7 @@ mod doors;
 mod ways;
 mod dividing;
 mod payments;
+mod who;
 mod one;
 mod outage;
 mod odd;

@@ -56,7 +56,7 @@ async fn is_blocked_over(bus: &str) {
 }
 
 /// The bus of Tombolo on a port, until it is dropped or stopped.
-async fn serve(log: &Arc<Log>, address: &str) -> (String, AbortOnDropHandle<()>) {
+pub(crate) async fn serve(log: &Arc<Log>, address: &str) -> (String, AbortOnDropHandle<()>) {
     let server = Server::bind(&[address.parse().unwrap()], Arc::clone(log) as Arc<dyn Bus>).await.unwrap();
     let address = server.addresses()[0].to_string();
     let serving = tokio::spawn(async move { server.serve(CancellationToken::new()).await.unwrap() });

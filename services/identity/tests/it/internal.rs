@@ -86,7 +86,7 @@ async fn register(stage: &Stage, service: &str, keys: &[Value]) {
 }
 
 /// Asks a route with an internal token, and an access token if there is one.
-async fn show(
+pub(crate) async fn show(
     stage: &Stage,
     service: &Running<Sqlite>,
     path: &str,
@@ -103,12 +103,12 @@ fn says(token: &str) -> Value {
 }
 
 /// A door that runs for as long as it is held.
-struct Open {
+pub(crate) struct Open {
     door: Arc<Door>,
     _running: AbortOnDropHandle<()>,
 }
 
-async fn open(stage: &Stage, name: &str, auth: Auth) -> Open {
+pub(crate) async fn open(stage: &Stage, name: &str, auth: Auth) -> Open {
     let bus = Arc::clone(&stage.bus) as Arc<dyn Bus>;
     let door = Arc::new(Door::open(auth, &Place::named(name), Some(bus), &stage.clock).unwrap());
     let running = Arc::clone(&door);
@@ -119,14 +119,14 @@ async fn open(stage: &Stage, name: &str, auth: Auth) -> Open {
 }
 
 impl Open {
-    async fn user(&self, token: &str) -> Option<User> {
+    pub(crate) async fn user(&self, token: &str) -> Option<User> {
         let headers = [("authorization", format!("Bearer {token}"))];
         let headers =
             headers.into_iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
         self.door.check(&headers.collect(), Way::Local).await.ok().flatten()
     }
 
-    fn sign(&self, user: Option<&User>, callee: &str) -> String {
+    pub(crate) fn sign(&self, user: Option<&User>, callee: &str) -> String {
         self.door.sign(user, callee).unwrap().to_str().unwrap().to_owned()
     }
 }

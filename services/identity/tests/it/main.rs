@@ -12,3 +12,7 @@ mod blocks;
 mod secrets;
 mod engines;
 mod crashes;
+mod kills;
+mod languages;
+#[cfg(feature = "mysql")]
+mod mariadb;

@@ -63,7 +63,11 @@ pub(crate) struct Tokens {
 impl Tokens {
     fn of(answer: &Answer) -> Self {
         assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
-        let text = |name: &str| answer.body[name].as_str().unwrap().to_owned();
+        Self::in_body(&answer.body)
+    }
+
+    pub(crate) fn in_body(body: &Value) -> Self {
+        let text = |name: &str| body[name].as_str().unwrap_or_else(|| panic!("{body}")).to_owned();
         Self { access: text("access_token"), refresh: text("refresh_token") }
     }
 }
@@ -113,6 +117,18 @@ impl Stage {
         let service = tombolo_identity::service(self.database("identity"), self.config()).unwrap();
         let service = service.bus(bus).clock(self.clock.clone());
         Identity { stage: self, running: service.start(Settings::default()).await.unwrap() }
+    }
+
+    /// Identity as `config` says, on the stage's bus, where `settings` say.
+    pub(crate) async fn identity_at(&self, config: Config, settings: Settings) -> Identity<'_> {
+        let service = tombolo_identity::service(self.database("identity"), config).unwrap();
+        let service = service.bus(Arc::clone(&self.bus) as Arc<dyn Bus>).clock(self.clock.clone());
+        Identity { stage: self, running: service.start(settings).await.unwrap() }
+    }
+
+    /// Local checks by the keys of the identity at `url`.
+    pub(crate) fn local_at(&self, url: &str) -> Auth {
+        Auth::local(ISSUER).keys_at(&format!("{url}/.well-known/jwks.json"))
     }
 
     pub(crate) async fn identity_with(&self, config: Config) -> Identity<'_> {

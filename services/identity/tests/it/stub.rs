@@ -63,6 +63,12 @@ pub(crate) fn base64(bytes: &[u8]) -> String {
     base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes)
 }
 
+/// Bytes in the base64 that has padding.
+pub(crate) fn base64_standard(bytes: &[u8]) -> String {
+    use base64::Engine;
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
 /// An issuer that publishes what it is told.
 pub(crate) struct Stub {
     url: String,
