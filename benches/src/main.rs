@@ -14,6 +14,7 @@ mod drain;
 mod engines;
 mod error;
 mod flow;
+mod gateway;
 mod hops;
 mod http;
 mod idle;
@@ -100,6 +101,8 @@ enum Figure {
     Dev,
     /// The shop when nobody does anything.
     Idle,
+    /// The gateway beside nginx.
+    Gateway,
 }
 
 /// The other processes of a measurement: this program, run again by itself.
@@ -197,6 +200,7 @@ async fn one(figure: Figure, scratch: &Scratch, way: &mut String) -> Result<Vec<
         Figure::Observed => flow::observed(scratch).await,
         Figure::Dev => dev::until_ready(scratch).await,
         Figure::Idle => idle::measure(scratch).await,
+        Figure::Gateway => gateway::measure(scratch).await,
     }
 }
 

@@ -3,6 +3,7 @@
 mod archive;
 mod auth;
 mod foreign;
+mod gateway;
 mod parked;
 mod views;
 
@@ -16,6 +17,7 @@ use crate::output::Format;
 pub(crate) use archive::Archive;
 pub(crate) use auth::{Auth, Propagation};
 pub(crate) use foreign::{Begin, Deliver, Parts, Relay};
+pub(crate) use gateway::Gateway;
 pub(crate) use parked::{Asked, Discard, How, ParkedEvents, ParkedOf, Redrive, Reset, ShowParked, Skip};
 pub(crate) use views::{Compared, OfView, SwitchView, Views};
 
@@ -61,6 +63,8 @@ pub(crate) enum Command {
     Logs(Logs),
     /// Serve a bus over the log in a folder of this machine
     Bus(Bus),
+    /// Serve one door in front of the services of a manifest: routes, balancing, limits, TLS
+    Gateway(Gateway),
     /// Ship what programs in any language insert into a table of their service's own database
     Relay(Relay),
     /// Bring events to a program in any language, which applies them with a procedure of its own database

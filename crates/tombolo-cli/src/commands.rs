@@ -4,6 +4,7 @@ pub(crate) mod dev;
 pub(crate) mod orders;
 pub(crate) mod logs;
 pub(crate) mod bus;
+pub(crate) mod gateway;
 pub(crate) mod relay;
 pub(crate) mod deliver;
 pub(crate) mod archive;

@@ -26,8 +26,8 @@ use crate::arguments::{
     Arguments, Auth, Command, New, ParkedEvents, Schema, Services, Subscriptions, Topics,
 };
 use crate::commands::{
-    archive, bus, copying, deliver, dev, dividing, doctor, logs, moving, new, orders, parked, propagation,
-    recover, relay, schema, services, subscriptions, topics, verify, views,
+    archive, bus, copying, deliver, dev, dividing, doctor, gateway, logs, moving, new, orders, parked,
+    propagation, recover, relay, schema, services, subscriptions, topics, verify, views,
 };
 use crate::error::{Context, Result};
 use crate::runner::control::Request;
@@ -48,9 +48,11 @@ fn main() -> ExitCode {
 /// what goes on has work for more.
 fn act(command: Command) -> Result<()> {
     let mut runtime = match command {
-        Command::Bus(_) | Command::Archive(_) | Command::Relay(_) | Command::Deliver(_) => {
-            tokio::runtime::Builder::new_multi_thread()
-        }
+        Command::Bus(_)
+        | Command::Gateway(_)
+        | Command::Archive(_)
+        | Command::Relay(_)
+        | Command::Deliver(_) => tokio::runtime::Builder::new_multi_thread(),
         _ => tokio::runtime::Builder::new_current_thread(),
     };
     let runtime = runtime.enable_all().build().context(|| "cannot start the runtime".into())?;
@@ -67,6 +69,7 @@ fn act(command: Command) -> Result<()> {
             Command::Down(arguments) => orders::down(arguments).await,
             Command::Logs(arguments) => logs::logs(arguments).await,
             Command::Bus(arguments) => bus::bus(arguments).await,
+            Command::Gateway(arguments) => gateway::gateway(arguments).await,
             Command::Relay(arguments) => relay::relay(arguments).await,
             Command::Deliver(arguments) => deliver::deliver(arguments).await,
             Command::Archive(arguments) => archive::archive(arguments).await,

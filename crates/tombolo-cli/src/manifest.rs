@@ -20,6 +20,8 @@ use crate::mistake::{Mistake, nearest, show};
 pub(crate) const FILE_NAME: &str = "tombolo.toml";
 /// The name under which the operator's commands know the bus, which no service may have.
 pub(crate) const BUS: &str = "bus";
+/// The name under which they know the gateway.
+pub(crate) const GATEWAY: &str = "gateway";
 /// The most replicas of one service.
 pub(crate) const REPLICAS_MAX: u32 = 64;
 /// What the runner tells each service by itself (`TOMBOLO_…`), and what a manifest therefore may not set.
@@ -49,6 +51,8 @@ pub(crate) struct Manifest {
     pub(crate) has_doors: bool,
     /// The services, in the order of the file.
     pub(crate) services: Vec<Service>,
+    /// The door in front of them, if there is one.
+    pub(crate) gateway: Option<tombolo_gateway::Settings>,
 }
 
 /// One service of a manifest.
@@ -181,7 +185,7 @@ impl<'t> Reader<'t> {
 
     fn manifest(&mut self, path: &Path, document: &Spanned<DeTable<'t>>) -> Manifest {
         let root = document.get_ref();
-        self.only_known(root, "the manifest", &["bus", "services"]);
+        self.only_known(root, "the manifest", &["bus", "services", GATEWAY]);
         let (bus, listen) = root.get("bus").map(|bus| self.bus(bus)).unwrap_or_default();
         let has_doors =
             root.get("bus").is_some_and(|bus| DOORS.iter().any(|key| bus.get_ref().get(*key).is_some()));
@@ -193,7 +197,34 @@ impl<'t> Reader<'t> {
                 Vec::new()
             }
         };
-        Manifest { path: path.to_owned(), bus, listen, has_doors, services }
+        let gateway = self.gateway(path, &services);
+        Manifest { path: path.to_owned(), bus, listen, has_doors, services, gateway }
+    }
+
+    fn gateway(&mut self, path: &Path, services: &[Service]) -> Option<tombolo_gateway::Settings> {
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        let settings = match tombolo_gateway::Settings::read(self.text, folder) {
+            Ok(settings) => settings?,
+            Err(mistakes) => {
+                mistakes.into_iter().for_each(|it| self.wrong(it.at, it.message, it.advice));
+                return None;
+            }
+        };
+        let names: Vec<_> = services.iter().map(|service| service.name.as_str()).collect();
+        for name in settings.services().filter(|name| !names.contains(name)) {
+            let at = self.text.find(&format!("service = \"{name}\"")).unwrap_or_default();
+            let advice = nearest(name, names.iter().copied()).map(|it| format!("did you mean {it:?}?"));
+            let message = format!("a route leads to the service {name:?}; there are: {}", names.join(", "));
+            self.wrong(at..at, message, advice.unwrap_or_default());
+        }
+        if names.contains(&GATEWAY) {
+            self.wrong(
+                0..0,
+                "a service is named \"gateway\"",
+                "the gateway itself has that name; choose another",
+            );
+        }
+        Some(settings)
     }
 
     fn bus(&mut self, value: &Value<'t>) -> (Option<String>, Option<SocketAddr>) {
@@ -526,6 +557,27 @@ mod tests {
                 "{said}"
             );
         }
+    }
+
+    #[test]
+    fn a_gateway_leads_to_services_that_there_are() {
+        let services = "[services.orders]\ncommand = [\"x\"]\n";
+        let with = |gateway: &str| format!("{services}{gateway}");
+        let route = "[gateway]\nport = 7100\n[[gateway.route]]\npath = \"/orders\"\nservice = \"orders\"\n";
+        let gateway = parse(&with(route)).unwrap().gateway.unwrap();
+        assert_eq!(gateway.services().collect::<Vec<_>>(), ["orders"]);
+        let said = refusal(&with(&route.replace("\"orders\"", "\"order\"")));
+        assert!(
+            said.contains("tombolo.toml:7:1: a route leads to the service \"order\"; there are: orders"),
+            "{said}"
+        );
+        assert!(said.contains("did you mean \"orders\"?"), "{said}");
+        assert!(refusal(&with("[gateway]\nprot = 1\n")).contains("did you mean `port`?"));
+        assert!(
+            refusal("[services.gateway]\ncommand = [\"x\"]\n[[gateway.route]]\nservice = \"gateway\"")
+                .contains("choose another")
+        );
+        assert_eq!(parse(services).unwrap().gateway, None);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::error::{Context, Error, Result};
 use crate::folder::DataFolder;
-use crate::manifest::{BUS, Database, Manifest, Service};
+use crate::manifest::{BUS, Database, GATEWAY, Manifest, Service};
 use crate::process::{RUN_VARIABLE, listener_on};
 
 /// Whether a service makes its tables of Tombolo or only checks them; a manifest may say otherwise.
@@ -39,6 +39,8 @@ pub(crate) struct Plan {
     pub(crate) own_bus: Option<Unit>,
     /// The services.
     pub(crate) services: Vec<Unit>,
+    /// The door in front of them.
+    pub(crate) gateway: Option<Unit>,
     /// Plans what is added while it runs.
     pub(crate) planner: Planner,
 }
@@ -98,7 +100,9 @@ pub(crate) fn plan(manifest: &Manifest, folder: &DataFolder) -> Result<Plan> {
     };
     planner.bus_url.clone_from(&bus);
     let services = manifest.services.iter().map(|service| planner.service(service)).collect::<Result<_>>()?;
-    Ok(Plan { run: planner.run.clone(), manifest: manifest.path.clone(), bus, own_bus, services, planner })
+    let gateway = planner.gateway()?;
+    let (run, manifest) = (planner.run.clone(), manifest.path.clone());
+    Ok(Plan { run, manifest, bus, own_bus, services, gateway, planner })
 }
 
 /// A service as somebody sees it who starts nothing.
@@ -142,7 +146,9 @@ pub(crate) struct Planner {
 impl Planner {
     fn new(manifest: Manifest, folder: DataFolder) -> Result<Self> {
         let fixed = manifest.services.iter().flat_map(|service| fixed_ports(service).into_iter().flatten());
-        let ports = fixed.chain(manifest.listen.map(|listen| listen.port())).collect();
+        let door = manifest.gateway.iter().flat_map(|door| std::iter::once(door.listen).chain(door.admin));
+        let doors = manifest.listen.into_iter().chain(door).map(|listen| listen.port());
+        let ports = fixed.chain(doors).collect();
         let (bin_dir, run) = (bin_dir()?, Uuid::now_v7().to_string());
         Ok(Self { manifest, folder, bin_dir, run, bus_url: String::new(), ports })
     }
@@ -202,6 +208,34 @@ impl Planner {
             probe: Probe::Connect,
         };
         Ok((url, Unit { name: BUS.into(), database: None, replicas: vec![process] }))
+    }
+
+    /// The gateway follows this run by its data folder.
+    fn gateway(&self) -> Result<Option<Unit>> {
+        let Some(settings) = &self.manifest.gateway else { return Ok(None) };
+        let program = std::env::current_exe().context(|| "cannot find the program tombolo itself".into())?;
+        for listen in std::iter::once(settings.listen).chain(settings.admin) {
+            if listen.port() == 0 {
+                return Err(Error::usage(
+                    "the gateway's port is 0; with `tombolo dev` it has to be known beforehand",
+                ));
+            }
+            check_free(listen, GATEWAY)?;
+        }
+        let manifest = self.manifest.path.display().to_string();
+        let data = self.folder.path().display().to_string();
+        let mut arguments = vec![GATEWAY.to_owned(), "--config".into(), manifest];
+        arguments.extend(["--data".into(), data, "--bus".into(), self.bus_url.clone()]);
+        let process = Process {
+            name: GATEWAY.into(),
+            program,
+            arguments,
+            folder: self.manifest.folder().to_owned(),
+            env: vec![(RUN_VARIABLE.into(), self.run.clone())],
+            listen: settings.listen,
+            probe: Probe::Connect,
+        };
+        Ok(Some(Unit { name: GATEWAY.into(), database: None, replicas: vec![process] }))
     }
 
     fn service(&mut self, service: &Service) -> Result<Unit> {

@@ -202,7 +202,9 @@ impl Services {
 struct Crew {
     shared: Arc<Shared>,
     services: Arc<Mutex<Services>>,
+    gateway: JoinSet<()>,
     bus: JoinSet<()>,
+    stop_gateway: CancellationToken,
     stop_services: CancellationToken,
     stop_bus: CancellationToken,
 }
@@ -212,6 +214,7 @@ impl Crew {
     fn start(plan: Plan, shared: &Arc<Shared>) -> Result<(Self, System)> {
         let (stop_services, stop_bus) = (CancellationToken::new(), CancellationToken::new());
         let (mut tasks, mut bus) = (JoinSet::new(), JoinSet::new());
+        let (stop_gateway, mut gateway) = (CancellationToken::new(), JoinSet::new());
         let mut units = Vec::new();
         let has_own_bus = plan.own_bus.is_some();
         if let Some(unit) = plan.own_bus {
@@ -220,16 +223,23 @@ impl Crew {
         for unit in plan.services {
             units.push(start_unit(unit, shared, &mut tasks, &stop_services)?);
         }
+        if let Some(unit) = plan.gateway {
+            units.push(start_unit(unit, shared, &mut gateway, &stop_gateway)?);
+        }
         let (planner, stop) = (plan.planner, stop_services.clone());
         let services = Arc::new(Mutex::new(Services { tasks, planner, shared: shared.clone(), stop }));
         let system = System::new(plan.bus, has_own_bus, units, services.clone(), shared.client.clone());
-        Ok((Self { shared: shared.clone(), services, bus, stop_services, stop_bus }, system))
+        let shared = shared.clone();
+        Ok((Self { shared, services, gateway, bus, stop_gateway, stop_services, stop_bus }, system))
     }
 
     /// Ends everything; a second signal meanwhile spares the waiting.
     async fn end(&mut self, signals: &mut Signals) {
         let hurry = self.shared.hurry.clone();
         let end = async {
+            // First the door, so that what it has begun to pass on is still answered.
+            self.stop_gateway.cancel();
+            while self.gateway.join_next().await.is_some() {}
             self.stop_services.cancel();
             while self.services.lock().await.tasks.join_next().await.is_some() {}
             self.stop_bus.cancel();

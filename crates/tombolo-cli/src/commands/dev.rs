@@ -20,7 +20,7 @@ use crate::commands::say;
 use crate::elsewhere;
 use crate::error::{Context, Error, Result};
 use crate::folder::{DataFolder, FOLDER_NAME};
-use crate::manifest::{BUS, Manifest};
+use crate::manifest::{BUS, GATEWAY, Manifest};
 use crate::plan::plan;
 use crate::runner::control::{Answer, Status};
 use crate::runner::log::Terminal;
@@ -70,7 +70,8 @@ fn names(manifest: &Manifest) -> Vec<String> {
         1 => vec![service.name.to_string()],
         count => (1..=count).map(|replica| format!("{}.{replica}", service.name)).collect(),
     });
-    std::iter::once(BUS.to_owned()).chain(services).collect()
+    let gateway = manifest.gateway.iter().map(|_| GATEWAY.to_owned());
+    std::iter::once(BUS.to_owned()).chain(services).chain(gateway).collect()
 }
 
 /// The detached runner: its standard output is a pipe to the command that started it, its standard error its log.

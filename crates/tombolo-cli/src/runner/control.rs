@@ -39,6 +39,8 @@ const RUNNER_END_BOUND: Duration = Duration::from_secs(5);
 pub(crate) enum Request {
     /// Where everything stands.
     Status,
+    /// The same by what is known already: no process is asked whether it is ready.
+    Standing,
     /// End this unit and leave it ended.
     Stop(String),
     /// Start this unit.
@@ -219,6 +221,7 @@ async fn converse(mut stream: UnixStream, system: &System) -> std::io::Result<()
 async fn carry_out(request: Request, system: &System) -> Answer {
     match request {
         Request::Status => {}
+        Request::Standing => return Ok(system.standing()),
         Request::Stop(name) => system.stop(&name).await?,
         Request::Start(name) => system.start(&name).await?,
         Request::Kill(name) => system.kill(&name).await?,

@@ -80,16 +80,26 @@ impl System {
 
     /// Where everything stands now; each process is asked whether it is ready.
     pub(crate) async fn status(&self) -> Status {
-        let (bus, services) = self.units.split_at(usize::from(self.has_own_bus));
-        let standing = bus.first().map(|bus| bus.replicas()[0].standing.borrow().clone());
-        let services = join_all(services.iter().map(|service| service.status(&self.client))).await;
-        Status {
-            bus: BusStatus {
-                url: without_password(&self.bus),
-                pid: standing.as_ref().and_then(|standing| standing.pid),
-                state: standing.map_or("elsewhere", |standing| word(standing.phase)).into(),
-            },
-            services,
+        let services = join_all(self.services().iter().map(|service| service.status(&self.client))).await;
+        Status { bus: self.bus(), services }
+    }
+
+    /// Where everything stood when it was last looked at.
+    pub(crate) fn standing(&self) -> Status {
+        Status { bus: self.bus(), services: self.services().iter().map(UnitHandle::standing).collect() }
+    }
+
+    fn services(&self) -> &[UnitHandle] {
+        &self.units[usize::from(self.has_own_bus)..]
+    }
+
+    fn bus(&self) -> BusStatus {
+        let own = self.units.first().filter(|_| self.has_own_bus);
+        let standing = own.map(|bus| bus.replicas()[0].standing.borrow().clone());
+        BusStatus {
+            url: without_password(&self.bus),
+            pid: standing.as_ref().and_then(|standing| standing.pid),
+            state: standing.map_or("elsewhere", |standing| word(standing.phase)).into(),
         }
     }
 
@@ -198,6 +208,15 @@ impl UnitHandle {
         }
     }
 
+    fn standing(&self) -> ServiceStatus {
+        let known = |replica: &ReplicaHandle| {
+            let is_ready = replica.standing.borrow().phase == Phase::Ready;
+            replica.status_if(is_ready)
+        };
+        let (name, database) = (self.name.clone(), self.database.as_deref().map(without_password));
+        ServiceStatus { name, database, replicas: self.replicas().iter().map(known).collect() }
+    }
+
     async fn status(&self, client: &reqwest::Client) -> ServiceStatus {
         ServiceStatus {
             name: self.name.clone(),
@@ -234,8 +253,12 @@ impl ReplicaHandle {
     }
 
     async fn status(&self, client: &reqwest::Client) -> ReplicaStatus {
+        let runs = self.standing.borrow().pid.is_some();
+        self.status_if(runs && is_ready(client, self.probe, self.listen).await)
+    }
+
+    fn status_if(&self, ready: bool) -> ReplicaStatus {
         let standing = self.standing.borrow().clone();
-        let ready = standing.pid.is_some() && is_ready(client, self.probe, self.listen).await;
         ReplicaStatus {
             pid: standing.pid,
             url: self.url.clone(),

@@ -14,3 +14,4 @@ mod doctor;
 mod publishing;
 mod crowd;
 mod blog;
+mod gateway;

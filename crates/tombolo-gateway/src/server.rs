@@ -1,0 +1,195 @@
+//! Connections of clients: accepted, sealed, told apart by protocol, and ended gently.
+//!
+//! Invariant: a connection holds a place from its first to its last byte, and there are only so many; when the gateway drains, each
+//! finishes what it has begun and nothing else.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Limits;
+use crate::core::Core;
+use crate::guard::{Guard, Patience, Shared};
+use crate::proxy::Visit;
+use crate::tls::Seal;
+
+/// How long before accepting is tried again when the machine has no more files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+/// What a connection of HTTP/2 begins with; no method of HTTP/1 begins so.
+const PREFACE: [u8; 3] = *b"PRI";
+/// The most requests at once on a connection of HTTP/2.
+const STREAMS_MAX: u32 = 128;
+/// How often a connection of HTTP/2 is asked whether it is still there.
+const PING_EVERY: Duration = Duration::from_secs(30);
+
+/// What is needed to take connections.
+#[derive(Clone)]
+pub(crate) struct Entrance {
+    pub(crate) core: Arc<Core>,
+    pub(crate) seal: Option<Arc<Seal>>,
+    pub(crate) drain: CancellationToken,
+    pub(crate) visits: TaskTracker,
+}
+
+/// Takes connections until the gateway drains.
+pub(crate) async fn accept(entrance: Entrance, listener: TcpListener, limits: Limits) {
+    let places = Arc::new(Semaphore::new(limits.connections_max));
+    let stop = entrance.core.ground.stop.clone();
+    let next = async || {
+        let place = places.clone().acquire_owned().await;
+        (place, listener.accept().await)
+    };
+    while let Some((place, accepted)) = entrance.drain.run_until_cancelled(next()).await {
+        match (place, accepted) {
+            (Ok(place), Ok((stream, peer))) => {
+                // In boxes, here and below, so that a connection takes room only for what it has come to.
+                let visit = Box::pin(visit(entrance.clone(), stream, peer, place));
+                let stop = stop.clone();
+                entrance.visits.spawn(async move { stop.run_until_cancelled_owned(visit).await });
+            }
+            (_, Err(error)) => {
+                tracing::warn!(%error, "a connection cannot be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+            (Err(_), _) => return,
+        }
+    }
+}
+
+/// Counts a connection as long as it is there.
+struct Counted(Gauge);
+
+impl Counted {
+    fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+async fn visit(entrance: Entrance, stream: TcpStream, peer: SocketAddr, _place: OwnedSemaphorePermit) {
+    let _counted = Counted::new(&entrance.core.observer.metrics.connections);
+    // If it fails, answers are a little late.
+    stream.set_nodelay(true).ok();
+    let limits = entrance.core.table().settings.limits;
+    let Some(seal) = &entrance.seal else {
+        let first = timeout(limits.idle, protocol(&stream));
+        if let Some(Ok(Some(is_two))) = entrance.drain.run_until_cancelled(first).await {
+            Box::pin(serve(&entrance, stream, peer, is_two, limits)).await;
+        }
+        return;
+    };
+    match Box::pin(entrance.drain.run_until_cancelled(seal_within(seal, stream, limits.head))).await {
+        Some(Ok(stream)) => {
+            let is_two = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            Box::pin(serve(&entrance, stream, peer, is_two, limits)).await;
+        }
+        Some(Err(error)) => tracing::debug!(%peer, %error, "a connection could not be sealed"),
+        None => {}
+    }
+}
+
+async fn seal_within(
+    seal: &Seal,
+    stream: TcpStream,
+    bound: Duration,
+) -> std::io::Result<TlsStream<TcpStream>> {
+    timeout(bound, seal.acceptor().accept(stream)).await?
+}
+
+/// Whether a connection begins as HTTP/2 does; nothing if it has ended. Until its first byte it costs next to nothing.
+async fn protocol(stream: &TcpStream) -> Option<bool> {
+    let mut first = [0; PREFACE.len()];
+    match stream.peek(&mut first).await {
+        Ok(0) | Err(_) => None,
+        Ok(count) => Some(count == PREFACE.len() && first == PREFACE),
+    }
+}
+
+async fn serve<C>(entrance: &Entrance, stream: C, peer: SocketAddr, is_two: bool, limits: Limits)
+where
+    C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let connection = Arc::new(Shared::default());
+    let visit = Arc::new(Visit {
+        core: entrance.core.clone(),
+        connection: connection.clone(),
+        peer: peer.ip(),
+        is_sealed: entrance.seal.is_some(),
+    });
+    let ended = if is_two {
+        Box::pin(serve_two(entrance, stream, visit, limits)).await
+    } else {
+        let patience =
+            Patience { head_bytes_max: limits.head_bytes_max, head: limits.head, idle: limits.idle };
+        serve_one(entrance, Guard::new(stream, connection, patience), visit).await
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%peer, %error, "a connection broke off");
+    }
+}
+
+async fn serve_one<C>(entrance: &Entrance, stream: C, visit: Arc<Visit>) -> hyper::Result<()>
+where
+    C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    // In a box, so that a connection that rests holds no room for a request.
+    let service = service_fn(move |request| {
+        let visit = visit.clone();
+        Box::pin(async move { visit.answer(request).await })
+    });
+    let mut builder = http1::Builder::new();
+    // The guard has patience of its own.
+    builder.timer(TokioTimer::new()).header_read_timeout(None);
+    let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = entrance.drain.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    }
+}
+
+async fn serve_two<C>(entrance: &Entrance, stream: C, visit: Arc<Visit>, limits: Limits) -> hyper::Result<()>
+where
+    C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service_fn(move |request| {
+        let visit = visit.clone();
+        Box::pin(async move { visit.answer(request).await })
+    });
+    let mut builder = http2::Builder::new(entrance.core.ground.spawner());
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(u32::try_from(limits.head_bytes_max).unwrap_or(u32::MAX))
+        .keep_alive_interval(PING_EVERY);
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = entrance.drain.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    }
+}

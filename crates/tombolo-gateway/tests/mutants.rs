@@ -1,0 +1,107 @@
+//! Faults that are made on purpose, each caught by what the tests look at. One at a time: a fault is the whole process's.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot set its stage has failed")]
+
+#[path = "it/stage.rs"]
+#[expect(dead_code, reason = "the other tests use the rest of the stage")]
+mod stage;
+
+use std::sync::atomic::Ordering;
+
+use tombolo_gateway::mutant::{Mutant, turn};
+
+use crate::stage::{Service, admin, gateway, get, raw, settings, status, to};
+
+/// Whether an identity that a client claims reaches a service.
+async fn identity_passes() -> bool {
+    let service = Service::start("a").await;
+    let gateway = gateway(&to(&service)).await;
+    get(&gateway, "/", "X-User-Id: admin\r\n").await;
+    let passed = service.last().headers.contains_key("x-user-id");
+    gateway.stop().await;
+    passed
+}
+
+/// Whether two lengths are taken for one.
+async fn two_lengths_pass() -> bool {
+    let service = Service::start("a").await;
+    let gateway = gateway(&to(&service)).await;
+    let head = "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n";
+    let taken = status(&raw(gateway.address(), head).await) == 200;
+    gateway.stop().await;
+    taken
+}
+
+/// Whether a replica at which nobody listens is still taken for well after requests met it.
+async fn dead_stay() -> bool {
+    let (service, dead) = (Service::start("a").await, Service::start("b").await);
+    let address = dead.address;
+    dead.kill().await;
+    let gateway = gateway(&format!(
+        "[[gateway.route]]\nname = \"all\"\nbalance = \"round-robin\"\nupstreams = [\"{}\", \"http://{address}\"]\n",
+        service.url()
+    ))
+    .await;
+    for _ in 0..4 {
+        get(&gateway, "/", "").await;
+    }
+    let stays = !admin(&gateway, "/replicas").await.contains("\"well\":false");
+    gateway.stop().await;
+    stays
+}
+
+/// Whether a request that may have been carried out is sent twice.
+async fn unsafe_is_repeated() -> bool {
+    let services = [Service::start("a").await, Service::start("b").await];
+    let gateway = gateway(&format!(
+        "[[gateway.route]]\nname = \"all\"\nupstreams = [\"{}\", \"{}\"]\n",
+        services[0].url(),
+        services[1].url()
+    ))
+    .await;
+    let post = "POST /status/503 HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    raw(gateway.address(), post).await;
+    let requests: usize = services.iter().map(|service| service.told.requests.load(Ordering::SeqCst)).sum();
+    gateway.stop().await;
+    requests > 1
+}
+
+/// Whether what is under way is lost when the configuration changes.
+async fn reload_cuts() -> bool {
+    let (one, two) = (Service::start("one").await, Service::start("two").await);
+    let gateway = gateway(&to(&one)).await;
+    let address = gateway.address();
+    let held = tokio::spawn(async move {
+        raw(address, "GET /held HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await
+    });
+    stage::until("it is under way", async || one.requests() == 1).await;
+    gateway.reload(settings(&to(&two))).unwrap();
+    one.told.gate.add_permits(1);
+    let cut = !held.await.unwrap().ends_with("one");
+    gateway.stop().await;
+    cut
+}
+
+#[tokio::test]
+async fn each_fault_is_seen_and_without_it_there_is_none() {
+    for mutant in [
+        Mutant::PassesIdentities,
+        Mutant::PassesHeads,
+        Mutant::KeepsTheDead,
+        Mutant::RepeatsUnsafe,
+        Mutant::CutsAtReload,
+    ] {
+        for on in [false, true] {
+            turn(on.then_some(mutant));
+            let seen = match mutant {
+                Mutant::PassesIdentities => identity_passes().await,
+                Mutant::PassesHeads => two_lengths_pass().await,
+                Mutant::KeepsTheDead => dead_stay().await,
+                Mutant::RepeatsUnsafe => unsafe_is_repeated().await,
+                Mutant::CutsAtReload => reload_cuts().await,
+            };
+            turn(None);
+            assert_eq!(seen, on, "{mutant:?}");
+        }
+    }
+}
