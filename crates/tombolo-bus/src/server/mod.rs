@@ -28,8 +28,10 @@ mod listener;
 mod records;
 mod service;
 mod streams;
-#[cfg_attr(not(feature = "tls"), path = "no_tls.rs")]
+#[cfg(feature = "tls")]
 mod tls;
+#[cfg(not(feature = "tls"))]
+mod no_tls;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,6 +41,8 @@ use tokio_util::sync::CancellationToken;
 pub use client::Client;
 pub use credentials::{Credential, Credentials, Shown};
 pub use listener::{Listen, Peer};
+#[cfg(not(feature = "tls"))]
+use no_tls as tls;
 #[cfg(feature = "tls")]
 pub use tls::Certificate;
 pub use tls::{ClientCertificate, Seal, Trust};
@@ -110,10 +114,10 @@ impl Server {
         self
     }
 
-    /// Seals what comes over TCP; sockets of this machine stay as they are.
+    /// Seals what comes over TCP, if there is something to seal by; sockets of this machine stay as they are.
     #[must_use]
-    pub fn sealed_by(mut self, seal: Seal) -> Self {
-        self.seal = Some(seal);
+    pub fn sealed_by(mut self, seal: Option<Seal>) -> Self {
+        self.seal = seal;
         self
     }
 

@@ -59,7 +59,7 @@ impl Sealed {
         let seal = Seal::open(own, clients.map(Path::to_owned)).unwrap();
         let bus = Log::in_memory(Options::default()).unwrap();
         let server = Server::bind(&["tombolo://127.0.0.1:0".parse().unwrap()], bus).await.unwrap();
-        let server = server.with_credentials(credentials).sealed_by(seal.clone());
+        let server = server.with_credentials(credentials).sealed_by(Some(seal.clone()));
         let Listen::Tls { port, .. } = server.addresses().remove(0) else { panic!("it says that it seals") };
         let shutdown = CancellationToken::new();
         tokio::spawn(server.serve(shutdown.clone()));

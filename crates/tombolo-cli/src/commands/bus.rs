@@ -41,11 +41,8 @@ async fn serve(arguments: &Bus, log: Arc<Log>) -> Result<()> {
     let ended = end_on_signal(shutdown.clone(), Some("ending"))?;
     let server = Server::bind(&addresses, log.clone()).await?;
     let doors = Doors::open(arguments, log.clone()).await?;
-    let mut server = server.with_credentials(doors.credentials()).beside(doors.routes());
     let seal = doors.seal();
-    if let Some(seal) = &seal {
-        server = server.sealed_by(seal.clone());
-    }
+    let server = server.with_credentials(doors.credentials()).beside(doors.routes()).sealed_by(seal.clone());
     for address in server.addresses() {
         say(&format!("listening on {address}"))?;
     }
