@@ -11,6 +11,7 @@ use std::process::Stdio;
 use std::time::Instant;
 
 use tokio::process::Command;
+use toml::{Table, Value};
 
 use crate::error::{Error, Result};
 use crate::rounds::median;
@@ -31,7 +32,7 @@ pub(crate) async fn until_ready(scratch: &Scratch) -> Result<Vec<Row>> {
         return Ok(vec![Row::absent(WHAT, why, BAR)]);
     }
     let manifest = scratch.path("tombolo.toml");
-    fs::write(&manifest, on_free_ports(&fs::read_to_string(SHOP)?))?;
+    fs::write(&manifest, on_free_ports(&fs::read_to_string(SHOP)?)?.to_string())?;
     let mut seconds = Vec::with_capacity(ROUNDS);
     for round in 0..ROUNDS {
         let data = scratch.path(&format!("shop-{round}"));
@@ -53,10 +54,23 @@ pub(crate) fn runner() -> Result<PathBuf> {
     Ok(std::env::current_exe()?.with_file_name("tombolo"))
 }
 
-/// The same system on any ports, so that a shop which runs beside this is left alone.
-pub(crate) fn on_free_ports(manifest: &str) -> String {
-    let lines = manifest.lines().filter(|line| !line.starts_with("port = "));
-    lines.map(|line| format!("{line}\n")).collect()
+/// The same system on any ports, so that a shop which runs beside this is left alone; without its gateway, whose port has to be known.
+pub(crate) fn on_free_ports(manifest: &str) -> Result<Table> {
+    let mut system: Table = toml::from_str(manifest)?;
+    system.remove("gateway");
+    for service in services(&mut system) {
+        service.remove("port");
+    }
+    Ok(system)
+}
+
+/// The tables of its services.
+pub(crate) fn services(system: &mut Table) -> impl Iterator<Item = &mut Table> {
+    let services = system.get_mut("services").and_then(Value::as_table_mut);
+    services
+        .into_iter()
+        .flat_map(|services| services.iter_mut())
+        .filter_map(|(_, service)| service.as_table_mut())
 }
 
 pub(crate) async fn call(runner: &Path, arguments: &[&Path]) -> Result<()> {
@@ -82,6 +96,8 @@ mod tests {
     fn no_port_of_the_shop_is_taken() {
         let manifest = fs::read_to_string(SHOP).unwrap();
         assert!(manifest.contains("\nport = "), "{manifest}");
-        assert!(!on_free_ports(&manifest).contains("port = "));
+        let mut system = on_free_ports(&manifest).unwrap();
+        assert_eq!(services(&mut system).count(), 5);
+        assert!(!system.to_string().contains("port = "));
     }
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::{SysconfVar, sysconf};
 use serde_json::Value;
+use toml::Table;
 
 use crate::dev;
 use crate::error::{Error, Result};
@@ -35,10 +36,11 @@ pub(crate) async fn measure(scratch: &Scratch) -> Result<Vec<Row>> {
         let why = format!("not measured: {} is not built; `cargo xtask bench` builds it", runner.display());
         return Ok(vec![Row::absent("the shop, idle", why, Bar::None)]);
     }
-    let shop = dev::on_free_ports(&fs::read_to_string(dev::SHOP)?);
+    let system = dev::on_free_ports(&fs::read_to_string(dev::SHOP)?)?;
+    let shop = system.to_string();
     let quiet = watched(&runner, scratch, "idle", &shop).await?;
     // Statements are counted in a run of their own: writing each into a log costs more than making it.
-    let logging = watched(&runner, scratch, "idle-logging", &logging_statements(&shop)).await?;
+    let logging = watched(&runner, scratch, "idle-logging", &logging_statements(system)).await?;
     let row = |what: &str, (value, who): (f64, String), unit, bar| {
         Row::of_value(&format!("the shop, idle: {what}"), value, unit, bar).noting(&who)
     };
@@ -91,14 +93,14 @@ async fn watch(runner: &Path, data: &Path) -> Result<Watched> {
 }
 
 /// Each service writes every statement to its log.
-fn logging_statements(manifest: &str) -> String {
-    const VARIABLE: &str = "RUST_LOG = \"sqlx::query=debug\"";
-    let sections = manifest.split_inclusive("\n\n");
-    let logging = sections.map(|section| match section.contains("env = {") {
-        true => section.replace("env = {", &format!("env = {{ {VARIABLE},")),
-        false => section.replace("database = ", &format!("env = {{ {VARIABLE} }}\ndatabase = ")),
-    });
-    logging.collect()
+fn logging_statements(mut system: Table) -> String {
+    for service in dev::services(&mut system) {
+        let own = service.entry("env").or_insert_with(|| Table::new().into());
+        if let Some(own) = own.as_table_mut() {
+            own.insert("RUST_LOG".into(), "sqlx::query=debug".into());
+        }
+    }
+    system.to_string()
 }
 
 async fn used(runner: &Path, data: &Path) -> Result<Vec<Used>> {
@@ -146,9 +148,9 @@ mod tests {
 
     #[test]
     fn every_service_logs_its_statements_and_keeps_what_it_was_told() {
-        let manifest = logging_statements(&fs::read_to_string(Path::new("..").join(dev::SHOP)).unwrap());
-        assert_eq!(manifest.matches("RUST_LOG").count(), manifest.matches("[services.").count());
-        assert_eq!(manifest.matches("env = {").count(), manifest.matches("[services.").count());
-        assert!(manifest.contains("SHOP_SMTP"), "{manifest}");
+        let manifest = fs::read_to_string(dev::SHOP).unwrap();
+        let manifest = logging_statements(dev::on_free_ports(&manifest).unwrap());
+        assert_eq!(manifest.matches("RUST_LOG").count(), 5, "{manifest}");
+        assert!(manifest.contains("SHOP_SMTP") && manifest.contains("TOMBOLO_AUTH"), "{manifest}");
     }
 }

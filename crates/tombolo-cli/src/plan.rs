@@ -500,7 +500,7 @@ mod tests {
             ("mongodb://a:1,b:2/?replicaSet=rs0", "mongodb://a:1,b:2/order_history?replicaSet=rs0"),
             ("postgres://db/shop", "postgres://db/shop"),
             ("postgres://db?dbname=shop", "postgres://db?dbname=shop"),
-            ("mongodb://db", "mongodb://db"),
+            ("mongodb://db", "mongodb://db/order_history"),
             ("sqlite:orders.db", "sqlite:orders.db"),
         ] {
             assert_eq!(own_database(url, "order-history"), own);

@@ -6,10 +6,11 @@ mod reader;
 mod route;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use tombolo_bus::server::Certificate;
 use toml::de::DeTable;
 
 pub use self::reader::Mistake;
@@ -50,19 +51,12 @@ pub struct Settings {
     pub access_log: bool,
     /// Who issues the tokens that routes ask for.
     pub issuer: Option<String>,
+    /// The topic that says who was blocked, and what its types begin with; `identity` unless said.
+    pub blocks: Option<String>,
     /// Servers to ask for names instead of the system's.
     pub resolvers: Vec<SocketAddr>,
     /// The routes.
     pub routes: Vec<Route>,
-}
-
-/// Files of a certificate, read again when they change.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Certificate {
-    /// The chain, in PEM.
-    pub chain: PathBuf,
-    /// The private key, in PEM.
-    pub key: PathBuf,
 }
 
 /// What bounds every connection.
@@ -124,11 +118,22 @@ fn whole(mistakes: &mut Vec<Mistake>, value: &Value<'_>, folder: &Path) -> Optio
     let limits = limits(&mut section);
     let proxies = networks(&mut section);
     let access_log = section.flag("access_log").unwrap_or(true);
-    let issuer = section.text("issuer");
+    let (issuer, blocks) = (section.text("issuer"), section.text("blocks"));
     let resolvers = resolvers(&mut section);
     let routes = routes(&mut section, value);
     section.finish();
-    Some(Settings { listen: listen?, admin, tls, limits, proxies, access_log, issuer, resolvers, routes })
+    Some(Settings {
+        listen: listen?,
+        admin,
+        tls,
+        limits,
+        proxies,
+        access_log,
+        issuer,
+        blocks,
+        resolvers,
+        routes,
+    })
 }
 
 /// An address, or a port of this machine.

@@ -13,6 +13,7 @@ use tokio::net::TcpListener;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tombolo_bus::server::{Certificate, Seal};
 
 use crate::admin;
 use crate::asking::Doorkeeper;
@@ -23,7 +24,6 @@ use crate::metrics::Metrics;
 use crate::mutant::{self, Mutant};
 use crate::server::{self, Entrance};
 use crate::table::{Known, Table};
-use crate::tls::Seal;
 use crate::upstream::{Ground, target, trust};
 
 /// How often what is not needed any more is forgotten.
@@ -94,7 +94,10 @@ impl Gateway {
             Some(listen) => Some(bind(listen).await?),
             None => None,
         };
-        let seal = settings.tls.as_ref().map(Seal::open).transpose()?.map(Arc::new);
+        let seal = |own: &Certificate| {
+            Seal::open(own.clone(), None).map_err(|error| Error::new(Kind::Settings, error.to_string()))
+        };
+        let seal = settings.tls.as_ref().map(seal).transpose()?;
         let (log, writer) = outside.log.map(Log::start).unzip();
         let core = core(settings, Observer { metrics: Metrics::new(), log }, keeper)?;
         let (drain, visits) = (CancellationToken::new(), TaskTracker::new());
@@ -113,7 +116,7 @@ impl Gateway {
         Ok(gateway)
     }
 
-    fn spawn(&self, listener: TcpListener, admin: Option<TcpListener>, seal: Option<Arc<Seal>>) {
+    fn spawn(&self, listener: TcpListener, admin: Option<TcpListener>, seal: Option<Seal>) {
         let ground = &self.core.ground;
         let limits = self.core.table().settings.limits;
         if let Some(seal) = seal.clone() {
@@ -226,6 +229,7 @@ fn of_a_start(before: &Settings, now: &Settings) -> Option<&'static str> {
         ("the address of the admin port", now.admin != before.admin),
         ("the place of the certificate", now.tls != before.tls),
         ("the issuer of tokens", now.issuer != before.issuer),
+        ("the topic of blocks", now.blocks != before.blocks),
         ("resolvers", now.resolvers != before.resolvers),
         ("access_log", now.access_log != before.access_log),
         ("connections_max or retry_percent", of(now) != of(before)),

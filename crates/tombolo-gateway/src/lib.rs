@@ -15,7 +15,6 @@ mod error;
 mod core;
 mod table;
 mod server;
-mod tls;
 mod guard;
 mod proxy;
 mod path;
@@ -34,9 +33,10 @@ mod admin;
 pub mod mutant;
 
 pub use self::config::{
-    AtTheDoor, Balance, Certificate, Cors, HashBy, Health, Limits, Mistake, PathPrefix, Rate, RateBy, Route,
-    Settings, Source, Target, Way,
+    AtTheDoor, Balance, Cors, HashBy, Health, Limits, Mistake, PathPrefix, Rate, RateBy, Route, Settings,
+    Source, Target, Way,
 };
 pub use self::core::{Gateway, Outside};
 pub use self::error::{Error, Kind, Result};
 pub use self::log::Sink;
+pub use tombolo_bus::server::Certificate;

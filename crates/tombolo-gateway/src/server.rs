@@ -18,12 +18,12 @@ use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tombolo_bus::server::Seal;
 
 use crate::config::Limits;
 use crate::core::Core;
 use crate::guard::{Guard, Patience, Shared};
 use crate::proxy::Visit;
-use crate::tls::Seal;
 
 /// How long before accepting is tried again when the machine has no more files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
@@ -38,7 +38,7 @@ const PING_EVERY: Duration = Duration::from_secs(30);
 #[derive(Clone)]
 pub(crate) struct Entrance {
     pub(crate) core: Arc<Core>,
-    pub(crate) seal: Option<Arc<Seal>>,
+    pub(crate) seal: Option<Seal>,
     pub(crate) drain: CancellationToken,
     pub(crate) visits: TaskTracker,
 }

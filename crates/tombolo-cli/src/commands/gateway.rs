@@ -83,7 +83,11 @@ fn checks(settings: &Settings, bus: Option<Arc<dyn Bus>>) -> Result<Option<Arc<D
             "{error}; a route of the gateway asks for tokens: say issuer = \"http://…\" in [gateway]"
         ))
     };
-    let auth = Auth::local(settings.issuer.as_deref().unwrap_or_default()).with_env().map_err(wrong)?;
+    let mut auth = Auth::local(settings.issuer.as_deref().unwrap_or_default());
+    if let Some(topic) = &settings.blocks {
+        auth = auth.blocks_in(topic, topic);
+    }
+    let auth = auth.with_env().map_err(wrong)?;
     let door = Door::open(auth, &Place::named(GATEWAY), bus, &Clock::default()).map_err(wrong)?;
     Ok(Some(Arc::new(door)))
 }

@@ -18,7 +18,10 @@ fn tables_are_made_once_and_checked_without_a_change() {
     let said = stage.refused(&["schema", "apply", database, "--service", "users"], 1);
     assert!(said.contains("orders") && said.contains("users"), "{said}");
     let said = stage.refused(&["schema", "apply", "oracle://x", "--service", "orders"], 2);
-    assert!(said.contains("expected sqlite:PATH, documents:PATH, postgres://… or mysql://"), "{said}");
+    assert!(
+        said.contains("expected sqlite:PATH, documents:PATH, postgres://…, mysql://… or mongodb://"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -146,5 +146,5 @@ async fn a_certificate_that_cannot_be_read_is_named() {
         .await
         .map(drop)
         .unwrap_err();
-    assert!(error.to_string().starts_with("/nowhere/c.pem is no chain"), "{error}");
+    assert!(error.to_string().starts_with("/nowhere/c.pem is no file of certificates"), "{error}");
 }

@@ -144,6 +144,13 @@ impl Shop {
         of.map(|(_, url)| url.as_str()).collect()
     }
 
+    /// Where its gateway is, as its manifest says.
+    pub(crate) fn gateway(&self) -> String {
+        let manifest = fs::read_to_string(self.scratch.path().join("tombolo.toml")).unwrap();
+        let (_, gateway) = manifest.split_once("[gateway]\nport = ").unwrap();
+        format!("http://127.0.0.1:{}", gateway.lines().next().unwrap())
+    }
+
     /// Runs an operator's command on this shop, which must succeed; returns its output.
     pub(crate) async fn tombolo(&self, arguments: &[&str]) -> String {
         let output = self.try_tombolo(arguments).await;
@@ -333,9 +340,10 @@ fn own_manifest(way: &str) -> String {
     let mut manifest = fs::read_to_string(own).unwrap();
     let free = || TcpListener::bind("127.0.0.1:0").unwrap();
     // All are held until each has one of its own.
-    let held: Vec<_> = (0..6).map(|_| free()).collect();
+    let held: Vec<_> = (0..8).map(|_| free()).collect();
     let ports = held.iter().map(|listener| listener.local_addr().unwrap().port());
-    for (own, port) in ["7101", "7102", "7103", "7104", "7105", "7125"].into_iter().zip(ports) {
+    for (own, port) in ["7101", "7102", "7103", "7104", "7105", "7125", "7100", "7190"].into_iter().zip(ports)
+    {
         manifest = manifest.replace(own, &port.to_string());
     }
     let users = held[0].local_addr().unwrap();

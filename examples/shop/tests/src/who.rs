@@ -16,6 +16,11 @@ struct SignedIn {
 }
 
 impl Shop {
+    /// A request through the gateway.
+    fn through(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, format!("{}{path}", self.gateway()))
+    }
+
     fn of(&self, method: Method, service: &str, path: &str) -> RequestBuilder {
         self.client.request(method, format!("{}{path}", self.url(service)))
     }
@@ -143,6 +148,34 @@ async fn users_order_as_themselves_under_central_checks_by_one_changed_line() {
     let (ada, kite) = (shop.sign_up("ada").await, shop.product("Kite", 2_490).await);
     ordering(&shop, &ada, &kite).await;
     blocked(&shop, "central", &ada).await;
+    shop.end().await;
+}
+
+#[tokio::test]
+async fn users_order_as_themselves_through_the_gateway_and_whoever_is_blocked_stands_before_the_door() {
+    let shop = Shop::start_checking("gateway").await;
+    let (ada, kite) = (shop.sign_up("ada").await, shop.product("Kite", 2_490).await);
+    let order = json!({ "product_id": kite, "quantity": 2 });
+    let place = |body: &Value| shop.through(Method::POST, "/orders").json(body);
+    let (status, said) = answer(place(&order).bearer_auth(&ada.token)).await;
+    assert_eq!((status, &said["user_id"]), (StatusCode::CREATED, &json!(ada.id)), "{said}");
+    // Nobody is somebody by saying so.
+    let claimed = place(&order).header("x-user-id", &ada.id).header("tombolo-internal-token", &ada.token);
+    assert_eq!(answer(claimed).await.0, StatusCode::UNPROCESSABLE_ENTITY);
+    let mine = || shop.through(Method::GET, "/me/orders?via=replica").bearer_auth(&ada.token);
+    until("ada's orders through the gateway", async || match answer(mine()).await {
+        (StatusCode::OK, said) if said["orders"].as_array().unwrap().len() == 1 => Ok(()),
+        other => Err(other),
+    })
+    .await;
+    let root = shop.administrator().await;
+    let block = shop.through(Method::POST, &format!("/users/{}/block", ada.id)).bearer_auth(&root.token);
+    assert_eq!(answer(block).await.0, StatusCode::OK);
+    until("the block at the gateway", async || match answer(mine()).await {
+        (StatusCode::UNAUTHORIZED, said) if said["type"] == "urn:tombolo:auth:token-refused" => Ok(()),
+        other => Err(other),
+    })
+    .await;
     shop.end().await;
 }
 
