@@ -44,7 +44,7 @@ pub use listener::{Listen, Peer};
 #[cfg(not(feature = "tls"))]
 use no_tls as tls;
 #[cfg(feature = "tls")]
-pub use tls::Certificate;
+pub use tls::{Certificate, system_authorities};
 pub use tls::{ClientCertificate, Seal, Trust};
 
 use crate::{Bus, Error, Kind, Result};

@@ -220,7 +220,9 @@ fn authorities(path: &Path) -> Result<RootCertStore> {
     Ok(roots)
 }
 
-fn system_authorities() -> RootCertStore {
+/// The authorities that this machine trusts; one that cannot be read is said.
+#[must_use]
+pub fn system_authorities() -> RootCertStore {
     let mut roots = RootCertStore::empty();
     let found = rustls_native_certs::load_native_certs();
     for error in &found.errors {

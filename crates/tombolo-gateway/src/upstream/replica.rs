@@ -15,10 +15,11 @@ use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::TokioTimer;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::crypto::aws_lc_rs::default_provider;
 use tokio_rustls::rustls::pki_types::ServerName;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use tokio_util::sync::CancellationToken;
+use tombolo_bus::server::system_authorities;
 use tower::Service;
 use tower::load::peak_ewma::Cost;
 use tower::load::{CompleteOnResponse, Load, PeakEwma};
@@ -257,10 +258,8 @@ fn connections(target: &Target, http2: bool, ground: &Ground) -> Connections {
 
 /// Whom a connection over TLS trusts: whom this machine trusts.
 pub(crate) fn trust() -> error::Result<ClientConfig> {
-    let mut roots = RootCertStore::empty();
-    let found = rustls_native_certs::load_native_certs();
-    let (added, _) = roots.add_parsable_certificates(found.certs);
-    if added == 0 {
+    let roots = system_authorities();
+    if roots.is_empty() {
         tracing::warn!("this machine trusts no certificate, so no service is reached over TLS");
     }
     let versions = ClientConfig::builder_with_provider(Arc::new(default_provider()))

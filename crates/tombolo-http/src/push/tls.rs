@@ -35,19 +35,14 @@ pub(super) async fn wrapped(target: &Uri, stream: TcpStream) -> Result<Either<Tc
 fn connector() -> Result<tokio_rustls::TlsConnector, String> {
     use std::sync::Arc;
 
+    use tokio_rustls::rustls::ClientConfig;
     use tokio_rustls::rustls::crypto::aws_lc_rs::default_provider;
-    use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+    use tombolo_bus::server::system_authorities;
 
-    let mut roots = RootCertStore::empty();
-    let found = rustls_native_certs::load_native_certs();
-    for error in &found.errors {
-        tracing::warn!(%error, "a root certificate of the system could not be read");
-    }
-    roots.add_parsable_certificates(found.certs);
     let settings = ClientConfig::builder_with_provider(Arc::new(default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?
-        .with_root_certificates(roots)
+        .with_root_certificates(system_authorities())
         .with_no_client_auth();
     Ok(Arc::new(settings).into())
 }
