@@ -45,14 +45,12 @@ fn main() -> ExitCode {
 }
 
 /// Carries out a command, on one thread: the runner's processes are tied to the thread that started them. Only
-/// what goes on has work for more.
+/// what goes on has work for more; the gateway brings its own.
 fn act(command: Command) -> Result<()> {
     let mut runtime = match command {
-        Command::Bus(_)
-        | Command::Gateway(_)
-        | Command::Archive(_)
-        | Command::Relay(_)
-        | Command::Deliver(_) => tokio::runtime::Builder::new_multi_thread(),
+        Command::Bus(_) | Command::Archive(_) | Command::Relay(_) | Command::Deliver(_) => {
+            tokio::runtime::Builder::new_multi_thread()
+        }
         _ => tokio::runtime::Builder::new_current_thread(),
     };
     let runtime = runtime.enable_all().build().context(|| "cannot start the runtime".into())?;

@@ -25,6 +25,7 @@ use crate::mutant::{self, Mutant};
 use crate::server::{self, Entrance};
 use crate::table::{Known, Table};
 use crate::upstream::{Ground, target, trust};
+use crate::workers::Workers;
 
 /// How often what is not needed any more is forgotten.
 const FORGET_EVERY: Duration = Duration::from_secs(30);
@@ -77,7 +78,8 @@ pub struct Gateway {
     visits: TaskTracker,
     /// Ends the taking of requests.
     drain: CancellationToken,
-    writer: Option<JoinHandle<()>>,
+    /// What carries requests, and what writes the log.
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Gateway {
@@ -100,15 +102,16 @@ impl Gateway {
         let seal = settings.tls.as_ref().map(seal).transpose()?;
         let (log, writer) = outside.log.map(Log::start).unzip();
         let core = core(settings, Observer { metrics: Metrics::new(), log }, keeper)?;
-        let (drain, visits) = (CancellationToken::new(), TaskTracker::new());
+        let (drain, visits) = (core.ground.stop.child_token(), TaskTracker::new());
         let at = |listener: &TcpListener| {
             listener
                 .local_addr()
                 .map_err(|error| Error::new(Kind::Machine, "the own address is unknown").because(error))
         };
         let (address, admin_address) = (at(&listener)?, admin.as_ref().map(at).transpose()?);
-        let gateway = Self { core, address, admin: admin_address, visits, drain, writer };
-        gateway.spawn(listener, admin, seal);
+        let threads = writer.into_iter().collect();
+        let mut gateway = Self { core, address, admin: admin_address, visits, drain, threads };
+        gateway.spawn(listener, admin, seal)?;
         if let Some(door) = outside.door {
             let stop = gateway.core.ground.stop.clone();
             gateway.core.ground.tasks.spawn(async move { door.run(stop).await });
@@ -116,7 +119,7 @@ impl Gateway {
         Ok(gateway)
     }
 
-    fn spawn(&self, listener: TcpListener, admin: Option<TcpListener>, seal: Option<Seal>) {
+    fn spawn(&mut self, listener: TcpListener, admin: Option<TcpListener>, seal: Option<Seal>) -> Result<()> {
         let ground = &self.core.ground;
         let limits = self.core.table().settings.limits;
         if let Some(seal) = seal.clone() {
@@ -134,7 +137,10 @@ impl Gateway {
             drain: self.drain.clone(),
             visits: self.visits.clone(),
         };
-        self.spawn_one(server::accept(entrance, listener, limits));
+        let (workers, threads) = Workers::start(&entrance)?;
+        self.threads.extend(threads);
+        self.spawn_one(server::accept(entrance, workers, listener, limits));
+        Ok(())
     }
 
     fn spawn_one(&self, task: impl Future<Output = ()> + Send + 'static) {
@@ -210,14 +216,22 @@ impl Gateway {
         self.visits.wait().await;
         ground.tasks.close();
         ground.tasks.wait().await;
-        let writer = self.writer.take();
+        let threads = std::mem::take(&mut self.threads);
         // With the last reference to the observer the log's thread ends.
         drop(self);
-        if let Some(writer) = writer
-            && tokio::task::spawn_blocking(move || writer.join()).await.is_err()
-        {
-            tracing::warn!("the access log was not written to its end");
+        let join = move || threads.into_iter().map(JoinHandle::join).all(|ended| ended.is_ok());
+        if !tokio::task::spawn_blocking(join).await.is_ok_and(|sound| sound) {
+            tracing::warn!("a thread of the gateway broke off; the access log may lack its last lines");
         }
+    }
+}
+
+impl Drop for Gateway {
+    /// Ends what [`Self::stop`] has not.
+    fn drop(&mut self) {
+        self.core.ground.stop.cancel();
+        self.visits.close();
+        self.core.ground.tasks.close();
     }
 }
 

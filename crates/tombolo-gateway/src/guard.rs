@@ -103,7 +103,8 @@ pub(crate) struct Guard<C> {
     /// What may pass and did not fit.
     passed: Vec<u8>,
     timer: Option<Pin<Box<Sleep>>>,
-    timed_since: Option<bool>,
+    /// Since when it waits for bytes, and whether for the rest of a head.
+    waits: Option<(bool, Instant)>,
     lingered: usize,
     is_closing: bool,
 }
@@ -119,7 +120,7 @@ impl<C> Guard<C> {
             held: Vec::new(),
             passed: Vec::new(),
             timer: None,
-            timed_since: None,
+            waits: None,
             lingered: 0,
             is_closing: false,
         }
@@ -204,7 +205,7 @@ impl<C: AsyncRead + Unpin> Guard<C> {
     fn read_through(&mut self, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<bool>> {
         let before = into.filled().len();
         ready!(Pin::new(&mut self.connection).poll_read(context, into))?;
-        self.timed_since = None;
+        self.waits = None;
         let (from, to) = (before, into.filled().len());
         if from == to {
             return Poll::Ready(Ok(true));
@@ -241,21 +242,23 @@ impl<C: AsyncRead + Unpin> Guard<C> {
     fn wait(&mut self, context: &mut Context<'_>) -> Poll<bool> {
         let begun = !self.held.is_empty();
         let patience = if begun { self.patience.head } else { self.patience.idle };
-        if self.timed_since != Some(begun) {
-            self.timed_since = Some(begun);
-            let until = Instant::now() + patience;
-            match &mut self.timer {
-                Some(timer) => timer.as_mut().reset(until),
-                None => self.timer = Some(Box::pin(sleep_until(until))),
-            }
-        }
         loop {
-            let Some(timer) = &mut self.timer else { return Poll::Pending };
-            ready!(timer.as_mut().poll(context));
-            if begun || self.shared.under_way.load(Ordering::Acquire) == 0 {
-                return Poll::Ready(!begun);
+            let waits = self.waits.filter(|(for_rest, _)| *for_rest == begun);
+            let (_, since) = *self.waits.insert(waits.unwrap_or_else(|| (begun, Instant::now())));
+            let until = since + patience;
+            let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(until)));
+            // One that was set for an earlier wait goes off early and is set again then, instead of at every request.
+            if timer.deadline() > until {
+                timer.as_mut().reset(until);
             }
-            timer.as_mut().reset(Instant::now() + patience);
+            ready!(timer.as_mut().poll(context));
+            if Instant::now() < until {
+                timer.as_mut().reset(until);
+            } else if begun || self.shared.under_way.load(Ordering::Acquire) == 0 {
+                return Poll::Ready(!begun);
+            } else {
+                self.waits = None;
+            }
         }
     }
 

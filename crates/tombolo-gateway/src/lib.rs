@@ -15,6 +15,7 @@ mod error;
 mod core;
 mod table;
 mod server;
+mod workers;
 mod guard;
 mod proxy;
 mod path;

@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use http::uri::Authority;
+use http::uri::{Authority, PathAndQuery};
 use http::{HeaderValue, Method, StatusCode, Version};
 use serde::Serialize;
 use tombolo_event::TraceContext;
@@ -105,8 +105,8 @@ pub(crate) struct Said {
     pub(crate) id: HeaderValue,
     pub(crate) trace: TraceContext,
     pub(crate) method: Method,
-    pub(crate) host: String,
-    pub(crate) path: String,
+    pub(crate) host: Option<Authority>,
+    pub(crate) path: Option<PathAndQuery>,
     pub(crate) version: Version,
     pub(crate) address: IpAddr,
     pub(crate) user: Option<Arc<str>>,
@@ -183,6 +183,7 @@ impl Drop for Known {
 impl Known {
     fn line(&self) -> Vec<u8> {
         let said = &self.said;
+        let host = said.host.as_ref().map(|host| host.host().to_ascii_lowercase());
         let ms = |until: Option<Instant>| {
             let micros = until.map_or(0, |until| (until - self.began).as_micros());
             micros as f64 / 1000.0
@@ -192,8 +193,8 @@ impl Known {
             id: said.id.to_str().unwrap_or_default(),
             trace: said.trace.trace_id(),
             method: said.method.as_str(),
-            host: &said.host,
-            path: &said.path,
+            host: host.as_deref().unwrap_or_default(),
+            path: said.path.as_ref().map_or("", PathAndQuery::path),
             protocol: protocol(said.version),
             address: said.address,
             user: said.user.as_deref(),

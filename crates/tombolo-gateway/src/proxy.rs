@@ -131,8 +131,8 @@ impl Visit {
             id,
             trace,
             method: parts.method.clone(),
-            host: String::new(),
-            path: parts.uri.path().to_owned(),
+            host: None,
+            path: parts.uri.path_and_query().cloned(),
             version: parts.version,
             address: client.address(&parts.headers),
             user: None,
@@ -160,10 +160,10 @@ impl Visit {
         if let Some(refusal) = self.connection.refused().filter(|_| parts.uri.path() == REFUSED_PATH) {
             return Err(refusal.into());
         }
-        let (host, name) = host(&parts)?;
-        entry.said().host.clone_from(&name);
-        let path = normalized(parts.uri.path()).map_err(|_| Refusal::Path)?.into_owned();
-        let lane = lane(table, &name, &path, &parts.method)?;
+        let (authority, host) = host(&parts)?;
+        entry.said().host = Some(authority.clone());
+        let path = normalized(parts.uri.path()).map_err(|_| Refusal::Path)?;
+        let lane = lane(table, authority.host(), &path, &parts.method)?;
         entry.said().route = Some(lane.name.clone());
         entry.said().counts = Some(lane.counts.clone());
         if is_preflight(lane, &parts) {
@@ -174,7 +174,7 @@ impl Visit {
         let (wishes, key) = (lane.wishes(&parts.headers), key(lane, &parts.headers, entry));
         let is_upgrade = parts.version == Version::HTTP_11 && headers::is_upgrade(&parts.headers);
         let client = parts.extensions.remove::<OnUpgrade>().filter(|_| is_upgrade);
-        self.prepare(lane, table, &mut parts, host, entry);
+        self.prepare(lane, table, &mut parts.headers, host, entry);
         if let Some(token) = self.core.keeper.vouch(&lane.route, user.as_ref()) {
             parts.headers.insert(TOKEN, token);
         }
@@ -209,13 +209,20 @@ impl Visit {
     }
 
     /// Makes the headers what a service may see.
-    fn prepare(&self, lane: &Lane, table: &Table, parts: &mut Parts, host: HeaderValue, entry: &mut Entry) {
-        headers::clean_request(&mut parts.headers, lane.route.auth == AtTheDoor::Pass);
-        self.client(Some(&host), table).forward(&mut parts.headers);
-        parts.headers.insert(HOST, host);
-        parts.headers.insert(REQUEST_ID, entry.said().id.clone());
+    fn prepare(
+        &self,
+        lane: &Lane,
+        table: &Table,
+        headers: &mut HeaderMap,
+        host: HeaderValue,
+        entry: &mut Entry,
+    ) {
+        headers::clean_request(headers, lane.route.auth == AtTheDoor::Pass);
+        self.client(Some(&host), table).forward(headers);
+        headers.insert(HOST, host);
+        headers.insert(REQUEST_ID, entry.said().id.clone());
         if let Ok(span) = HeaderValue::from_str(&entry.said().trace.to_string()) {
-            parts.headers.insert(TRACEPARENT, span);
+            headers.insert(TRACEPARENT, span);
         }
     }
 }
@@ -227,21 +234,24 @@ fn lane<'t>(table: &'t Table, host: &str, path: &str, method: &Method) -> Result
     })
 }
 
-/// The host as it was asked for, and its name without the port.
-fn host(parts: &Parts) -> Result<(HeaderValue, String), Refusal> {
-    let said = match parts.uri.authority() {
-        Some(authority) => authority.clone(),
-        None => match parts.headers.get(HOST) {
-            Some(host) => Authority::try_from(host.as_bytes()).map_err(|_| Refusal::Malformed)?,
-            None if parts.version == Version::HTTP_10 => Authority::from_static("localhost"),
-            None => return Err(Refusal::Malformed),
-        },
+/// The host as it was asked for, and the header that says so.
+fn host(parts: &Parts) -> Result<(Authority, HeaderValue), Refusal> {
+    let shown =
+        |authority: &Authority| HeaderValue::from_str(authority.as_str()).map_err(|_| Refusal::Malformed);
+    let (authority, value) = match (parts.uri.authority(), parts.headers.get(HOST)) {
+        (Some(authority), _) => (authority.clone(), shown(authority)?),
+        (None, Some(host)) => {
+            (Authority::try_from(host.as_bytes()).map_err(|_| Refusal::Malformed)?, host.clone())
+        }
+        (None, None) if parts.version == Version::HTTP_10 => {
+            (Authority::from_static("localhost"), HeaderValue::from_static("localhost"))
+        }
+        (None, None) => return Err(Refusal::Malformed),
     };
-    if said.as_str().contains('@') {
+    if authority.as_str().contains('@') {
         return Err(Refusal::Malformed);
     }
-    let value = HeaderValue::from_str(said.as_str()).map_err(|_| Refusal::Malformed)?;
-    Ok((value, said.host().to_ascii_lowercase()))
+    Ok((authority, value))
 }
 
 /// The client's own id if it is one, else a new one.

@@ -13,7 +13,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +24,7 @@ use crate::config::Limits;
 use crate::core::Core;
 use crate::guard::{Guard, Patience, Shared};
 use crate::proxy::Visit;
+use crate::workers::{Guest, Workers};
 
 /// How long before accepting is tried again when the machine has no more files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
@@ -43,27 +44,29 @@ pub(crate) struct Entrance {
     pub(crate) visits: TaskTracker,
 }
 
+impl Entrance {
+    /// Serves a connection, on this thread.
+    pub(crate) fn welcome(&self, guest: Guest) {
+        self.visits.spawn(visit(self.clone(), guest));
+    }
+}
+
 /// Takes connections until the gateway drains.
-pub(crate) async fn accept(entrance: Entrance, listener: TcpListener, limits: Limits) {
+pub(crate) async fn accept(entrance: Entrance, workers: Workers, listener: TcpListener, limits: Limits) {
     let places = Arc::new(Semaphore::new(limits.connections_max));
-    let stop = entrance.core.ground.stop.clone();
     let next = async || {
         let place = places.clone().acquire_owned().await;
-        (place, listener.accept().await)
+        let (stream, peer) = listener.accept().await?;
+        Ok::<_, std::io::Error>((place, stream.into_std()?, peer))
     };
-    while let Some((place, accepted)) = entrance.drain.run_until_cancelled(next()).await {
-        match (place, accepted) {
-            (Ok(place), Ok((stream, peer))) => {
-                // In boxes, here and below, so that a connection takes room only for what it has come to.
-                let visit = Box::pin(visit(entrance.clone(), stream, peer, place));
-                let stop = stop.clone();
-                entrance.visits.spawn(async move { stop.run_until_cancelled_owned(visit).await });
-            }
-            (_, Err(error)) => {
+    while let Some(accepted) = entrance.drain.run_until_cancelled(next()).await {
+        match accepted {
+            Ok((Ok(place), stream, peer)) => workers.give(stream, peer, place),
+            Ok((Err(_), ..)) => return,
+            Err(error) => {
                 tracing::warn!(%error, "a connection cannot be accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
-            (Err(_), _) => return,
         }
     }
 }
@@ -84,14 +87,20 @@ impl Drop for Counted {
     }
 }
 
-async fn visit(entrance: Entrance, stream: TcpStream, peer: SocketAddr, _place: OwnedSemaphorePermit) {
+async fn visit(entrance: Entrance, guest: Guest) {
     let _counted = Counted::new(&entrance.core.observer.metrics.connections);
+    let Guest { stream, peer, place: _place, seat: _seat } = guest;
+    let stream = match TcpStream::from_std(stream) {
+        Ok(stream) => stream,
+        Err(error) => return tracing::warn!(%error, "a connection cannot be served"),
+    };
     // If it fails, answers are a little late.
     stream.set_nodelay(true).ok();
     let limits = entrance.core.table().settings.limits;
     let Some(seal) = &entrance.seal else {
         let first = timeout(limits.idle, protocol(&stream));
         if let Some(Ok(Some(is_two))) = entrance.drain.run_until_cancelled(first).await {
+            // In boxes, here and below, so that a connection takes room only for what it has come to.
             Box::pin(serve(&entrance, stream, peer, is_two, limits)).await;
         }
         return;
@@ -155,18 +164,18 @@ where
         let visit = visit.clone();
         Box::pin(async move { visit.answer(request).await })
     });
-    let mut builder = http1::Builder::new();
-    // The guard has patience of its own.
-    builder.timer(TokioTimer::new()).header_read_timeout(None);
-    let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
+    let connection = {
+        let mut builder = http1::Builder::new();
+        // The guard has patience of its own.
+        builder.timer(TokioTimer::new()).header_read_timeout(None);
+        builder.serve_connection(TokioIo::new(stream), service).with_upgrades()
+    };
     let mut connection = std::pin::pin!(connection);
-    tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = entrance.drain.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
+    if let Some(ended) = entrance.drain.run_until_cancelled(connection.as_mut()).await {
+        return ended;
     }
+    connection.as_mut().graceful_shutdown();
+    entrance.core.ground.stop.run_until_cancelled(connection).await.unwrap_or(Ok(()))
 }
 
 async fn serve_two<C>(entrance: &Entrance, stream: C, visit: Arc<Visit>, limits: Limits) -> hyper::Result<()>
@@ -177,19 +186,19 @@ where
         let visit = visit.clone();
         Box::pin(async move { visit.answer(request).await })
     });
-    let mut builder = http2::Builder::new(entrance.core.ground.spawner());
-    builder
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS_MAX)
-        .max_header_list_size(u32::try_from(limits.head_bytes_max).unwrap_or(u32::MAX))
-        .keep_alive_interval(PING_EVERY);
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    let connection = {
+        let mut builder = http2::Builder::new(entrance.core.ground.spawner());
+        builder
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(STREAMS_MAX)
+            .max_header_list_size(u32::try_from(limits.head_bytes_max).unwrap_or(u32::MAX))
+            .keep_alive_interval(PING_EVERY);
+        builder.serve_connection(TokioIo::new(stream), service)
+    };
     let mut connection = std::pin::pin!(connection);
-    tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = entrance.drain.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
+    if let Some(ended) = entrance.drain.run_until_cancelled(connection.as_mut()).await {
+        return ended;
     }
+    connection.as_mut().graceful_shutdown();
+    entrance.core.ground.stop.run_until_cancelled(connection).await.unwrap_or(Ok(()))
 }

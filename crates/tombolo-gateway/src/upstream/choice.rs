@@ -26,6 +26,9 @@ impl Upstream {
     /// The replica for a request, or none if there is none that was not tried.
     pub(crate) fn choose(&self, key: Option<Key>, tried: &[Arc<Replica>]) -> Option<Arc<Replica>> {
         let replicas = self.replicas();
+        if let ([only], []) = (&*replicas, tried) {
+            return Some(only.clone());
+        }
         let untried = |replica: &&Arc<Replica>| !tried.iter().any(|it| Arc::ptr_eq(it, replica));
         let mut able: Vec<_> = replicas.iter().filter(|it| it.is_well()).filter(untried).collect();
         if able.is_empty() {

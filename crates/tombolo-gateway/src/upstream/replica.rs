@@ -4,6 +4,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -11,7 +12,7 @@ use http::{Request, Response, Uri, Version};
 use hyper::body::Incoming;
 use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::client::legacy::{Client, Error};
+use hyper_util::client::legacy::{Client, Error, ResponseFuture};
 use hyper_util::rt::TokioTimer;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -29,6 +30,7 @@ use super::Ground;
 use crate::body::Upload;
 use crate::config::Target;
 use crate::error::{self, Kind};
+use crate::workers;
 
 /// How long a connection may take to be made.
 const CONNECT_MAX: Duration = Duration::from_secs(2);
@@ -58,7 +60,31 @@ pub(crate) enum Outcome {
     Refused,
 }
 
-type Connections = Client<HttpsConnector<HttpConnector>, Upload>;
+type Pool = Client<HttpsConnector<HttpConnector>, Upload>;
+
+/// The connections to a replica: each thread has its own.
+#[derive(Clone)]
+struct Connections(Arc<[Pool]>);
+
+impl Connections {
+    fn send(&self, request: Request<Upload>) -> ResponseFuture {
+        self.0[workers::here()].request(request)
+    }
+}
+
+impl Service<Request<Upload>> for Connections {
+    type Response = Response<Incoming>;
+    type Error = Error;
+    type Future = ResponseFuture;
+
+    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Upload>) -> ResponseFuture {
+        self.send(request)
+    }
+}
 
 /// A replica.
 pub(crate) struct Replica {
@@ -144,7 +170,7 @@ impl Replica {
         &self,
         request: Request<Upload>,
     ) -> impl Future<Output = Result<Response<Incoming>, Error>> + use<> {
-        self.connections.request(request)
+        self.connections.send(request)
     }
 
     /// How loaded it is.
@@ -247,13 +273,14 @@ fn connections(target: &Target, http2: bool, ground: &Ground) -> Connections {
         true => sealed.enable_http2().wrap_connector(http),
         false => sealed.enable_http1().wrap_connector(http),
     };
-    Client::builder(ground.spawner())
+    let mut builder = Client::builder(ground.spawner());
+    builder
         .pool_timer(TokioTimer::new())
         .timer(TokioTimer::new())
         .pool_idle_timeout(KEPT)
         .pool_max_idle_per_host(KEPT_MAX)
-        .http2_only(http2)
-        .build(connector)
+        .http2_only(http2);
+    Connections((0..workers::numbers()).map(|_| builder.build(connector.clone())).collect())
 }
 
 /// Whom a connection over TLS trusts: whom this machine trusts.
