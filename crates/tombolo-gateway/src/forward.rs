@@ -22,7 +22,7 @@ use crate::table::Lane;
 use crate::upstream::{Key, Outcome, Replica};
 
 /// What is left of the time, in milliseconds, for a service of Tombolo.
-const DEADLINE: HeaderName = HeaderName::from_static("tombolo-deadline-ms");
+pub(crate) const DEADLINE: HeaderName = HeaderName::from_static("tombolo-deadline-ms");
 /// The most replicas that are tried because nobody listened at the one before.
 const UNREACHED_MAX: usize = 8;
 
@@ -41,7 +41,7 @@ pub(crate) struct Errand<'e> {
 enum Tried {
     Answer(Response<Incoming>),
     /// It answered that it cannot.
-    Declined(Response<Incoming>),
+    Declined(Box<Response<Incoming>>),
     /// Nobody listens there: it was not sent.
     Unreached,
     /// It is not known whether it was carried out.
@@ -59,7 +59,7 @@ impl Errand<'_> {
         let mut tried: Vec<Arc<Replica>> = Vec::new();
         let mut repeats = 0;
         upstream.budget.deposit();
-        let mut last = Err(Refusal::Unavailable);
+        let mut last: Result<Box<Response<Incoming>>, _> = Err(Refusal::Unavailable);
         let mut is_broken = false;
         while let Some(replica) = self.next(&tried, is_broken) {
             if !tried.is_empty() {
@@ -86,7 +86,7 @@ impl Errand<'_> {
                 break;
             }
         }
-        last
+        last.map(|declined| *declined)
     }
 
     /// A replica that was not tried; if there is none, the same again where only its connection broke, as an idle one may at any moment.
@@ -103,7 +103,7 @@ impl Errand<'_> {
     async fn attempt(&self, replica: &Replica, deadline: Instant) -> Tried {
         let request = self.request(replica, deadline);
         let tried = match timeout_at(deadline, replica.send(request)).await {
-            Ok(Ok(answer)) if is_declined(answer.status()) => Tried::Declined(answer),
+            Ok(Ok(answer)) if is_declined(answer.status()) => Tried::Declined(Box::new(answer)),
             Ok(Ok(answer)) => Tried::Answer(answer),
             Ok(Err(error)) => self.broken(&error, replica),
             Err(_) => Tried::Late,

@@ -28,7 +28,7 @@ use crate::asking::TOKEN;
 use crate::body::{Download, Upload};
 use crate::config::{AtTheDoor, Balance, HashBy};
 use crate::core::Core;
-use crate::forward::Errand;
+use crate::forward::{DEADLINE, Errand};
 use crate::guard::{REFUSED_PATH, Shared};
 use crate::headers::{self, Client};
 use crate::log::{Entry, Said};
@@ -41,6 +41,8 @@ use crate::upstream::Key;
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+/// How many headers are added to a request on its way.
+const OURS: usize = 8;
 /// The longest id of a request that a client may give.
 const ID_BYTES_MAX: usize = 64;
 
@@ -105,24 +107,27 @@ impl Refused {
 }
 
 impl Visit {
-    /// The answer to a request.
-    pub(crate) async fn answer(&self, request: Request<Incoming>) -> Result<Response<Download>, Infallible> {
+    /// The answer to a request. What it holds while it waits for a replica is small on purpose: it is made anew for each.
+    pub(crate) fn answer(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Result<Response<Download>, Infallible>> {
         let table = self.core.table();
         let (mut parts, body) = request.into_parts();
         let id = request_id(&parts.headers);
         let trace = trace(&mut parts.headers);
-        let version = parts.version;
-        let mut entry = self.entry(&parts, &table, id.clone(), trace);
-        let mut response = match self.pass(&table, parts, body, &mut entry).await {
-            Ok(response) => response,
-            Err(refused) => {
+        let mut entry = self.entry(&parts, &table, id, trace);
+        async move {
+            let answer = self.pass(&table, &mut parts, body, &mut entry).await;
+            let id = entry.said().id.clone();
+            let mut response = answer.unwrap_or_else(|refused| {
                 entry.said().refusal = Some(refused.word());
-                refused.response(&id, version)
-            }
-        };
-        response.headers_mut().insert(REQUEST_ID, id);
-        entry.answered(response.status());
-        Ok(response.map(|body| body.recorded_by(entry)))
+                refused.response(&id, parts.version)
+            });
+            response.headers_mut().insert(REQUEST_ID, id);
+            entry.answered(response.status());
+            Ok(response.map(|body| body.recorded_by(entry)))
+        }
     }
 
     fn entry(&self, parts: &Parts, table: &Table, id: HeaderValue, trace: TraceContext) -> Entry {
@@ -153,40 +158,57 @@ impl Visit {
     async fn pass(
         &self,
         table: &Table,
-        mut parts: Parts,
+        parts: &mut Parts,
         body: Incoming,
         entry: &mut Entry,
     ) -> Result<Response<Download>, Refused> {
+        let (lane, host, path) = self.find(table, parts, entry)?;
+        if is_preflight(lane, parts) {
+            let method = Some(parts.method.clone());
+            return Ok(Box::pin(dress(lane, &parts.headers, method, Response::default())).await);
+        }
+        let token = {
+            let user = self.admit(lane, parts, &body, entry).await?;
+            self.core.keeper.vouch(&lane.route, user.as_ref())
+        };
+        let (wishes, key) = (lane.wishes(&parts.headers), key(lane, &parts.headers, entry));
+        let is_upgrade = parts.version == Version::HTTP_11 && headers::is_upgrade(&parts.headers);
+        let client = parts.extensions.remove::<OnUpgrade>().filter(|_| is_upgrade);
+        self.prepare(lane, table, &mut parts.headers, host, entry);
+        if let Some(token) = token {
+            parts.headers.insert(TOKEN, token);
+        }
+        let upload = Upload::new(body, lane.route.body_bytes_max, table.settings.limits.idle);
+        let errand = Errand { lane, parts, path, upload, key, is_upgrade };
+        let mut answer = errand.run(entry).await?;
+        if is_upgrade {
+            return Ok(tunnel::answer(client, answer, &self.connection, &self.core.ground));
+        }
+        headers::clean_response(answer.headers_mut());
+        let answer = answer.map(Download::live);
+        match wishes {
+            Some(wishes) => Ok(Box::pin(dress(lane, &wishes, None, answer)).await),
+            None => Ok(answer),
+        }
+    }
+
+    /// The route of a request, the host that it asks for, and the path that its replica is asked for.
+    fn find<'t>(
+        &self,
+        table: &'t Table,
+        parts: &Parts,
+        entry: &mut Entry,
+    ) -> Result<(&'t Lane, HeaderValue, PathAndQuery), Refused> {
         if let Some(refusal) = self.connection.refused().filter(|_| parts.uri.path() == REFUSED_PATH) {
             return Err(refusal.into());
         }
-        let (authority, host) = host(&parts)?;
+        let (authority, host) = host(parts)?;
         entry.said().host = Some(authority.clone());
         let path = normalized(parts.uri.path()).map_err(|_| Refusal::Path)?;
         let lane = lane(table, authority.host(), &path, &parts.method)?;
         entry.said().route = Some(lane.name.clone());
         entry.said().counts = Some(lane.counts.clone());
-        if is_preflight(lane, &parts) {
-            return Ok(dress(lane, &parts.headers, Some(parts.method), Response::default()).await);
-        }
-        let user = self.admit(lane, &parts, &body, entry).await?;
-        let path = target(lane, &path, &parts.uri)?;
-        let (wishes, key) = (lane.wishes(&parts.headers), key(lane, &parts.headers, entry));
-        let is_upgrade = parts.version == Version::HTTP_11 && headers::is_upgrade(&parts.headers);
-        let client = parts.extensions.remove::<OnUpgrade>().filter(|_| is_upgrade);
-        self.prepare(lane, table, &mut parts.headers, host, entry);
-        if let Some(token) = self.core.keeper.vouch(&lane.route, user.as_ref()) {
-            parts.headers.insert(TOKEN, token);
-        }
-        let upload = Upload::new(body, lane.route.body_bytes_max, table.settings.limits.idle);
-        let errand = Errand { lane, parts: &parts, path, upload, key, is_upgrade };
-        let answer = errand.run(entry).await?;
-        if is_upgrade {
-            return Ok(tunnel::answer(client, answer, &self.connection, &self.core.ground));
-        }
-        let (mut head, body) = answer.into_parts();
-        headers::clean_response(&mut head.headers);
-        Ok(dress(lane, &wishes, None, Response::from_parts(head, Download::live(body))).await)
+        Ok((lane, host, target(lane, &path, &parts.uri)?))
     }
 
     /// Who asks, if the request may come in at all.
@@ -217,10 +239,13 @@ impl Visit {
         host: HeaderValue,
         entry: &mut Entry,
     ) {
+        headers.reserve(OURS);
         headers::clean_request(headers, lane.route.auth == AtTheDoor::Pass);
         self.client(Some(&host), table).forward(headers);
         headers.insert(HOST, host);
         headers.insert(REQUEST_ID, entry.said().id.clone());
+        // Each try says its own; its place is made here, so that no try has to make room.
+        headers.insert(DEADLINE, HeaderValue::from_static("0"));
         if let Ok(span) = HeaderValue::from_str(&entry.said().trace.to_string()) {
             headers.insert(TRACEPARENT, span);
         }
@@ -324,16 +349,16 @@ fn is_preflight(lane: &Lane, parts: &Parts) -> bool {
 }
 
 impl Lane {
-    /// What of a request's headers decides how the answer is dressed.
-    fn wishes(&self, headers: &HeaderMap) -> HeaderMap {
+    /// What of a request's headers decides how the answer is dressed; nothing if it passes as it is.
+    fn wishes(&self, headers: &HeaderMap) -> Option<Box<HeaderMap>> {
         let mut wishes = HeaderMap::new();
-        for name in [ORIGIN, ACCEPT_ENCODING] {
-            let wanted = if name == ORIGIN { self.cors.is_some() } else { self.route.compress };
+        for (name, wanted) in [(ORIGIN, self.cors.is_some()), (ACCEPT_ENCODING, self.route.compress)] {
             if let Some(value) = headers.get(&name).filter(|_| wanted) {
                 wishes.insert(name, value.clone());
             }
         }
-        wishes
+        let is_plain = self.cors.is_none() && !self.route.compress;
+        (!is_plain).then(|| Box::new(wishes))
     }
 }
 

@@ -4,9 +4,11 @@
 //! finishes what it has begun and nothing else.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -98,41 +100,46 @@ async fn visit(entrance: Entrance, guest: Guest) {
     stream.set_nodelay(true).ok();
     let limits = entrance.core.table().settings.limits;
     let Some(seal) = &entrance.seal else {
-        let first = timeout(limits.idle, protocol(&stream));
-        if let Some(Ok(Some(is_two))) = entrance.drain.run_until_cancelled(first).await {
-            // In boxes, here and below, so that a connection takes room only for what it has come to.
-            Box::pin(serve(&entrance, stream, peer, is_two, limits)).await;
+        let first = protocol(&stream, limits.idle);
+        if let Some(Some(is_two)) = entrance.drain.run_until_cancelled(first).await {
+            serve(&entrance, stream, peer, is_two, limits).await;
         }
         return;
     };
-    match Box::pin(entrance.drain.run_until_cancelled(seal_within(seal, stream, limits.head))).await {
+    match entrance.drain.run_until_cancelled(seal_within(seal, stream, limits.head)).await {
         Some(Ok(stream)) => {
             let is_two = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-            Box::pin(serve(&entrance, stream, peer, is_two, limits)).await;
+            serve(&entrance, stream, peer, is_two, limits).await;
         }
         Some(Err(error)) => tracing::debug!(%peer, %error, "a connection could not be sealed"),
         None => {}
     }
 }
 
-async fn seal_within(
+/// What a connection comes to. In a box, made in a function of its own, so that a connection takes room for nothing else.
+type Stage<'s, T> = Pin<Box<dyn Future<Output = T> + Send + 's>>;
+
+fn seal_within(
     seal: &Seal,
     stream: TcpStream,
     bound: Duration,
-) -> std::io::Result<TlsStream<TcpStream>> {
-    timeout(bound, seal.acceptor().accept(stream)).await?
+) -> Stage<'_, std::io::Result<Box<TlsStream<TcpStream>>>> {
+    let accept = seal.acceptor().accept(stream);
+    Box::pin(async move { Ok(Box::new(timeout(bound, accept).await??)) })
 }
 
-/// Whether a connection begins as HTTP/2 does; nothing if it has ended. Until its first byte it costs next to nothing.
-async fn protocol(stream: &TcpStream) -> Option<bool> {
-    let mut first = [0; PREFACE.len()];
-    match stream.peek(&mut first).await {
-        Ok(0) | Err(_) => None,
-        Ok(count) => Some(count == PREFACE.len() && first == PREFACE),
-    }
+/// Whether a connection begins as HTTP/2 does; nothing if it has ended, or rests too long. Until its first byte it costs next to nothing.
+fn protocol(stream: &TcpStream, bound: Duration) -> Stage<'_, Option<bool>> {
+    Box::pin(async move {
+        let mut first = [0; PREFACE.len()];
+        match timeout(bound, stream.peek(&mut first)).await {
+            Ok(Ok(0) | Err(_)) | Err(_) => None,
+            Ok(Ok(count)) => Some(count == PREFACE.len() && first == PREFACE),
+        }
+    })
 }
 
-async fn serve<C>(entrance: &Entrance, stream: C, peer: SocketAddr, is_two: bool, limits: Limits)
+fn serve<C>(entrance: &Entrance, stream: C, peer: SocketAddr, is_two: bool, limits: Limits) -> Stage<'_, ()>
 where
     C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -143,16 +150,16 @@ where
         peer: peer.ip(),
         is_sealed: entrance.seal.is_some(),
     });
-    let ended = if is_two {
-        Box::pin(serve_two(entrance, stream, visit, limits)).await
-    } else {
-        let patience =
-            Patience { head_bytes_max: limits.head_bytes_max, head: limits.head, idle: limits.idle };
-        serve_one(entrance, Guard::new(stream, connection, patience), visit).await
+    let note = move |ended: hyper::Result<()>| {
+        if let Err(error) = ended {
+            tracing::debug!(%peer, %error, "a connection broke off");
+        }
     };
-    if let Err(error) = ended {
-        tracing::debug!(%peer, %error, "a connection broke off");
+    if is_two {
+        return Box::pin(serve_two(entrance, stream, visit, limits).map(note));
     }
+    let patience = Patience { head_bytes_max: limits.head_bytes_max, head: limits.head, idle: limits.idle };
+    Box::pin(serve_one(entrance, Guard::new(stream, connection, patience), visit).map(note))
 }
 
 async fn serve_one<C>(entrance: &Entrance, stream: C, visit: Arc<Visit>) -> hyper::Result<()>
@@ -160,10 +167,7 @@ where
     C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     // In a box, so that a connection that rests holds no room for a request.
-    let service = service_fn(move |request| {
-        let visit = visit.clone();
-        Box::pin(async move { visit.answer(request).await })
-    });
+    let service = service_fn(move |request| Box::pin(visit.clone().answer(request)));
     let connection = {
         let mut builder = http1::Builder::new();
         // The guard has patience of its own.
@@ -182,10 +186,7 @@ async fn serve_two<C>(entrance: &Entrance, stream: C, visit: Arc<Visit>, limits:
 where
     C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let service = service_fn(move |request| {
-        let visit = visit.clone();
-        Box::pin(async move { visit.answer(request).await })
-    });
+    let service = service_fn(move |request| Box::pin(visit.clone().answer(request)));
     let connection = {
         let mut builder = http2::Builder::new(entrance.core.ground.spawner());
         builder
