@@ -304,7 +304,9 @@ impl Starting {
             tasks.spawn(self.keeper(&app, builds, states).run());
         }
         // Without the bus the service serves all the same; it only waits a moment for it.
-        let all = join_all(loaded.iter_mut().chain([&mut is_registered]).map(|all| all.wait_for(|&is| is)));
+        // What is seen is let go of at once: held until the others are there, it would stop the thread of whoever says it again.
+        let all = loaded.iter_mut().chain([&mut is_registered]);
+        let all = join_all(all.map(async |all| drop(all.wait_for(|&is| is).await)));
         timeout(READY_WITHOUT_BUS, all).await.ok();
         ready.send_replace(true);
         tracing::info!(service = %app.service(), url, "ready");

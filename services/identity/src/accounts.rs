@@ -78,7 +78,16 @@ pub(crate) fn account(email: &str) -> String {
     email.trim().to_lowercase()
 }
 
+/// Refuses what not every database can keep.
+fn check_text(what: &str, text: &str) -> Result<(), Problem> {
+    if text.contains('\0') {
+        return Err(wrong(format!("found a zero byte in the {what}; expected text without one")));
+    }
+    Ok(())
+}
+
 pub(crate) fn check_name(name: &str) -> Result<(), Problem> {
+    check_text("name", name)?;
     let chars = name.trim().chars().count();
     if (1..=NAME_CHARS_MAX).contains(&chars) {
         return Ok(());
@@ -87,6 +96,7 @@ pub(crate) fn check_name(name: &str) -> Result<(), Problem> {
 }
 
 fn check_email(email: &str) -> Result<(), Problem> {
+    check_text("email", email)?;
     let chars = email.chars().count();
     if email.contains('@') && chars <= EMAIL_CHARS_MAX {
         return Ok(());

@@ -215,6 +215,7 @@ mod tests {
             ("sqlite:///data/users.db?mode=rwc", "/data/users.db.key"),
             ("data/users.db", "data/users.db.key"),
             ("mysql://root@db/users", "users.key"),
+            ("postgres://me@db/users", "users.key"),
         ] {
             assert_eq!(key_file(address, "users"), PathBuf::from(file), "{address}");
         }

@@ -42,7 +42,7 @@ pub use accounts::{Profile, profile};
 pub use config::{Config, key_file};
 pub use names::{DefaultNames, Names};
 pub use sealing::SealingKey;
-pub use store::{Account, Refresh, Store, StoredKey};
+pub use store::{Account, Holds, Refresh, Sql, Statement, Store, StoredKey, Value, Words};
 
 pub(crate) use tombolo::App;
 

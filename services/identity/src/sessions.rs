@@ -101,8 +101,9 @@ pub(crate) async fn begin<D: Store>(
 /// Ends every session of a user, and says so.
 pub(crate) async fn end_all<N: Names, D: Store>(app: &App<D>, tx: &mut D::Tx, user: &str) -> Result<()> {
     let now = app.now();
-    D::end_sessions(tx, user, now).await?;
+    // The user first: a refresh holds the user, and waits for the session.
     let Some(account) = D::raise(tx, user).await? else { return Ok(()) };
+    D::end_sessions(tx, user, now).await?;
     let version = account.version();
     let event = SignedOut { user_id: account.id, session_id: None, version, at_ms: now.as_millisecond() };
     tx.publish(&Named::<N, _>::new(event))?;

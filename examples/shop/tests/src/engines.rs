@@ -1,5 +1,5 @@
 //! The shop, unchanged, on what people run already: on each of the buses, with `orders` on PostgreSQL, `users` on MariaDB and the
-//! others on SQLite.
+//! others on SQLite; on PostgreSQL as the bus, `users` is there, too.
 //!
 //! Invariant: each test has a namespace of its own on the bus and databases of its own on the servers, and drops the databases.
 
@@ -10,6 +10,7 @@ use std::time::Duration;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, MySqlConnection, PgConnection};
+use tombolo::settings::database_kind;
 use uuid::Uuid;
 
 use crate::fold::assert_all_agree;
@@ -19,18 +20,23 @@ use crate::running::{Elsewhere, Shop};
 /// Between two orders of a customer, at least: a bus that several tests share is not to be measured here.
 const PACE: Duration = Duration::from_millis(20);
 
+const POSTGRES: &str = "TOMBOLO_TEST_POSTGRES";
+const MARIADB: &str = "TOMBOLO_TEST_MARIADB";
+
 /// The servers of one test.
 struct Ground {
     /// Tells it from every other on the same servers.
     name: String,
     bus: String,
+    /// Where `orders` has its database.
     postgres: String,
-    mariadb: String,
+    /// Where `users` has its.
+    users: String,
 }
 
 impl Ground {
-    /// What the environment names; says so if something is missing.
-    fn find(bus: &str) -> Option<Self> {
+    /// What the environment names, by the variables of the bus and of the server for `users`; says so if something is missing.
+    fn find(bus: &str, users: &str) -> Option<Self> {
         let server = |variable: &str| {
             let url = env::var(variable).ok().filter(|url| !url.is_empty());
             if url.is_none() {
@@ -43,8 +49,8 @@ impl Ground {
         Some(Self {
             name: format!("shop-{}", &Uuid::new_v4().simple().to_string()[..12]),
             bus: server(bus)?,
-            postgres: server("TOMBOLO_TEST_POSTGRES")?,
-            mariadb: server("TOMBOLO_TEST_MARIADB")?,
+            postgres: server(POSTGRES)?,
+            users: server(users)?,
         })
     }
 
@@ -59,16 +65,24 @@ impl Ground {
             let (server, _) = server.rsplit_once('/').expect("the URL names a database");
             (service, format!("{server}/{}", self.database(service)))
         };
-        let databases = vec![on(&self.postgres, "orders"), on(&self.mariadb, "users")];
+        let databases = vec![on(&self.postgres, "orders"), on(&self.users, "users")];
         Elsewhere { bus: Some(bus(&self.bus, &self.name)), databases }
     }
 
     async fn drop_databases(&self) {
-        let drop = |service| AssertSqlSafe(format!("DROP DATABASE {}", self.database(service)));
-        let mut postgres = PgConnection::connect(&self.postgres).await.unwrap();
-        sqlx::raw_sql(drop("orders")).execute(&mut postgres).await.unwrap();
-        let mut mariadb = MySqlConnection::connect(&self.mariadb).await.unwrap();
-        sqlx::raw_sql(drop("users")).execute(&mut mariadb).await.unwrap();
+        for (server, service) in [(&self.postgres, "orders"), (&self.users, "users")] {
+            let drop = AssertSqlSafe(format!("DROP DATABASE {}", self.database(service)));
+            match database_kind(server) {
+                "mysql" => {
+                    let mut mariadb = MySqlConnection::connect(server).await.unwrap();
+                    sqlx::raw_sql(drop).execute(&mut mariadb).await.unwrap();
+                }
+                _ => {
+                    let mut postgres = PgConnection::connect(server).await.unwrap();
+                    sqlx::raw_sql(drop).execute(&mut postgres).await.unwrap();
+                }
+            }
+        }
     }
 }
 
@@ -136,24 +150,24 @@ async fn the_shop_is_whole(ground: Ground, bus: fn(&str, &str) -> String) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_nats_with_three_kinds_of_databases_the_shop_is_whole() {
-    let Some(ground) = Ground::find("TOMBOLO_TEST_NATS") else { return };
+    let Some(ground) = Ground::find("TOMBOLO_TEST_NATS", MARIADB) else { return };
     the_shop_is_whole(ground, |server, name| format!("{server}/{name}?accept=unsynced")).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_rabbitmq_with_three_kinds_of_databases_the_shop_is_whole() {
-    let Some(ground) = Ground::find("TOMBOLO_TEST_RABBITMQ") else { return };
+    let Some(ground) = Ground::find("TOMBOLO_TEST_RABBITMQ", MARIADB) else { return };
     the_shop_is_whole(ground, |server, name| format!("{server}?namespace={name}&accept=unsynced")).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_redis_with_three_kinds_of_databases_the_shop_is_whole() {
-    let Some(ground) = Ground::find("TOMBOLO_TEST_REDIS") else { return };
+    let Some(ground) = Ground::find("TOMBOLO_TEST_REDIS", MARIADB) else { return };
     the_shop_is_whole(ground, |server, name| format!("{server}?namespace={name}")).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn on_postgres_with_three_kinds_of_databases_the_shop_is_whole() {
-    let Some(ground) = Ground::find("TOMBOLO_TEST_POSTGRES") else { return };
+async fn on_postgres_with_users_there_too_the_shop_is_whole() {
+    let Some(ground) = Ground::find(POSTGRES, POSTGRES) else { return };
     the_shop_is_whole(ground, |server, name| format!("{server}?namespace={name}")).await;
 }

@@ -1,6 +1,7 @@
 //! The service `users` as a program of its own, on the kind of database that its address names.
 
 use tombolo::mysql::Mysql;
+use tombolo::postgres::Postgres;
 use tombolo::settings::{database_kind, database_or, other_database};
 use tombolo::sqlite::Sqlite;
 
@@ -11,6 +12,9 @@ async fn main() -> tombolo::Result<()> {
     match database_kind(&address) {
         "sqlite" => shop_users::service(Sqlite::open(&address)?, config)?.run().await,
         "mysql" => shop_users::service(Mysql::open(&address)?, config)?.run().await,
-        _ => Err(other_database(&address, &["sqlite:PATH", "mysql://user@host/NAME"])),
+        "postgres" => shop_users::service(Postgres::open(&address)?, config)?.run().await,
+        _ => Err(other_database(&address, KINDS)),
     }
 }
+
+const KINDS: &[&str] = &["sqlite:PATH", "mysql://user@host/NAME", "postgres://user@host/NAME"];

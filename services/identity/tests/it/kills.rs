@@ -11,11 +11,11 @@ use futures_util::StreamExt;
 use futures_util::future::join_all;
 use reqwest::{Client, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
-use sqlx::{Connection, SqliteConnection};
 use tokio::process::{Child, Command};
 use tombolo::bus::{Bus, Cursor, Envelope, Log, Options, Read};
 
 use crate::engines::serve;
+use crate::ground::Ground;
 use crate::stage::{PASSWORD, eventually};
 
 const KILLS: usize = 8;
@@ -29,6 +29,7 @@ const GRACE: Duration = Duration::from_secs(9);
 
 /// The process, its place and its bus.
 struct Killed {
+    ground: Ground,
     folder: tempfile::TempDir,
     listen: String,
     bus: String,
@@ -36,21 +37,18 @@ struct Killed {
 }
 
 impl Killed {
-    fn new(bus: &str) -> Self {
+    async fn new(bus: &str) -> Self {
         let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
         let key = crate::stub::base64_standard(&[7; 32]);
-        Self { folder: tempfile::tempdir().unwrap(), listen, bus: bus.to_owned(), key }
-    }
-
-    fn database(&self) -> String {
-        format!("sqlite://{}", self.folder.path().join("identity.db").display())
+        let folder = tempfile::tempdir().unwrap();
+        Self { ground: Ground::new(folder.path()).await, folder, listen, bus: bus.to_owned(), key }
     }
 
     fn start(&self) -> Child {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tombolo-identity"));
         command.env_clear().current_dir(self.folder.path()).kill_on_drop(true).stdin(Stdio::null());
         command.stderr(Stdio::null()).env("TOMBOLO_BUS", &self.bus).env("TOMBOLO_LISTEN", &self.listen);
-        command.env("TOMBOLO_DATABASE", self.database()).env("TOMBOLO_SCHEMA", "apply");
+        command.env("TOMBOLO_DATABASE", &self.ground.address).env("TOMBOLO_SCHEMA", "apply");
         command.env("TOMBOLO_IDENTITY_KEY", &self.key).env("TOMBOLO_REPLICA", "1").spawn().unwrap()
     }
 
@@ -171,7 +169,7 @@ async fn killed_under_load_it_loses_no_session_and_stores_nobody_twice() {
     let folder = tempfile::tempdir().unwrap();
     let (log, _) = Log::open(folder.path(), Options::default()).unwrap();
     let (address, _serving) = serve(&log, "tombolo://127.0.0.1:0").await;
-    let identity = Killed::new(&address);
+    let identity = Killed::new(&address).await;
     let seed = u64::from(std::process::id());
     println!("seed {seed}");
     let (http, told) = (Client::builder().no_proxy().build().unwrap(), Told::default());
@@ -186,12 +184,8 @@ async fn killed_under_load_it_loses_no_session_and_stores_nobody_twice() {
     for mut session in sessions {
         session.refresh(&http, &identity, &told).await;
     }
-    let mut database = SqliteConnection::connect(&identity.database()).await.unwrap();
-    let stored: Vec<(String, String)> =
-        sqlx::query_as("SELECT users.id, account FROM users LEFT JOIN passwords ON user_id = users.id")
-            .fetch_all(&mut database)
-            .await
-            .unwrap();
+    let all = "SELECT users.id, account FROM users LEFT JOIN passwords ON user_id = users.id";
+    let stored: Vec<(String, String)> = identity.ground.rows(all).await;
     assert_eq!(stored.len(), WORKERS, "each once, with one password: {stored:?}");
     let ids: BTreeSet<String> = stored.into_iter().map(|(id, _)| id).collect();
     let bus = Arc::clone(&log) as Arc<dyn Bus>;

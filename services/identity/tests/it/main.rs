@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
+mod ground;
 mod stage;
 mod stub;
 mod signing_in;
@@ -13,6 +14,8 @@ mod secrets;
 mod engines;
 mod crashes;
 mod kills;
+mod at_once;
 mod languages;
-#[cfg(feature = "mysql")]
-mod mariadb;
+
+/// The variable that names the server of identity's database; here it is a file.
+const SERVER: Option<&str> = None;

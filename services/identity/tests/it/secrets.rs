@@ -40,7 +40,7 @@ async fn no_secret_is_in_the_database_or_in_an_event() {
     identity.block(&ada).await;
     identity.unblock(&ada).await;
     eventually("the three events are on the bus", async || {
-        let tails = log.tails(identity.running.app.service()).await.unwrap();
+        let tails = log.tails(&"identity".parse().unwrap()).await.unwrap();
         tails.iter().map(|tail| tail.sequence).sum::<u64>() == 3
     })
     .await;

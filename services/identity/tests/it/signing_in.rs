@@ -55,10 +55,7 @@ async fn fifty_refreshes_at_once_give_one_successor() {
     let all = futures_util::future::join_all(all).await;
     let successors: BTreeSet<_> = all.into_iter().map(|tokens| tokens.refresh).collect();
     assert_eq!(successors.len(), 1);
-    let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM refresh_tokens")
-        .fetch_one(identity.running.app.database().pool())
-        .await
-        .unwrap();
+    let rows = stage.ground().await.count("SELECT count(*) FROM refresh_tokens").await;
     assert_eq!(rows, 2, "the first token and its one successor");
 }
 
@@ -167,10 +164,7 @@ async fn nobody_is_told_whether_an_account_exists() {
     assert_eq!((known.status, &known.text), (unknown.status, &unknown.text));
     assert_eq!(known.status, StatusCode::UNAUTHORIZED);
     identity.sign_in("ada@example.org").await;
-    let users: i64 = sqlx::query_scalar("SELECT count(*) FROM users")
-        .fetch_one(identity.running.app.database().pool())
-        .await
-        .unwrap();
+    let users = stage.ground().await.count("SELECT count(*) FROM users").await;
     assert_eq!(users, 2, "a user whose address was taken is not kept");
 }
 
@@ -277,4 +271,23 @@ async fn every_refusal_is_a_problem_document_with_its_type() {
         (none.status, none.body["type"].as_str()),
         (StatusCode::NOT_FOUND, Some("urn:tombolo:identity:no-user"))
     );
+}
+
+/// `é` is not `e`, and a zero byte is in no text that a database of any kind keeps.
+#[tokio::test]
+async fn an_address_that_only_looks_alike_is_another_and_one_that_nobody_can_have_is_nobodys() {
+    let stage = Stage::new();
+    let identity = stage.identity().await;
+    for email in ["ada@example.org", "adá@example.org"] {
+        identity.register(email).await;
+        identity.sign_in(email).await;
+    }
+    let users = identity.as_operator(Method::GET, "/users?query=AD", None).await;
+    assert_eq!(users.body.as_array().unwrap().len(), 2, "{users:?}");
+    let strange = json!({ "name": "Eve", "email": "eve\0@example.org", "password": PASSWORD });
+    assert_eq!(identity.post("/users", strange.clone()).await.status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(identity.post("/sign-in", strange).await.status, StatusCode::UNAUTHORIZED);
+    for (method, path) in [(Method::GET, "/users/%00"), (Method::POST, "/users/%00/block")] {
+        assert_eq!(identity.as_operator(method, path, None).await.status, StatusCode::NOT_FOUND, "{path}");
+    }
 }

@@ -9,6 +9,7 @@ use axum::{Json, Router};
 use reqwest::{Client, Method, StatusCode};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::sync::OnceCell;
 use tokio::time::{interval, timeout};
 use tombolo::auth::{Admin, Auth, User, Way};
 use tombolo::bus::Bus;
@@ -16,6 +17,8 @@ use tombolo::sqlite::Sqlite;
 use tombolo::testing::WorldBus;
 use tombolo::{App, Clock, Running, Service, Settings};
 use tombolo_identity::{Config, SealingKey};
+
+use crate::ground::{Ground, Ran, With};
 
 pub(crate) const ISSUER: &str = "http://identity.test";
 pub(crate) const CLIENT: (&str, &str) = ("orders", "the secret of orders");
@@ -37,6 +40,7 @@ pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut state: 
 }
 
 pub(crate) struct Stage {
+    ground: OnceCell<Ground>,
     folder: TempDir,
     pub(crate) bus: Arc<WorldBus>,
     pub(crate) clock: Clock,
@@ -75,6 +79,7 @@ impl Tokens {
 impl Stage {
     pub(crate) fn new() -> Self {
         Self {
+            ground: OnceCell::new(),
             folder: tempfile::tempdir().unwrap(),
             bus: Arc::new(WorldBus::calm()),
             clock: Clock::stopped(),
@@ -107,33 +112,36 @@ impl Stage {
 
     /// Identity on the bus that its settings name.
     pub(crate) async fn identity_in(&self, settings: Settings) -> Identity<'_> {
-        let service = tombolo_identity::service(self.database("identity"), self.config()).unwrap();
-        let service = service.clock(self.clock.clone());
-        Identity { stage: self, running: service.start(settings).await.unwrap() }
+        self.identity_of(self.config(), None, settings).await
     }
 
     /// Identity on another bus than the stage's.
     pub(crate) async fn identity_on(&self, bus: Arc<dyn Bus>) -> Identity<'_> {
-        let service = tombolo_identity::service(self.database("identity"), self.config()).unwrap();
-        let service = service.bus(bus).clock(self.clock.clone());
-        Identity { stage: self, running: service.start(Settings::default()).await.unwrap() }
+        self.identity_of(self.config(), Some(bus), Settings::default()).await
     }
 
     /// Identity as `config` says, on the stage's bus, where `settings` say.
     pub(crate) async fn identity_at(&self, config: Config, settings: Settings) -> Identity<'_> {
-        let service = tombolo_identity::service(self.database("identity"), config).unwrap();
-        let service = service.bus(Arc::clone(&self.bus) as Arc<dyn Bus>).clock(self.clock.clone());
-        Identity { stage: self, running: service.start(settings).await.unwrap() }
+        self.identity_of(config, Some(Arc::clone(&self.bus) as Arc<dyn Bus>), settings).await
     }
 
-    /// Local checks by the keys of the identity at `url`.
-    pub(crate) fn local_at(&self, url: &str) -> Auth {
-        Auth::local(ISSUER).keys_at(&format!("{url}/.well-known/jwks.json"))
+    async fn identity_of(
+        &self,
+        config: Config,
+        bus: Option<Arc<dyn Bus>>,
+        settings: Settings,
+    ) -> Identity<'_> {
+        let with = With { config, bus, clock: self.clock.clone(), settings };
+        Identity { stage: self, running: self.ground().await.start(with).await }
+    }
+
+    /// The database that identity owns.
+    pub(crate) async fn ground(&self) -> &Ground {
+        self.ground.get_or_init(|| Ground::new(self.folder.path())).await
     }
 
     pub(crate) async fn identity_with(&self, config: Config) -> Identity<'_> {
-        let service = tombolo_identity::service(self.database("identity"), config).unwrap();
-        Identity { stage: self, running: self.start(service).await }
+        self.identity_at(config, Settings::default()).await
     }
 
     /// A service whose routes say who is asking.
@@ -169,7 +177,7 @@ impl Stage {
 
 pub(crate) struct Identity<'a> {
     stage: &'a Stage,
-    pub(crate) running: Running<Sqlite>,
+    pub(crate) running: Ran,
 }
 
 impl Identity<'_> {
