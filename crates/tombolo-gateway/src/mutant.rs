@@ -16,6 +16,8 @@ pub enum Mutant {
     RepeatsUnsafe,
     /// Connections are cut when the configuration changes.
     CutsAtReload,
+    /// It says that it is ready before it has heard of any replica.
+    IsReadyUnheard,
 }
 
 #[cfg(feature = "mutants")]

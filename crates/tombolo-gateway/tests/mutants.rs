@@ -82,6 +82,14 @@ async fn reload_cuts() -> bool {
     cut
 }
 
+/// Whether requests are asked for before anything is known of a service's replicas.
+async fn ready_unheard() -> bool {
+    let gateway = gateway("[[gateway.route]]\nservice = \"a\"\n").await;
+    let ready = status(&admin(&gateway, "/ready").await) == 200;
+    gateway.stop().await;
+    ready
+}
+
 #[tokio::test]
 async fn each_fault_is_seen_and_without_it_there_is_none() {
     for mutant in [
@@ -90,6 +98,7 @@ async fn each_fault_is_seen_and_without_it_there_is_none() {
         Mutant::KeepsTheDead,
         Mutant::RepeatsUnsafe,
         Mutant::CutsAtReload,
+        Mutant::IsReadyUnheard,
     ] {
         for on in [false, true] {
             turn(on.then_some(mutant));
@@ -99,6 +108,7 @@ async fn each_fault_is_seen_and_without_it_there_is_none() {
                 Mutant::KeepsTheDead => dead_stay().await,
                 Mutant::RepeatsUnsafe => unsafe_is_repeated().await,
                 Mutant::CutsAtReload => reload_cuts().await,
+                Mutant::IsReadyUnheard => ready_unheard().await,
             };
             turn(None);
             assert_eq!(seen, on, "{mutant:?}");
