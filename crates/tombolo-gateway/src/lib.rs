@@ -16,6 +16,7 @@ mod core;
 mod table;
 mod server;
 mod guard;
+mod resets;
 mod proxy;
 mod path;
 mod routes;

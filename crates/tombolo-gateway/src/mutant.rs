@@ -18,6 +18,10 @@ pub enum Mutant {
     CutsAtReload,
     /// It says that it is ready before it has heard of any replica.
     IsReadyUnheard,
+    /// Fields of HTTP/2 are passed on as they come.
+    PassesFields,
+    /// Requests that clients reset are not counted.
+    CountsNoResets,
 }
 
 #[cfg(feature = "mutants")]
