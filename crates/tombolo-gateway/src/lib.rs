@@ -32,6 +32,9 @@ mod log;
 mod metrics;
 mod admin;
 pub mod mutant;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 
 pub use self::config::{
     AtTheDoor, Balance, Cors, HashBy, Health, Limits, Mistake, PathPrefix, Rate, RateBy, Route, Settings,
