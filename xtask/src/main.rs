@@ -5,6 +5,7 @@ mod bench;
 mod chore;
 mod ci;
 mod faults;
+mod fuzz;
 mod interrupt;
 mod proto;
 mod packages;
@@ -53,6 +54,11 @@ enum Command {
     Shop(shop::Options),
     /// Kill real processes at every barrier of the path, and check that nothing was lost, doubled or reordered.
     Faults(faults::Options),
+    /// Throw bytes at the gateway's parsing and rewriting for some minutes (`--minutes 60`), guided by libFuzzer.
+    ///
+    /// Builds libFuzzer's targets of `fuzz` beside the workspace, with the stable compiler; needs one of C++. What it
+    /// learns stays in target/fuzz/corpus for the next time.
+    Fuzz(fuzz::Options),
     /// Measure the speed, each figure beside a yardstick of the same run, and print a table.
     ///
     /// Builds in release first, the shop included. What follows is passed on: `--only NAME`,
@@ -82,6 +88,7 @@ fn run(command: Command) -> Result<(), Error> {
         Command::Bench(options) => bench::run(&workspace, &options),
         Command::Shop(options) => shop::run(&workspace, &options),
         Command::Faults(options) => faults::run(&workspace, &options),
+        Command::Fuzz(options) => fuzz::run(&workspace, &options),
         Command::Proto(options) => proto::run(&workspace, &options),
     }
 }

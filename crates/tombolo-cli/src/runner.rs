@@ -42,11 +42,18 @@ pub(crate) struct Shared {
     pub(crate) client: reqwest::Client,
     /// Cancelled when waiting for a process to end by itself is over.
     pub(crate) hurry: CancellationToken,
+    /// Counts what changes about where processes stand. A change is made first and counted then.
+    pub(crate) changes: watch::Sender<u64>,
     folder: DataFolder,
     record: Quick<Run>,
 }
 
 impl Shared {
+    /// Says that something has changed about where processes stand.
+    pub(crate) fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+
     /// Records a process before anything else can happen to it.
     pub(crate) fn record(&self, process: Identity) {
         let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
@@ -105,6 +112,7 @@ pub(crate) async fn run(
         terminal: setting.terminal.clone(),
         client: client()?,
         hurry: CancellationToken::new(),
+        changes: watch::Sender::new(0),
         folder: folder.clone(),
         record: Quick::new(record),
     });
@@ -228,7 +236,7 @@ impl Crew {
         }
         let (planner, stop) = (plan.planner, stop_services.clone());
         let services = Arc::new(Mutex::new(Services { tasks, planner, shared: shared.clone(), stop }));
-        let system = System::new(plan.bus, has_own_bus, units, services.clone(), shared.client.clone());
+        let system = System::new(plan.bus, has_own_bus, units, services.clone(), shared.clone());
         let shared = shared.clone();
         Ok((Self { shared, services, gateway, bus, stop_gateway, stop_services, stop_bus }, system))
     }

@@ -46,6 +46,13 @@ impl Doorkeeper {
         self.0.as_ref().is_none_or(|door| door.is_ready())
     }
 
+    /// Waits until [`Self::is_ready`].
+    pub(crate) async fn ready(&self) {
+        if let Some(door) = &self.0 {
+            door.ready().await;
+        }
+    }
+
     /// Who asks; nobody where nobody is asked for a token. The error is the answer.
     pub(crate) async fn check(
         &self,

@@ -310,6 +310,17 @@ mod tests {
     }
 
     #[test]
+    fn a_host_that_no_request_names_is_refused() {
+        let with = |host: &str| format!("[gateway]\n[[gateway.route]]\nservice = \"a\"\nhost = \"{host}\"\n");
+        for host in [".osh*p.example", "*", "*.*.example", "shop.example:80", "a@b", "a/b", "a b", ""] {
+            assert!(said(&with(host))[0].contains("expected a name without a port"), "{host}");
+        }
+        for host in ["shop.example", "*.Shop.example", "127.0.0.1", "[::1]"] {
+            assert!(read(&with(host)).is_ok(), "{host}");
+        }
+    }
+
+    #[test]
     fn a_route_that_another_hides_is_refused() {
         let route = "[[gateway.route]]\npath = \"/a\"\nservice = \"a\"\n";
         assert!(said(&format!("[gateway]\n{route}{route}"))[0].contains("says the same as another"));

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use http::Uri;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -23,7 +24,7 @@ use crate::log::{Log, Observer, Sink};
 use crate::metrics::Metrics;
 use crate::mutant::{self, Mutant};
 use crate::server::{self, Entrance};
-use crate::table::{Known, Table};
+use crate::table::{Known, Lane, Table};
 use crate::upstream::{Ground, target, trust};
 use crate::workers::Workers;
 
@@ -37,6 +38,8 @@ pub(crate) struct Core {
     pub(crate) observer: Arc<Observer>,
     pub(crate) ground: Ground,
     pub(crate) keeper: Doorkeeper,
+    /// Whether it was heard where services have replicas.
+    heard: watch::Sender<bool>,
     is_draining: AtomicBool,
 }
 
@@ -57,7 +60,15 @@ impl Core {
 
     /// Whether requests should come.
     pub(crate) fn is_ready(&self) -> bool {
-        !self.is_draining.load(Ordering::Acquire) && self.keeper.is_ready()
+        !self.is_draining.load(Ordering::Acquire) && self.keeper.is_ready() && self.has_heard()
+    }
+
+    /// Whether it is known of each service where its replicas are, or that it has none.
+    fn has_heard(&self) -> bool {
+        let is_named = |lane: &Arc<Lane>| matches!(lane.route.source, Source::Service(_));
+        *self.heard.borrow()
+            || mutant::is_on(Mutant::IsReadyUnheard)
+            || !self.table().lanes.iter().any(is_named)
     }
 
     async fn forget(&self) {
@@ -158,6 +169,26 @@ impl Gateway {
     #[must_use]
     pub fn admin_address(&self) -> Option<SocketAddr> {
         self.admin
+    }
+
+    /// Whether requests should come: it is known where the replicas of services are, and who was blocked.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.core.is_ready()
+    }
+
+    /// Waits until [`Gateway::is_ready`].
+    pub async fn ready(&self) {
+        self.core.keeper.ready().await;
+        if !self.core.has_heard() {
+            // The sender is this gateway's own.
+            self.core.heard.subscribe().wait_for(|&is| is).await.ok();
+        }
+    }
+
+    /// All was said by [`Gateway::set_replicas`] that is known now: services of which nothing was said have no replica.
+    pub fn heard(&self) {
+        self.core.heard.send_replace(true);
     }
 
     /// The replicas of a service are at these addresses from now on.
@@ -267,6 +298,7 @@ fn core(settings: Settings, observer: Observer, keeper: Doorkeeper) -> Result<Ar
         observer: Arc::new(observer),
         ground,
         keeper,
+        heard: watch::Sender::new(false),
         is_draining: AtomicBool::new(false),
     }))
 }

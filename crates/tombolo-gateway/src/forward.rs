@@ -103,6 +103,7 @@ impl Errand<'_> {
     async fn attempt(&self, replica: &Replica, deadline: Instant) -> Tried {
         let request = self.request(replica, deadline);
         let tried = match timeout_at(deadline, replica.send(request)).await {
+            Ok(Ok(answer)) if !self.is_understood(&answer) => Tried::Broken,
             Ok(Ok(answer)) if is_declined(answer.status()) => Tried::Declined(Box::new(answer)),
             Ok(Ok(answer)) => Tried::Answer(answer),
             Ok(Err(error)) => self.broken(&error, replica),
@@ -115,6 +116,14 @@ impl Errand<'_> {
             Tried::Cut(_) => {}
         }
         tried
+    }
+
+    /// Whether an answer is one to this request, and its body is coded in no way but chunks, which the parser has taken away.
+    fn is_understood(&self, answer: &Response<Incoming>) -> bool {
+        let mut codings = answer.headers().get_all(header::TRANSFER_ENCODING).iter();
+        let is_plain = codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
+        let switches = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
+        is_plain && codings.next().is_none() && (!switches || self.is_upgrade)
     }
 
     fn broken(&self, error: &Error, replica: &Replica) -> Tried {

@@ -7,6 +7,7 @@
 
 mod framing;
 mod head;
+pub(crate) mod fields;
 
 use std::io;
 use std::pin::Pin;
@@ -17,7 +18,7 @@ use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use self::framing::Framing;
 use self::head::{Found, Head};
@@ -41,6 +42,7 @@ pub(crate) struct Shared {
     switched: AtomicBool,
     waker: AtomicWaker,
     under_way: AtomicU32,
+    begun: AtomicU32,
 }
 
 impl Shared {
@@ -57,7 +59,24 @@ impl Shared {
 
     /// Says that a request came; the connection does not rest until [`Self::end`].
     pub(crate) fn begin(&self) {
+        self.begun.fetch_add(1, Ordering::AcqRel);
         self.under_way.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Until nothing was under way for so long, or up to twice as long.
+    pub(crate) async fn rested(&self, idle: Duration) {
+        loop {
+            let begun = self.begun.load(Ordering::Acquire);
+            sleep(idle).await;
+            if self.begun.load(Ordering::Acquire) == begun && self.rests() {
+                return;
+            }
+        }
+    }
+
+    /// Whether nothing is under way.
+    pub(crate) fn rests(&self) -> bool {
+        self.under_way.load(Ordering::Acquire) == 0
     }
 
     /// Says that an answer has gone.
@@ -254,7 +273,7 @@ impl<C: AsyncRead + Unpin> Guard<C> {
             ready!(timer.as_mut().poll(context));
             if Instant::now() < until {
                 timer.as_mut().reset(until);
-            } else if begun || self.shared.under_way.load(Ordering::Acquire) == 0 {
+            } else if begun || self.shared.rests() {
                 return Poll::Ready(!begun);
             } else {
                 self.waits = None;

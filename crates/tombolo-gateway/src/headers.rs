@@ -6,8 +6,8 @@
 use std::net::IpAddr;
 
 use http::header::{
-    AUTHORIZATION, CONNECTION, EXPECT, FORWARDED, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
-    TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, HOST, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
@@ -51,9 +51,6 @@ const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto")
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
-/// The most names that `Connection` may list.
-const CONNECTION_NAMES_MAX: usize = 16;
-
 /// Whether only the gateway, or a service behind it, may say this.
 fn is_ours(name: &str) -> bool {
     // A service that reads headers through CGI's variables takes `_` for `-`. Nobody needs such a name, so, as at
@@ -70,6 +67,7 @@ pub(crate) fn clean_request(headers: &mut HeaderMap, keeps_authorization: bool) 
     remove_hop_by_hop(headers);
     headers.remove(EXPECT);
     headers.remove(TE);
+    join_cookies(headers);
     if wants_trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
@@ -77,6 +75,16 @@ pub(crate) fn clean_request(headers: &mut HeaderMap, keeps_authorization: bool) 
         headers.remove(AUTHORIZATION);
     }
     remove_ours(headers);
+}
+
+/// HTTP/2 lets cookies come in several lines, of which some services read the first only, and others the last.
+fn join_cookies(headers: &mut HeaderMap) {
+    let lines: Vec<_> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if lines.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&lines.join(&b"; "[..]))
+    {
+        headers.insert(COOKIE, joined);
+    }
 }
 
 fn remove_ours(headers: &mut HeaderMap) {
@@ -91,15 +99,29 @@ fn remove_ours(headers: &mut HeaderMap) {
 /// Takes everything out of trailers that would not pass as a header, and what must be known before a body.
 pub(crate) fn clean_trailers(trailers: &mut HeaderMap) {
     remove_hop_by_hop(trailers);
-    for name in [HOST, AUTHORIZATION, http::header::CONTENT_LENGTH, http::header::COOKIE, FORWARDED_FOR] {
+    for name in [HOST, AUTHORIZATION, CONTENT_LENGTH, COOKIE, FORWARDED_FOR] {
         trailers.remove(name);
     }
     remove_ours(trailers);
 }
 
-/// Takes out what belongs to the connection to a replica.
+/// Takes out what belongs to the connection to a replica, and any length beside which there is another.
 pub(crate) fn clean_response(headers: &mut HeaderMap) {
+    let is_chunked = headers.contains_key(TRANSFER_ENCODING);
+    let length = Some(&*headers).filter(|_| !is_chunked).and_then(only_length);
     remove_hop_by_hop(headers);
+    match length {
+        Some(length) => drop(headers.insert(CONTENT_LENGTH, length)),
+        None => drop(headers.remove(CONTENT_LENGTH)),
+    }
+}
+
+/// The length that all say.
+fn only_length(headers: &HeaderMap) -> Option<HeaderValue> {
+    let lines = headers.get_all(CONTENT_LENGTH).iter().map(HeaderValue::as_bytes);
+    let mut lengths = lines.flat_map(|line| line.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+    let first = lengths.next().filter(|first| !first.is_empty() && first.iter().all(u8::is_ascii_digit))?;
+    HeaderValue::from_bytes(first).ok().filter(|_| lengths.all(|other| other == first))
 }
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
@@ -115,9 +137,10 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
 
 /// What `Connection` names, but for what is not its to take away.
 fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
-    let values = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
-    let names = values.flat_map(|value| value.split(',')).filter_map(|name| name.trim().parse().ok());
-    names.filter(|name| *name != HOST).take(CONNECTION_NAMES_MAX).collect()
+    let values = headers.get_all(CONNECTION).iter().map(HeaderValue::as_bytes);
+    let names = values.flat_map(|value| value.split(|byte| *byte == b','));
+    let names = names.filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok());
+    names.filter(|name| *name != HOST).collect()
 }
 
 /// Whether `Connection` names `upgrade` and `Upgrade` is `websocket`, the one protocol that passes.
@@ -242,6 +265,41 @@ mod tests {
             map(&[("connection", "close, x-secret, host"), ("x-secret", "1"), ("host", "a"), ("te", "gzip")]);
         clean_request(&mut headers, true);
         assert_eq!(headers, map(&[("host", "a")]));
+    }
+
+    #[test]
+    fn connection_may_name_many_beside_what_is_no_name() {
+        let names: Vec<_> = (0..40).map(|number| format!("x-{number}")).collect();
+        let mut headers: HeaderMap =
+            names.iter().map(|name| (name.parse().unwrap(), HeaderValue::from_static("1"))).collect();
+        let value = [b"\xff, ".to_vec(), names.join(",").into_bytes()].concat();
+        headers.insert(CONNECTION, HeaderValue::from_bytes(&value).unwrap());
+        clean_request(&mut headers, true);
+        assert_eq!(headers, HeaderMap::new());
+    }
+
+    #[test]
+    fn cookies_of_several_lines_are_one() {
+        let mut headers = map(&[("cookie", "a=1"), ("cookie", "b=2; c=3"), ("cookie", "d=4")]);
+        clean_request(&mut headers, true);
+        assert_eq!(headers, map(&[("cookie", "a=1; b=2; c=3; d=4")]));
+    }
+
+    #[test]
+    fn an_answer_says_one_length_or_none() {
+        let cleaned = |pairs: &[(&str, &str)]| {
+            let mut headers = map(pairs);
+            clean_response(&mut headers);
+            headers
+        };
+        assert_eq!(cleaned(&[("content-length", "5"), ("transfer-encoding", "chunked")]), map(&[]));
+        assert_eq!(
+            cleaned(&[("content-length", "5, 5"), ("content-length", "5")]),
+            map(&[("content-length", "5")])
+        );
+        for length in ["5, 6", "+5", "", "5,"] {
+            assert_eq!(cleaned(&[("content-length", length)]), map(&[]), "{length:?}");
+        }
     }
 
     #[test]

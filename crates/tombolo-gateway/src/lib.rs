@@ -17,6 +17,7 @@ mod table;
 mod server;
 mod workers;
 mod guard;
+mod resets;
 mod proxy;
 mod path;
 mod routes;
@@ -32,6 +33,9 @@ mod log;
 mod metrics;
 mod admin;
 pub mod mutant;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 
 pub use self::config::{
     AtTheDoor, Balance, Cors, HashBy, Health, Limits, Mistake, PathPrefix, Rate, RateBy, Route, Settings,

@@ -16,6 +16,12 @@ pub enum Mutant {
     RepeatsUnsafe,
     /// Connections are cut when the configuration changes.
     CutsAtReload,
+    /// It says that it is ready before it has heard of any replica.
+    IsReadyUnheard,
+    /// Fields of HTTP/2 are passed on as they come.
+    PassesFields,
+    /// Requests that clients reset are not counted.
+    CountsNoResets,
 }
 
 #[cfg(feature = "mutants")]

@@ -23,9 +23,10 @@ pub(crate) fn normalized(path: &str) -> Result<Cow<'_, str>, Ambiguous> {
     if is_ambiguous || has_dots { Err(Ambiguous) } else { Ok(path) }
 }
 
-/// A dot segment, also with a parameter behind it, which some servers cut off first.
+/// A dot segment, also with a parameter behind it, which some servers cut off first, and some of those when they have decoded it.
 fn is_dots(segment: &str) -> bool {
-    matches!(segment.split(';').next(), Some("." | ".."))
+    let name = segment.split(';').next().and_then(|name| name.split("%3B").next());
+    matches!(name, Some("." | ".."))
 }
 
 fn decoded(path: &str) -> Result<String, Ambiguous> {
@@ -98,6 +99,8 @@ mod tests {
             "/%4",
             "/%zz",
             "/a/..;x=1/b",
+            "/a/%2e%3b/b",
+            "/a/..%3Bx/b",
             "/%+1",
         ] {
             assert_eq!(normalized(path), Err(Ambiguous), "{path}");

@@ -29,7 +29,7 @@ use crate::body::{Download, Upload};
 use crate::config::{AtTheDoor, Balance, HashBy};
 use crate::core::Core;
 use crate::forward::{DEADLINE, Errand};
-use crate::guard::{REFUSED_PATH, Shared};
+use crate::guard::{REFUSED_PATH, Shared, fields};
 use crate::headers::{self, Client};
 use crate::log::{Entry, Said};
 use crate::path::normalized;
@@ -201,6 +201,9 @@ impl Visit {
     ) -> Result<(&'t Lane, HeaderValue, PathAndQuery), Refused> {
         if let Some(refusal) = self.connection.refused().filter(|_| parts.uri.path() == REFUSED_PATH) {
             return Err(refusal.into());
+        }
+        if parts.version == Version::HTTP_2 {
+            fields::judge(parts)?;
         }
         let (authority, host) = host(parts)?;
         entry.said().host = Some(authority.clone());

@@ -26,6 +26,8 @@ use crate::config::Limits;
 use crate::core::Core;
 use crate::guard::{Guard, Patience, Shared};
 use crate::proxy::Visit;
+use crate::resets::Resets;
+use crate::upstream::Spawner;
 use crate::workers::{Guest, Workers};
 
 /// How long before accepting is tried again when the machine has no more files.
@@ -34,6 +36,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 const PREFACE: [u8; 3] = *b"PRI";
 /// The most requests at once on a connection of HTTP/2.
 const STREAMS_MAX: u32 = 128;
+/// The most of them that their client has reset before they were looked at.
+const RESETS_WAITING_MAX: usize = 20;
+/// The most streams that are reset because they are wrong.
+const MISTAKES_MAX: usize = 128;
+/// How long a client of HTTP/2 has to say goodbye.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// How often a connection of HTTP/2 is asked whether it is still there.
 const PING_EVERY: Duration = Duration::from_secs(30);
 
@@ -186,20 +194,46 @@ async fn serve_two<C>(entrance: &Entrance, stream: C, visit: Arc<Visit>, limits:
 where
     C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let service = service_fn(move |request| Box::pin(visit.clone().answer(request)));
-    let connection = {
-        let mut builder = http2::Builder::new(entrance.core.ground.spawner());
-        builder
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(STREAMS_MAX)
-            .max_header_list_size(u32::try_from(limits.head_bytes_max).unwrap_or(u32::MAX))
-            .keep_alive_interval(PING_EVERY);
-        builder.serve_connection(TokioIo::new(stream), service)
-    };
+    let (resets, shared) = (Resets::default(), visit.connection.clone());
+    let counts = resets.clone();
+    let service = service_fn(move |request| {
+        let (answer, resets) = (visit.clone().answer(request), counts.clone());
+        Box::pin(async move { resets.count(answer).await })
+    });
+    let connection = builder_two(entrance, limits).serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
-    if let Some(ended) = entrance.drain.run_until_cancelled(connection.as_mut()).await {
-        return ended;
+    tokio::select! {
+        ended = connection.as_mut() => return ended,
+        () = resets.too_many.cancelled() => {
+            tracing::debug!("a client resets more requests than it waits for, and is cut");
+            return Ok(());
+        }
+        () = entrance.drain.cancelled() => {}
+        // Between requests, and for those that never come whole, there is no other bound.
+        () = shared.rested(limits.idle) => {}
     }
     connection.as_mut().graceful_shutdown();
-    entrance.core.ground.stop.run_until_cancelled(connection).await.unwrap_or(Ok(()))
+    let farewell = async {
+        loop {
+            match timeout(FAREWELL, connection.as_mut()).await {
+                Ok(ended) => return ended,
+                // Nobody waits for anything, and the client does not say goodbye.
+                Err(_) if shared.rests() => return Ok(()),
+                Err(_) => {}
+            }
+        }
+    };
+    entrance.core.ground.stop.run_until_cancelled(farewell).await.unwrap_or(Ok(()))
+}
+
+fn builder_two(entrance: &Entrance, limits: Limits) -> http2::Builder<Spawner> {
+    let mut builder = http2::Builder::new(entrance.core.ground.spawner());
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_pending_accept_reset_streams(RESETS_WAITING_MAX)
+        .max_local_error_reset_streams(MISTAKES_MAX)
+        .max_header_list_size(u32::try_from(limits.head_bytes_max).unwrap_or(u32::MAX))
+        .keep_alive_interval(PING_EVERY);
+    builder
 }

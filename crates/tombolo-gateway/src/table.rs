@@ -102,7 +102,7 @@ impl Table {
     }
 }
 
-fn layer(cors: &Cors, route: &Route) -> CorsLayer {
+pub(crate) fn layer(cors: &Cors, route: &Route) -> CorsLayer {
     let any = cors.origins.iter().any(|origin| origin == "*");
     let origins = if any { AllowOrigin::any() } else { AllowOrigin::list(cors.origins.iter().cloned()) };
     // Whoever may send credentials may not be told `*`: what was asked for is mirrored instead.

@@ -5,11 +5,15 @@
 #[path = "it/stage.rs"]
 #[expect(dead_code, reason = "the other tests use the rest of the stage")]
 mod stage;
+#[path = "it/frames.rs"]
+#[expect(dead_code, reason = "the other tests use the rest of the frames")]
+mod frames;
 
 use std::sync::atomic::Ordering;
 
 use tombolo_gateway::mutant::{Mutant, turn};
 
+use crate::frames::{END_HEADERS, END_STREAM, HEADERS, block, frame};
 use crate::stage::{Service, admin, gateway, get, raw, settings, status, to};
 
 /// Whether an identity that a client claims reaches a service.
@@ -82,6 +86,37 @@ async fn reload_cuts() -> bool {
     cut
 }
 
+/// Whether requests are asked for before anything is known of a service's replicas.
+async fn ready_unheard() -> bool {
+    let gateway = gateway("[[gateway.route]]\nservice = \"a\"\n").await;
+    let ready = status(&admin(&gateway, "/ready").await) == 200;
+    gateway.stop().await;
+    ready
+}
+
+/// Whether a length that is said twice reaches a service.
+async fn fields_pass() -> bool {
+    let service = Service::start("a").await;
+    let gateway = gateway(&to(&service)).await;
+    let path = [(":method", "GET"), (":scheme", "http"), (":authority", "a"), (":path", "/")];
+    let fields = [&path[..], &[("content-length", "0"), ("content-length", "0")]].concat();
+    let head = frame(HEADERS, END_HEADERS | END_STREAM, 1, &block(&fields));
+    frames::sent(gateway.address(), &head).await;
+    let passed = service.requests() > 0;
+    gateway.stop().await;
+    passed
+}
+
+/// Whether a client may begin and throw away as much as it likes.
+async fn resets_are_free() -> bool {
+    const MOST: u32 = 300;
+    let service = Service::start("a").await;
+    let gateway = gateway(&to(&service)).await;
+    let all = frames::resets_until_cut(gateway.address(), "/held", MOST).await == MOST;
+    gateway.stop().await;
+    all
+}
+
 #[tokio::test]
 async fn each_fault_is_seen_and_without_it_there_is_none() {
     for mutant in [
@@ -90,6 +125,9 @@ async fn each_fault_is_seen_and_without_it_there_is_none() {
         Mutant::KeepsTheDead,
         Mutant::RepeatsUnsafe,
         Mutant::CutsAtReload,
+        Mutant::IsReadyUnheard,
+        Mutant::PassesFields,
+        Mutant::CountsNoResets,
     ] {
         for on in [false, true] {
             turn(on.then_some(mutant));
@@ -99,6 +137,9 @@ async fn each_fault_is_seen_and_without_it_there_is_none() {
                 Mutant::KeepsTheDead => dead_stay().await,
                 Mutant::RepeatsUnsafe => unsafe_is_repeated().await,
                 Mutant::CutsAtReload => reload_cuts().await,
+                Mutant::IsReadyUnheard => ready_unheard().await,
+                Mutant::PassesFields => fields_pass().await,
+                Mutant::CountsNoResets => resets_are_free().await,
             };
             turn(None);
             assert_eq!(seen, on, "{mutant:?}");

@@ -14,6 +14,8 @@ pub(super) fn check(sources: &[Source], files: &[(PathBuf, String)], workspace: 
         // A package of its own beside the workspace.
         ["src/main.rs", "src/lib.rs", "build.rs"].map(|root| path.with_file_name(root))
     }));
+    let is_program = |path: &Path| path.parent().is_some_and(|folder| folder.ends_with("src/bin"));
+    roots.extend(sources.iter().map(|source| source.path.clone()).filter(|path| is_program(path)));
     dead(sources, &roots)
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use http::Uri;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tombolo::Clock;
 use tombolo::auth::door::Place;
@@ -27,9 +27,9 @@ use crate::error::{Context, Error, Result};
 use crate::folder::{Run, find};
 use crate::manifest::{GATEWAY, Manifest};
 use crate::mistake::{Mistake, show};
-use crate::runner::control::{Request, ask};
+use crate::runner::control::{Request, ServiceStatus, Status, ask};
 
-/// How often the runner is asked where its replicas are.
+/// How soon the runner is asked again after it did not answer. Else it answers when something has changed.
 const ASK_RUNNER_EVERY: Duration = Duration::from_millis(200);
 /// How often the bus is.
 const ASK_BUS_EVERY: Duration = Duration::from_secs(1);
@@ -157,8 +157,11 @@ enum Found {
     /// At the bus.
     Bus(Arc<dyn Bus>),
     /// Where the manifest says.
-    Manifest(BTreeMap<String, Vec<Uri>>),
+    Manifest(Known),
 }
+
+/// Where each service's replicas are.
+type Known = BTreeMap<String, Vec<Uri>>;
 
 impl Found {
     async fn open(arguments: &Gateway, path: &Path) -> Result<Self> {
@@ -174,46 +177,11 @@ impl Found {
 
     /// Tells the gateway whenever replicas change. Ends only when it is dropped, unless nothing ever changes.
     async fn follow(&self, door: &tombolo_gateway::Gateway) {
-        let every = match self {
-            Self::Runner(_) => ASK_RUNNER_EVERY,
-            Self::Bus(_) => ASK_BUS_EVERY,
-            Self::Manifest(known) => {
-                tell(door, known.clone());
-                return;
-            }
-        };
-        let mut clock = interval(every);
-        clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            clock.tick().await;
-            match self.ask().await {
-                Ok(known) => tell(door, known),
-                Err(error) => tracing::warn!("the replicas stay as they were: {error}"),
-            }
-        }
-    }
-
-    async fn ask(&self) -> Result<BTreeMap<String, Vec<Uri>>> {
-        let mut known: BTreeMap<String, Vec<Uri>> = BTreeMap::new();
-        let mut add = |service: &str, url: Option<&str>| {
-            let urls = known.entry(service.to_owned()).or_default();
-            urls.extend(url.and_then(|url| url.parse::<Uri>().ok()));
-        };
         match self {
-            Self::Runner(run) => {
-                for service in ask(run, &Request::Standing).await?.services {
-                    add(&service.name, None);
-                    let ready = service.replicas.iter().filter(|replica| replica.ready);
-                    ready.for_each(|replica| add(&service.name, Some(&replica.url)));
-                }
-            }
-            Self::Bus(bus) => {
-                let registered = bus.registrations().await?;
-                registered.iter().for_each(|it| add(it.service.as_str(), Some(&it.url)));
-            }
-            Self::Manifest(known) => return Ok(known.clone()),
+            Self::Runner(run) => follow_runner(run, door).await,
+            Self::Bus(bus) => follow_bus(bus.as_ref(), door).await,
+            Self::Manifest(known) => tell(door, known.clone()),
         }
-        Ok(known)
     }
 
     async fn close(self) {
@@ -223,12 +191,72 @@ impl Found {
     }
 }
 
-fn tell(door: &tombolo_gateway::Gateway, known: BTreeMap<String, Vec<Uri>>) {
+/// The runner hears in turn what is known here, and waits for it before it says of anything that it is ready.
+async fn follow_runner(run: &Run, door: &tombolo_gateway::Gateway) {
+    let mut clock = pace(ASK_RUNNER_EVERY);
+    let (mut knows, mut waits) = (None, true);
+    loop {
+        let is_ready = door.is_ready();
+        let request = Request::Follow { knows, is_ready };
+        let answer = tokio::select! {
+            answer = ask(run, &request) => answer,
+            () = door.ready(), if waits && !is_ready => {
+                waits = false;
+                continue;
+            }
+        };
+        match answer {
+            Ok(status) => {
+                knows = Some(status.changes);
+                tell(door, ready_ones(&status));
+            }
+            Err(error) => {
+                tracing::warn!("the replicas stay as they were: {error}");
+                clock.tick().await;
+            }
+        }
+    }
+}
+
+async fn follow_bus(bus: &dyn Bus, door: &tombolo_gateway::Gateway) {
+    let mut clock = pace(ASK_BUS_EVERY);
+    loop {
+        clock.tick().await;
+        match bus.registrations().await {
+            Ok(registered) => {
+                let mut known: Known = Known::new();
+                for it in &registered {
+                    known.entry(it.service.to_string()).or_default().extend(it.url.parse::<Uri>());
+                }
+                tell(door, known);
+            }
+            Err(error) => tracing::warn!("the replicas stay as they were: {error}"),
+        }
+    }
+}
+
+fn pace(every: Duration) -> Interval {
+    let mut clock = interval(every);
+    clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    clock
+}
+
+/// The replicas that are ready, and the services that have none.
+fn ready_ones(status: &Status) -> Known {
+    let urls = |service: &ServiceStatus| {
+        let ready = service.replicas.iter().filter(|replica| replica.ready);
+        ready.filter_map(|replica| replica.url.parse().ok()).collect()
+    };
+    status.services.iter().map(|service| (service.name.clone(), urls(service))).collect()
+}
+
+fn tell(door: &tombolo_gateway::Gateway, known: Known) {
     known.into_iter().for_each(|(service, urls)| door.set_replicas(&service, urls));
+    door.heard();
 }
 
 /// Where services listen that have ports of their own.
-fn ports(manifest: &Manifest) -> BTreeMap<String, Vec<Uri>> {
+fn ports(manifest: &Manifest) -> Known {
     let of = |service: &crate::manifest::Service| {
         let first = service.port?;
         let ports = (first..).take(service.replicas as usize);

@@ -39,8 +39,14 @@ const RUNNER_END_BOUND: Duration = Duration::from_secs(5);
 pub(crate) enum Request {
     /// Where everything stands.
     Status,
-    /// The same by what is known already: no process is asked whether it is ready.
-    Standing,
+    /// The same by what is known already (no process is asked whether it is ready), as soon as it differs from what was
+    /// known after so many changes.
+    Follow {
+        /// How many changes whoever asks knows.
+        knows: Option<u64>,
+        /// Whether it takes requests.
+        is_ready: bool,
+    },
     /// End this unit and leave it ended.
     Stop(String),
     /// Start this unit.
@@ -56,6 +62,8 @@ pub(crate) enum Request {
 /// Where everything stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Status {
+    /// How many changes led here.
+    pub(crate) changes: u64,
     /// The bus.
     pub(crate) bus: BusStatus,
     /// The services, in the order of the manifest.
@@ -207,10 +215,21 @@ async fn serve(listener: UnixListener, system: Arc<System>) {
 
 async fn converse(mut stream: UnixStream, system: &System) -> std::io::Result<()> {
     let mut line = String::new();
+    let asking = stream.peer_cred().ok().and_then(|peer| peer.pid());
     let (reader, _) = stream.split();
     let mut reader = BufReader::new(reader.take(ORDER_BYTES_MAX));
     tokio::time::timeout(ARRIVAL_BOUND, reader.read_line(&mut line)).await??;
     let answer = match serde_json::from_str(&line) {
+        Ok(Request::Follow { knows, is_ready }) => {
+            if let (Some(pid), Some(count), true) = (asking, knows, is_ready) {
+                system.known_to(pid, count);
+            }
+            tokio::select! {
+                standing = system.standing_after(knows) => Ok(standing),
+                // Nothing more is to come: whoever asked has gone.
+                _ = reader.read_u8() => return Ok(()),
+            }
+        }
         Ok(request) => carry_out(request, system).await,
         Err(error) => Err(Error::usage(format!("the order cannot be read: {error}"))),
     };
@@ -221,7 +240,7 @@ async fn converse(mut stream: UnixStream, system: &System) -> std::io::Result<()
 async fn carry_out(request: Request, system: &System) -> Answer {
     match request {
         Request::Status => {}
-        Request::Standing => return Ok(system.standing()),
+        Request::Follow { .. } => return Ok(system.standing()),
         Request::Stop(name) => system.stop(&name).await?,
         Request::Start(name) => system.start(&name).await?,
         Request::Kill(name) => system.kill(&name).await?,

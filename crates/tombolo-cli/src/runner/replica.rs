@@ -152,7 +152,7 @@ impl Replica {
         let next = match ended.by_itself {
             Some(status) => self.died(&how_it_ended(status), ended.ready_at),
             None => {
-                self.standing.send_modify(|standing| (standing.phase, standing.pid) = (Phase::Stopped, None));
+                self.stands(|standing| (standing.phase, standing.pid) = (Phase::Stopped, None));
                 Next::Rest
             }
         };
@@ -171,7 +171,7 @@ impl Replica {
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
         let identity = pid.and_then(Identity::of).ok_or_else(|| io::Error::other("it is not in /proc"))?;
         self.shared.record(identity);
-        self.standing.send_modify(|standing| {
+        self.stands(|standing| {
             (standing.phase, standing.pid) = (Phase::Starting, Some(identity.pid));
         });
         Ok((child, identity))
@@ -219,9 +219,14 @@ impl Replica {
         Ended { by_itself, acknowledge, ready_at }
     }
 
+    fn stands(&self, change: impl FnOnce(&mut Standing)) {
+        self.standing.send_modify(change);
+        self.shared.changed();
+    }
+
     fn is_ready(&self, began: Instant) {
         let again = self.standing.borrow().last_exit.is_some();
-        self.standing.send_modify(|standing| (standing.phase, standing.early_exits) = (Phase::Ready, 0));
+        self.stands(|standing| (standing.phase, standing.early_exits) = (Phase::Ready, 0));
         if again {
             let seconds = began.elapsed().as_secs_f32();
             self.shared.terminal.say(&format!("{} is ready again after {seconds:.2} s", self.process.name));
@@ -261,7 +266,7 @@ impl Replica {
         }
         let delay = RESTART.jittered(self.deaths);
         self.deaths = self.deaths.saturating_add(1);
-        self.standing.send_modify(|standing| {
+        self.stands(|standing| {
             (standing.phase, standing.pid) = (Phase::Waiting, None);
             standing.early_exits += u32::from(ready_at.is_none());
             standing.last_exit = Some(how.to_owned());
@@ -286,7 +291,7 @@ impl Replica {
                     Next::Wait(delay)
                 }
                 Some((Order::Stop, acknowledge)) => {
-                    self.standing.send_modify(|standing| standing.phase = Phase::Stopped);
+                    self.stands(|standing| standing.phase = Phase::Stopped);
                     acknowledge.done();
                     Next::Rest
                 }
@@ -311,7 +316,7 @@ impl Replica {
 
     fn begin_anew(&mut self, acknowledge: Acknowledge) -> Next {
         self.deaths = 0;
-        self.standing.send_modify(|standing| (standing.phase, standing.early_exits) = (Phase::Starting, 0));
+        self.stands(|standing| (standing.phase, standing.early_exits) = (Phase::Starting, 0));
         acknowledge.done();
         Next::Run
     }

@@ -12,14 +12,14 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Result};
-use crate::manifest::{BUS, REPLICAS_MAX};
+use crate::manifest::{BUS, GATEWAY, REPLICAS_MAX};
 use crate::output::without_password;
 use crate::plan::Probe;
-use crate::runner::Services;
 use crate::runner::control::{BusStatus, ReplicaStatus, ServiceStatus, Status};
 use crate::runner::log::Log;
 use crate::runner::ready::is_ready;
 use crate::runner::replica::{Acknowledge, Order, Ordered, Phase, Standing};
+use crate::runner::{Services, Shared};
 
 /// How often a process may die before it was ready until starting it counts as failed.
 const START_TRIES_MAX: u32 = 3;
@@ -32,7 +32,9 @@ pub(crate) struct System {
     has_own_bus: bool,
     units: Vec<UnitHandle>,
     services: Arc<Mutex<Services>>,
-    client: reqwest::Client,
+    shared: Arc<Shared>,
+    /// What the gateway knows: its process, and the count of changes up to which.
+    gateway_knows: watch::Sender<Option<(i32, u64)>>,
     /// Cancelled when the run is to end.
     pub(crate) down: CancellationToken,
     /// Cancelled when every process has ended.
@@ -65,28 +67,82 @@ impl System {
         has_own_bus: bool,
         units: Vec<UnitHandle>,
         services: Arc<Mutex<Services>>,
-        client: reqwest::Client,
+        shared: Arc<Shared>,
     ) -> Self {
         let (down, ended) = (CancellationToken::new(), CancellationToken::new());
-        Self { bus, has_own_bus, units, services, client, down, ended }
+        let gateway_knows = watch::Sender::new(None);
+        Self { bus, has_own_bus, units, services, shared, gateway_knows, down, ended }
     }
 
-    /// Waits until everything is ready. With a bound, a failure to start is an error; without, it is tried for ever.
+    /// Waits until everything is ready, and the gateway knows it. With a bound, a failure to start is an error; without, it is
+    /// tried for ever.
     pub(crate) async fn ready(&self, bound: Option<Duration>) -> Result<()> {
         let tries = bound.map(|_| START_TRIES_MAX);
         let bound = bound.unwrap_or(Duration::MAX);
-        try_join_all(self.units.iter().map(|unit| unit.ready(tries, bound))).await.map(drop)
+        try_join_all(self.units.iter().map(|unit| unit.ready(tries, bound))).await?;
+        self.until_gateway_knows(bound).await
+    }
+
+    /// Waits until the gateway, if one runs, takes requests and knows where everything stands now.
+    async fn until_gateway_knows(&self, bound: Duration) -> Result<()> {
+        let Some(unit) = self.units.iter().find(|unit| unit.name == GATEWAY) else { return Ok(()) };
+        let wanted = *self.shared.changes.borrow();
+        let (mut knows, mut standing) = (self.gateway_knows.subscribe(), unit.replicas()[0].standing.clone());
+        let known = async {
+            loop {
+                let now = standing.borrow_and_update().clone();
+                let has_heard = |(pid, count): (i32, u64)| now.pid == Some(pid) && count >= wanted;
+                if now.phase == Phase::Stopped || knows.borrow_and_update().is_some_and(has_heard) {
+                    return;
+                }
+                tokio::select! {
+                    _ = knows.changed() => {}
+                    // An error says that it was ended.
+                    changed = standing.changed() => if changed.is_err() { return },
+                }
+            }
+        };
+        tokio::time::timeout(bound, known).await.map_err(|_| {
+            Error::failed(format!(
+                "the gateway does not know after {} s where the services are, or who was blocked; its last lines:\n{}",
+                bound.as_secs(),
+                unit.log.tail()
+            ))
+        })
+    }
+
+    /// Takes note of what a process says that it knows. Only the gateway of this run is waited for.
+    pub(crate) fn known_to(&self, pid: i32, count: u64) {
+        self.gateway_knows.send_replace(Some((pid, count)));
     }
 
     /// Where everything stands now; each process is asked whether it is ready.
     pub(crate) async fn status(&self) -> Status {
-        let services = join_all(self.services().iter().map(|service| service.status(&self.client))).await;
-        Status { bus: self.bus(), services }
+        let services = join_all(self.services().iter().map(|service| service.status(&self.shared.client)));
+        Status { changes: self.changes(), bus: self.bus(), services: services.await }
     }
 
     /// Where everything stood when it was last looked at.
     pub(crate) fn standing(&self) -> Status {
-        Status { bus: self.bus(), services: self.services().iter().map(UnitHandle::standing).collect() }
+        // The count first: what changes meanwhile is told again.
+        let changes = self.changes();
+        let services = self.services().iter().map(UnitHandle::standing).collect();
+        Status { changes, bus: self.bus(), services }
+    }
+
+    /// The same, as soon as it is not what was known after so many changes.
+    pub(crate) async fn standing_after(&self, known: Option<u64>) -> Status {
+        let mut changes = self.shared.changes.subscribe();
+        tokio::select! {
+            // The sender lives as long as this system.
+            _ = changes.wait_for(|&count| Some(count) != known) => {}
+            () = self.ended.cancelled() => {}
+        }
+        self.standing()
+    }
+
+    fn changes(&self) -> u64 {
+        *self.shared.changes.borrow()
     }
 
     fn services(&self) -> &[UnitHandle] {
@@ -112,7 +168,8 @@ impl System {
     pub(crate) async fn start(&self, name: &str) -> Result<()> {
         let unit = self.unit(name)?;
         unit.order(Order::Start).await?;
-        unit.ready(Some(START_TRIES_MAX), START_BOUND).await
+        unit.ready(Some(START_TRIES_MAX), START_BOUND).await?;
+        self.until_gateway_knows(START_BOUND).await
     }
 
     /// Kills a unit's processes as if they died by themselves.
@@ -144,7 +201,9 @@ impl System {
             unit.add(services.another(&unit.name, number, &unit.log)?);
         }
         drop(services);
-        unit.ready(Some(START_TRIES_MAX), START_BOUND).await
+        self.shared.changed();
+        unit.ready(Some(START_TRIES_MAX), START_BOUND).await?;
+        self.until_gateway_knows(START_BOUND).await
     }
 
     fn unit(&self, name: &str) -> Result<&UnitHandle> {

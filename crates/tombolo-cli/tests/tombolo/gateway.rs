@@ -64,6 +64,29 @@ fn the_gateway_follows_the_replicas_that_the_runner_runs() {
 }
 
 #[test]
+fn what_is_said_to_be_ready_is_reached_through_the_gateway_at_once() {
+    let port = free_port();
+    let stage = Stage::with(&manifest(port));
+    for _ in 0..3 {
+        stage.must(&["dev", ".", "--detach"]);
+        assert!(replica(&asked(port, "/users/")).is_some(), "{}", asked(port, "/users/"));
+        stage.must(&["scale", "users=3"]);
+        let answers: BTreeSet<_> = (0..3).map(|_| replica(&asked(port, "/users/")).unwrap()).collect();
+        assert_eq!(answers.len(), 3, "{answers:?}");
+        stage.must(&["scale", "users=1"]);
+        stage.must(&["stop", "users"]);
+        stage.must(&["start", "users"]);
+        assert!(replica(&asked(port, "/users/")).is_some(), "{}", asked(port, "/users/"));
+        stage.must(&["stop", "gateway"]);
+        stage.must(&["scale", "users=2"]);
+        stage.must(&["start", "gateway"]);
+        let answers: BTreeSet<_> = (0..2).map(|_| replica(&asked(port, "/users/")).unwrap()).collect();
+        assert_eq!(answers.len(), 2, "{answers:?}");
+        stage.must(&["down"]);
+    }
+}
+
+#[test]
 fn a_changed_manifest_changes_the_routes() {
     let port = free_port();
     let stage = Stage::with(&manifest(port));

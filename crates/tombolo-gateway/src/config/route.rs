@@ -5,6 +5,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use http::uri::Authority;
 use http::{HeaderName, HeaderValue, Method, Uri};
 
 use super::reader::{Mistake, Section, Value, did_you_mean, found};
@@ -229,7 +230,7 @@ impl Route {
     pub(super) fn read(mistakes: &mut Vec<Mistake>, value: &Value<'_>) -> Option<Self> {
         let mut section = Section::open(mistakes, value, "[[gateway.route]]")?;
         let path = PathPrefix::read(&mut section);
-        let host = section.text("host").map(|host| host.to_ascii_lowercase());
+        let host = host(&mut section);
         let methods = methods(&mut section);
         let source = source(&mut section, value);
         let health = health(&mut section, source.as_ref());
@@ -270,6 +271,18 @@ impl Route {
 
 fn named(host: Option<&str>, path: Option<&PathPrefix>) -> String {
     format!("{}{}", host.unwrap_or_default(), path.map_or("/", PathPrefix::as_str))
+}
+
+fn host(section: &mut Section<'_, '_>) -> Option<String> {
+    let host = section.text("host")?.to_ascii_lowercase();
+    let name = host.strip_prefix("*.").unwrap_or(&host);
+    let is_plain = !name.contains(['*', '@']);
+    // Whatever else stands there is never what a request names, so the route would be passed by.
+    if !is_plain || !name.parse::<Authority>().is_ok_and(|it| it.host() == name) {
+        let message = format!("host is {host:?}; expected a name without a port, or \"*.\" and one");
+        section.wrong(section.place("host"), message, "such as \"shop.example\" or \"*.shop.example\"");
+    }
+    Some(host)
 }
 
 fn methods(section: &mut Section<'_, '_>) -> Vec<Method> {

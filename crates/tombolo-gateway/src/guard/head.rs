@@ -102,7 +102,7 @@ impl Head {
 
     fn header(&mut self, line: &[u8]) -> Result<(), Refusal> {
         let colon = line.iter().position(|byte| *byte == b':').ok_or(Refusal::Malformed)?;
-        let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
+        let (name, value) = (&line[..colon], trimmed(&line[colon + 1..]));
         if !is_token(name) || value.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t') {
             return Err(Refusal::Malformed);
         }
@@ -118,11 +118,7 @@ impl Head {
     }
 
     fn content_length(&mut self, value: &[u8]) -> Result<(), Refusal> {
-        let is_plain = !value.is_empty()
-            && value.len() <= LENGTH_DIGITS_MAX
-            && value.iter().all(u8::is_ascii_digit)
-            && self.length.is_none()
-            && !self.is_chunked;
+        let is_plain = is_length(value) && self.length.is_none() && !self.is_chunked;
         if !is_plain {
             return Err(Refusal::Framing);
         }
@@ -153,6 +149,19 @@ impl Head {
         }
         Found::Whole(end, Request { framing, is_upgrade: self.is_upgrade })
     }
+}
+
+/// Whether it is a length, and that alone.
+pub(super) fn is_length(value: &[u8]) -> bool {
+    !value.is_empty() && value.len() <= LENGTH_DIGITS_MAX && value.iter().all(u8::is_ascii_digit)
+}
+
+/// What surrounds a value: blanks and tabs, and nothing else that ASCII takes for white.
+fn trimmed(mut value: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = value {
+        value = rest;
+    }
+    value
 }
 
 /// Whether it is a token of RFC 9110.
@@ -239,6 +248,7 @@ mod tests {
             "GET / HTTP/2.0\r\nHost: a\r\n\r\n",
             "GET /\r\nHost: a\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nX: \0\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nX: y\x0c\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\n: b\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nnothing\r\n\r\n",
             "G(T / HTTP/1.1\r\nHost: a\r\n\r\n",

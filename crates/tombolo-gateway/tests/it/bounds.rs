@@ -3,7 +3,8 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::stage::{Service, gateway, get, problem, raw, status, to, until_end};
+use crate::frames::{END_HEADERS, END_STREAM, HEADERS, became, beginning, block, frame, next};
+use crate::stage::{BOUND, Service, gateway, get, problem, raw, status, to, until_end};
 
 #[tokio::test]
 async fn a_body_of_the_bound_passes_and_a_byte_more_does_not() {
@@ -90,6 +91,29 @@ async fn a_connection_that_rests_is_closed_and_one_with_a_request_under_way_is_n
     assert_eq!(status(&until_end(&mut used).await), 200);
     service.told.gate.add_permits(1);
     assert_eq!(status(&until_end(&mut busy).await), 200);
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_connection_of_http_2_that_rests_is_closed_and_one_with_a_request_under_way_is_not() {
+    let service = Service::start("a").await;
+    let gateway = gateway(&format!("idle_ms = 150\n{}", to(&service))).await;
+    let fields = [(":method", "GET"), (":scheme", "http"), (":authority", "a"), (":path", "/held")];
+    let asked = |flags: u8| [beginning(), frame(HEADERS, END_STREAM | flags, 1, &block(&fields))].concat();
+    let mut busy = TcpStream::connect(gateway.address()).await.unwrap();
+    busy.write_all(&asked(END_HEADERS)).await.unwrap();
+    let (mut silent, mut unfinished) = (
+        TcpStream::connect(gateway.address()).await.unwrap(),
+        TcpStream::connect(gateway.address()).await.unwrap(),
+    );
+    silent.write_all(&beginning()).await.unwrap();
+    unfinished.write_all(&asked(0)).await.unwrap();
+    for resting in [&mut silent, &mut unfinished] {
+        let ended = tokio::time::timeout(BOUND, async { while next(resting).await.is_some() {} }).await;
+        assert!(ended.is_ok(), "it was left open");
+    }
+    service.told.gate.add_permits(1);
+    assert!(became(&mut busy, 1).await.is_ok());
     gateway.stop().await;
 }
 

@@ -37,6 +37,25 @@ async fn a_service_without_replicas_is_unavailable_until_it_has_some() {
 }
 
 #[tokio::test]
+async fn it_is_ready_once_it_has_heard_where_services_are_or_that_they_are_nowhere() {
+    let service = Service::start("a").await;
+    let routes = "[[gateway.route]]\nservice = \"a\"\n[[gateway.route]]\npath = \"/b\"\nservice = \"b\"\n";
+    let gateway = gateway(routes).await;
+    assert_eq!(status(&admin(&gateway, "/ready").await), 503);
+    gateway.set_replicas("a", [service.url().parse().unwrap()]);
+    assert_eq!(status(&admin(&gateway, "/ready").await), 503);
+    assert!(!gateway.is_ready());
+    gateway.heard();
+    gateway.ready().await;
+    assert_eq!(status(&admin(&gateway, "/ready").await), 200);
+    gateway.stop().await;
+    let gateway = crate::stage::gateway(&route(&[service], "")).await;
+    gateway.ready().await;
+    assert_eq!(status(&admin(&gateway, "/ready").await), 200, "its routes name their replicas themselves");
+    gateway.stop().await;
+}
+
+#[tokio::test]
 async fn a_replica_that_says_it_is_not_ready_is_asked_again_when_it_is() {
     let services = three().await;
     let gateway =

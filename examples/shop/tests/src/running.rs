@@ -146,9 +146,19 @@ impl Shop {
 
     /// Where its gateway is, as its manifest says.
     pub(crate) fn gateway(&self) -> String {
+        self.said_of_gateway("\nport = ")
+    }
+
+    /// Where its operators look.
+    pub(crate) fn gateway_admin(&self) -> String {
+        self.said_of_gateway("\nadmin_port = ")
+    }
+
+    fn said_of_gateway(&self, key: &str) -> String {
         let manifest = fs::read_to_string(self.scratch.path().join("tombolo.toml")).unwrap();
-        let (_, gateway) = manifest.split_once("[gateway]\nport = ").unwrap();
-        format!("http://127.0.0.1:{}", gateway.lines().next().unwrap())
+        let (_, gateway) = manifest.split_once("[gateway]").unwrap();
+        let (_, port) = gateway.split_once(key).unwrap();
+        format!("http://127.0.0.1:{}", port.lines().next().unwrap())
     }
 
     /// Runs an operator's command on this shop, which must succeed; returns its output.

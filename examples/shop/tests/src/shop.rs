@@ -21,6 +21,7 @@ mod odd;
 mod operating;
 mod described;
 mod kills;
+mod gateway;
 mod engines;
 mod mails;
 mod faults;

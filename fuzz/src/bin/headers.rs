@@ -1,0 +1,4 @@
+//! One target of the fuzzing. Its invariant is that of `fuzzing::headers`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| tombolo_gateway::fuzzing::headers(bytes));
