@@ -160,9 +160,6 @@ impl Visit {
         if let Some(refusal) = self.connection.refused().filter(|_| parts.uri.path() == REFUSED_PATH) {
             return Err(refusal.into());
         }
-        if parts.version == Version::HTTP_2 {
-            fields::judge(&parts)?;
-        }
         let (host, name) = host(&parts)?;
         entry.said().host.clone_from(&name);
         let path = normalized(parts.uri.path()).map_err(|_| Refusal::Path)?.into_owned();
@@ -230,8 +227,11 @@ fn lane<'t>(table: &'t Table, host: &str, path: &str, method: &Method) -> Result
     })
 }
 
-/// The host as it was asked for, and its name without the port.
+/// The host as it was asked for, and its name without the port, if the head has one reading.
 fn host(parts: &Parts) -> Result<(HeaderValue, String), Refusal> {
+    if parts.version == Version::HTTP_2 {
+        fields::judge(parts)?;
+    }
     let said = match parts.uri.authority() {
         Some(authority) => authority.clone(),
         None => match parts.headers.get(HOST) {
