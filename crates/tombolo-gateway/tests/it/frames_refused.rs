@@ -91,6 +91,8 @@ const HEADS: [&[(&str, &str)]; 33] = [
     &[(":method", "CONNECT"), (":protocol", "websocket"), SCHEME, AUTHORITY, PATH],
 ];
 
+type Fields<'f> = &'f [(&'f str, &'f str)];
+
 fn head(fields: &[(&str, &str)], flags: u8) -> Vec<u8> {
     frame(HEADERS, END_HEADERS | flags, 1, &block(fields))
 }
@@ -120,7 +122,7 @@ async fn a_head_with_two_readings_is_refused_and_reaches_nobody() {
 async fn what_passes_is_one_request_of_http_1_with_one_reading() {
     let service = Recorder::start(ANSWER).await;
     let gateway = gateway(&service.route()).await;
-    let cases: [(&[(&str, &str)], &[&str], &[&str]); 8] = [
+    let cases: [(Fields<'_>, &[&str], &[&str]); 8] = [
         (&[("cookie", "a=1"), ("cookie", "b=2"), ("cookie", "c=3")], &["cookie: a=1; b=2; c=3"], &[]),
         (&[("host", "a")], &["host: a"], &[]),
         (&[("te", "trailers")], &["te: trailers"], &[]),
