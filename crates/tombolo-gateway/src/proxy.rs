@@ -202,9 +202,6 @@ impl Visit {
         if let Some(refusal) = self.connection.refused().filter(|_| parts.uri.path() == REFUSED_PATH) {
             return Err(refusal.into());
         }
-        if parts.version == Version::HTTP_2 {
-            fields::judge(parts)?;
-        }
         let (authority, host) = host(parts)?;
         entry.said().host = Some(authority.clone());
         let path = normalized(parts.uri.path()).map_err(|_| Refusal::Path)?;
@@ -262,8 +259,11 @@ fn lane<'t>(table: &'t Table, host: &str, path: &str, method: &Method) -> Result
     })
 }
 
-/// The host as it was asked for, and the header that says so.
+/// The host as it was asked for, and the header that says so, if the head has one reading.
 fn host(parts: &Parts) -> Result<(Authority, HeaderValue), Refusal> {
+    if parts.version == Version::HTTP_2 {
+        fields::judge(parts)?;
+    }
     let shown =
         |authority: &Authority| HeaderValue::from_str(authority.as_str()).map_err(|_| Refusal::Malformed);
     let (authority, value) = match (parts.uri.authority(), parts.headers.get(HOST)) {
