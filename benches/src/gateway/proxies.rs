@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use nix::unistd::{SysconfVar, sysconf};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, SysconfVar, sysconf};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::time::{interval, timeout};
@@ -69,24 +70,41 @@ impl Started {
 
     /// What the process and its children have used.
     fn processor_seconds(&self) -> Result<f64> {
-        let own = self.pid()?;
         let per_second = sysconf(SysconfVar::CLK_TCK)?.unwrap_or(100) as f64;
-        let mut ticks = 0.0;
-        for entry in fs::read_dir("/proc")? {
-            let stat = fs::read_to_string(entry?.path().join("stat")).unwrap_or_default();
-            // The fields behind the name, which may itself hold blanks: the parent is the fourth of all, utime and stime the 14th and 15th.
-            let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-            let is_one = stat.starts_with(&format!("{own} ")) || fields.get(1) == Some(&&*own.to_string());
-            if let (true, [user, system]) = (is_one, fields.get(11..13).unwrap_or_default()) {
-                ticks += user.parse::<f64>()? + system.parse::<f64>()?;
-            }
-        }
+        let ticks: f64 = family(self.pid()?)?.into_iter().map(|(_, ticks)| ticks).sum();
         Ok(ticks / per_second)
     }
 
     pub(super) fn pid(&self) -> Result<u32> {
         self.child.id().ok_or_else(|| Error::new("a proxy has ended"))
     }
+}
+
+impl Drop for Started {
+    /// Ends the process before its children, which it would replace; nginx's would outlive it.
+    fn drop(&mut self) {
+        let Some(family) = self.pid().and_then(family).ok() else { return };
+        self.child.start_kill().ok();
+        for (process, _) in family {
+            kill(Pid::from_raw(process), Signal::SIGKILL).ok();
+        }
+    }
+}
+
+/// A process and its children: the number of each, and the ticks of processor time that it has used.
+fn family(own: u32) -> Result<Vec<(i32, f64)>> {
+    let mut family = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let stat = fs::read_to_string(entry?.path().join("stat")).unwrap_or_default();
+        // The fields behind the name, which may itself hold blanks: the parent is the fourth of all, utime and stime the 14th and 15th.
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        let is_one = stat.starts_with(&format!("{own} ")) || fields.get(1) == Some(&&*own.to_string());
+        if let (true, [user, system]) = (is_one, fields.get(11..13).unwrap_or_default()) {
+            let process = stat.split(' ').next().unwrap_or_default().parse()?;
+            family.push((process, user.parse::<f64>()? + system.parse::<f64>()?));
+        }
+    }
+    Ok(family)
 }
 
 fn figure(text: &str, label: &str) -> Result<f64> {
