@@ -7,6 +7,7 @@ use tokio::time::sleep;
 use crate::campaign::{Stage, Tally};
 use crate::load::{self, Load};
 use crate::process::{Outcome, Which};
+use crate::reader::Count;
 use crate::verify;
 
 /// Who is there.
@@ -34,7 +35,7 @@ pub(crate) async fn run(stage: Stage<'_>) -> Outcome<Tally> {
     world.spawn(Which::Bus, None).await?;
     let draining = Instant::now();
     let mut database = world.scene.databases.read(Which::Producer).await?;
-    while database.count(verify::WAITING).await? > MOVING {
+    while database.count(Count::Waiting).await? > MOVING {
         sleep(verify::LOOK_EVERY).await;
     }
     database.close().await?;

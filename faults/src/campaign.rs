@@ -29,6 +29,8 @@ pub(crate) struct Plan {
     pub(crate) only: Option<String>,
     /// How many orders gather while the bus is away.
     pub(crate) gathered: usize,
+    /// Between two orders of a writer, instead of the load's own.
+    pub(crate) pace: Option<Duration>,
     /// A deliberate fault, which must be caught.
     pub(crate) mutant: Option<Mutant>,
 }
@@ -139,7 +141,7 @@ impl Fault {
             Self::BusFull => own_bus(ground).or_else(Mount::hindrance),
             Self::OldBus => own_bus(ground),
             Self::OldDatabase | Self::SecondCopy => {
-                (!ground.can_be_copied()).then(|| "MariaDB cannot copy a database".to_owned())
+                (!ground.can_be_copied()).then(|| "the producer's server cannot copy a database".to_owned())
             }
             Self::ServerKill | Self::ServerPause => {
                 ground.database_servers().is_empty().then(|| "no database has a server of its own".to_owned())
@@ -191,6 +193,7 @@ pub(crate) struct Stage<'a> {
     pub(crate) random: &'a mut StdRng,
     /// How many orders gather while the bus is away.
     pub(crate) gathered: usize,
+    pace: Option<Duration>,
     mutant: Option<Mutant>,
 }
 
@@ -223,6 +226,7 @@ impl<'a> Stage<'a> {
             cast,
             variables: lease.into_iter().chain(mutant).collect(),
             office,
+            pace: self.pace,
         })
         .await
     }
@@ -311,6 +315,7 @@ async fn on_own_ground(fault: Fault, count: u32, plan: &Plan, random: &mut StdRn
         databases: &databases,
         random,
         gathered: plan.gathered,
+        pace: plan.pace,
         mutant: plan.mutant,
     };
     match happen(fault, stage, count).await {

@@ -16,7 +16,9 @@ use uuid::Uuid;
 use crate::door::Door;
 use crate::hosts::{Host, Hosts};
 use crate::process::{Outcome, Which};
-use crate::verify::Rows;
+#[cfg(feature = "engines")]
+use crate::reader;
+use crate::reader::Reader;
 
 /// The services that own a database.
 const OWNERS: [Which; 2] = [Which::Producer, Which::Consumer];
@@ -25,9 +27,6 @@ const ALL: [Which; 3] = [Which::Producer, Which::Consumer, Which::CopiedProducer
 
 /// What SQLite's files are called besides the database's name.
 const FILE_ENDINGS: [&str; 3] = ["", "-wal", "-shm"];
-
-/// What the tables of the build that is read have in front of their names.
-const LIVE: &str = "SELECT namespace FROM tombolo.build JOIN tombolo.view USING (view, version, build)";
 
 /// Where the databases of a service are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -39,6 +38,9 @@ pub(crate) enum Kind {
     /// MariaDB: a server.
     #[cfg(feature = "engines")]
     Mariadb,
+    /// MongoDB: a server.
+    #[cfg(feature = "engines")]
+    Mongodb,
 }
 
 impl Kind {
@@ -49,6 +51,8 @@ impl Kind {
             Self::Postgres => Some(Engine::Postgres),
             #[cfg(feature = "engines")]
             Self::Mariadb => Some(Engine::MariaDb),
+            #[cfg(feature = "engines")]
+            Self::Mongodb => Some(Engine::MongoDb),
         }
     }
 }
@@ -197,6 +201,11 @@ impl Databases<'_> {
             return format!("sqlite:{}", self.name(which));
         };
         url.set_path(&self.name(which));
+        #[cfg(feature = "engines")]
+        if self.ground.kind(which) == Kind::Mongodb {
+            // Or a client goes past the door, to where the members of the set say that they are.
+            url.set_query(Some("directConnection=true"));
+        }
         if let Some(door) = door {
             // Addresses of servers have both.
             url.set_ip_host(door.address.ip()).ok();
@@ -208,12 +217,14 @@ impl Databases<'_> {
     /// Opens a service's own for reading.
     pub(crate) async fn read(&self, which: Which) -> Outcome<Reader> {
         let url = self.address(which, None);
-        Ok(match self.ground.kind(which) {
-            Kind::Sqlite => Reader::Sqlite(SqliteConnection::connect(&format!("{url}?mode=ro")).await?),
-            Kind::Postgres => Reader::Postgres(PgConnection::connect(&url).await?),
+        match self.ground.kind(which) {
+            Kind::Sqlite => Reader::sqlite(&url).await,
+            Kind::Postgres => Reader::postgres(&url).await,
             #[cfg(feature = "engines")]
-            Kind::Mariadb => Reader::Mysql(sqlx::MySqlConnection::connect(&url).await?),
-        })
+            Kind::Mariadb => Reader::mysql(&url).await,
+            #[cfg(feature = "engines")]
+            Kind::Mongodb => Reader::mongodb(&url).await,
+        }
     }
 
     /// Makes a copy of the producer's, which nobody has open now.
@@ -262,6 +273,10 @@ impl Databases<'_> {
     /// Drops them; SQLite's files go with their folder.
     pub(crate) async fn drop(self) -> Outcome<()> {
         for which in ALL {
+            #[cfg(feature = "engines")]
+            if self.ground.kind(which) == Kind::Mongodb {
+                reader::mongodb::drop_database(&self.address(which, None)).await?;
+            }
             let force = if self.ground.kind(which) == Kind::Postgres { "WITH (FORCE)" } else { "" };
             self.on_server(which, &format!("DROP DATABASE IF EXISTS {} {force}", self.name(which))).await?;
         }
@@ -299,6 +314,9 @@ impl Databases<'_> {
                 sqlx::raw_sql(sql).execute(&mut connection).await?;
                 connection.close().await?;
             }
+            // One is made with its first document.
+            #[cfg(feature = "engines")]
+            Kind::Mongodb => {}
         }
         Ok(())
     }
@@ -322,75 +340,4 @@ impl CutOff<'_> {
             Self::Shut(door) => door.open().await,
         }
     }
-}
-
-/// A connection of the checks. Queries are written as PostgreSQL takes them.
-pub(crate) enum Reader {
-    Sqlite(SqliteConnection),
-    Postgres(PgConnection),
-    #[cfg(feature = "engines")]
-    Mysql(sqlx::MySqlConnection),
-}
-
-/// Does the same with the connection of each kind.
-macro_rules! each {
-    ($reader:expr, $connection:ident => $done:expr) => {
-        match $reader {
-            Reader::Sqlite($connection) => $done,
-            Reader::Postgres($connection) => $done,
-            #[cfg(feature = "engines")]
-            Reader::Mysql($connection) => $done,
-        }
-    };
-}
-
-impl Reader {
-    pub(crate) async fn count(&mut self, query: &str) -> Outcome<i64> {
-        let query = self.dialect(query);
-        Ok(each!(self, connection => sqlx::query_scalar(query).fetch_one(connection).await?))
-    }
-
-    /// The table of the copies, of the build that is read.
-    pub(crate) async fn copies(&mut self) -> Outcome<String> {
-        let query = self.dialect(LIVE);
-        let namespace: String =
-            each!(self, connection => sqlx::query_scalar(query).fetch_one(connection).await?);
-        Ok(match self {
-            Self::Sqlite(_) => format!("\"{namespace}_copies\""),
-            Self::Postgres(_) => format!("\"{namespace}\".copies"),
-            #[cfg(feature = "engines")]
-            Self::Mysql(_) => format!("`{namespace}_copies`"),
-        })
-    }
-
-    /// How many copies there are.
-    pub(crate) async fn count_copies(&mut self) -> Outcome<i64> {
-        let copies = self.copies().await?;
-        self.count(&format!("SELECT count(*) FROM {copies}")).await
-    }
-
-    /// Ends it before anybody does something to the files.
-    pub(crate) async fn close(self) -> Outcome<()> {
-        each!(self, connection => connection.close().await?);
-        Ok(())
-    }
-
-    pub(crate) async fn rows(&mut self, query: &str) -> Outcome<Rows> {
-        let query = self.dialect(query);
-        Ok(each!(self, connection => sqlx::query_as(query).fetch_all(connection).await?))
-    }
-
-    fn dialect(&self, query: &str) -> AssertSqlSafe<String> {
-        AssertSqlSafe(match self {
-            Self::Sqlite(_) => prefixed(query),
-            Self::Postgres(_) => query.to_owned(),
-            #[cfg(feature = "engines")]
-            Self::Mysql(_) => prefixed(query).replace(" key,", " `key`,").replace("AS BIGINT", "AS SIGNED"),
-        })
-    }
-}
-
-/// In SQLite and MariaDB a prefix stands for the schema.
-fn prefixed(query: &str) -> String {
-    query.replace("tombolo.", "tombolo_")
 }

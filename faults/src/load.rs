@@ -65,7 +65,8 @@ impl Load {
     }
 
     fn start_with(world: &World<'_>, key: impl Fn(usize) -> String) -> Self {
-        let pace = if world.scene.office.is_some() { PACE_WITH_LETTERS } else { PACE };
+        let usual = if world.scene.office.is_some() { PACE_WITH_LETTERS } else { PACE };
+        let pace = world.scene.pace.unwrap_or(usual);
         let urls = world.producers();
         let state = Arc::new(State::default());
         let mut writers = JoinSet::new();

@@ -9,6 +9,7 @@ mod mutant;
 mod process;
 mod door;
 mod hosts;
+mod reader;
 mod databases;
 mod office;
 mod mount;
@@ -29,6 +30,7 @@ mod dividing;
 mod shop;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
@@ -55,6 +57,9 @@ struct Arguments {
     /// How many orders gather while the bus is away.
     #[arg(long, value_name = "ORDERS", default_value_t = 1_000_000)]
     gathered: usize,
+    /// Milliseconds between two orders of each writer, instead of 3, or 25 where each order has a letter: for a slow machine.
+    #[arg(long, value_name = "MILLISECONDS")]
+    pace: Option<u64>,
     /// The seed of every choice; printed, so that a run can be repeated.
     #[arg(long, default_value_t = 20_261_120)]
     seed: u64,
@@ -85,6 +90,7 @@ impl Arguments {
             each: self.power.or(self.each),
             only: if self.power.is_some() { Some("power cut".to_owned()) } else { self.only },
             gathered: self.gathered,
+            pace: self.pace.map(Duration::from_millis),
             seed: self.seed,
             mutant: self.mutant,
         })

@@ -7,6 +7,8 @@ use std::env;
 
 use clap::ValueEnum;
 #[cfg(feature = "engines")]
+use tombolo::mongodb::Mongodb;
+#[cfg(feature = "engines")]
 use tombolo::mysql::Mysql;
 use tombolo::postgres::Postgres;
 use tombolo::sqlite::Sqlite;
@@ -100,5 +102,15 @@ pub(crate) fn in_mysql(database: Mysql) -> Mysql {
 
 #[cfg(all(feature = "engines", not(feature = "mutants")))]
 pub(crate) fn in_mysql(database: Mysql) -> Mysql {
+    database
+}
+
+#[cfg(all(feature = "engines", feature = "mutants"))]
+pub(crate) fn in_mongodb(database: Mongodb) -> Mongodb {
+    of_database().map_or(database.clone(), |mutant| database.with_mutant(mutant))
+}
+
+#[cfg(all(feature = "engines", not(feature = "mutants")))]
+pub(crate) fn in_mongodb(database: Mongodb) -> Mongodb {
     database
 }

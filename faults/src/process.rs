@@ -98,6 +98,8 @@ pub(crate) struct Scene<'a> {
     pub(crate) variables: Vec<(&'static str, String)>,
     /// Where the consumer's letters arrive, if it sends any.
     pub(crate) office: Option<Office>,
+    /// Between two orders of a writer, instead of the load's own.
+    pub(crate) pace: Option<Duration>,
 }
 
 /// The processes and where their files are.

@@ -6,6 +6,8 @@ mod sqlite;
 mod postgres;
 #[cfg(feature = "engines")]
 mod mysql;
+#[cfg(feature = "engines")]
+mod mongodb;
 
 use std::future::Future;
 use std::path::Path;
@@ -18,7 +20,6 @@ use axum::{Json, Router};
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use sqlx::{SqlSafeStr, SqlStr};
 use tokio_util::sync::CancellationToken;
 use tombolo::postgres::Postgres;
 use tombolo::settings::Lease;
@@ -56,22 +57,15 @@ const SOUR_FAILS: f64 = 0.6;
 pub(crate) trait Store: Database {
     /// What makes the table of the copies.
     const COPIES: &'static str;
-    /// What keeps an order, and what keeps a copy of one.
-    const INSERT_ORDER: &'static str = "INSERT INTO orders (id, key, n) VALUES ($1, $2, $3)";
-    const INSERT_COPY: &'static str = "INSERT INTO {copies} (id, key, n) VALUES ($1, $2, $3)";
 
     /// Makes the table in which orders are kept, in the order in which they came.
     fn make_orders(self) -> impl Future<Output = tombolo::Result<()>> + Send;
 
-    /// Keeps an order, or a copy of one.
-    fn insert(
-        tx: &mut Self::Tx,
-        insert: SqlStr,
-        row: &Placed,
-    ) -> impl Future<Output = sqlx::Result<()>> + Send;
+    /// Keeps an order.
+    fn keep_order(tx: &mut Self::Tx, placed: &Placed) -> impl Future<Output = tombolo::Result<()>> + Send;
 
-    /// A statement of a view, with the tables of its build.
-    fn sql(tx: &Self::Tx, text: &'static str) -> tombolo_db::Result<SqlStr>;
+    /// Keeps a copy of one, in the build of the view.
+    fn keep_copy(tx: &mut Self::Tx, placed: &Placed) -> impl Future<Output = tombolo::Result<()>> + Send;
 }
 
 /// What the producer says. `n` counts up for each key, so that a reordering shows.
@@ -123,7 +117,7 @@ async fn place_many<D: Store>(
 ) -> Result<StatusCode, Problem> {
     let mut tx = app.begin().await?;
     for placed in &many {
-        D::insert(&mut tx, D::INSERT_ORDER.into_sql_str(), placed).await?;
+        D::keep_order(&mut tx, placed).await?;
         if goes_by_later(&placed.key) {
             tx.outgoing().publish_at(placed, Timestamp::now())?;
         } else {
@@ -147,9 +141,7 @@ async fn copy<D: Store>(event: Placed, tx: &mut D::Tx) -> Handled {
     if event.key.starts_with(SOUR) && event.n % SOUR_EVERY == 0 && rand::random_bool(SOUR_FAILS) {
         return Err(std::io::Error::other("a sour order").into());
     }
-    let insert = D::sql(tx, D::INSERT_COPY)?;
-    D::insert(tx, insert, &event).await?;
-    Ok(())
+    Ok(D::keep_copy(tx, &event).await?)
 }
 
 /// Where letters go.
@@ -223,6 +215,8 @@ pub(crate) async fn producer() -> tombolo::Result<()> {
         url if url.starts_with("postgres") => serve(orders(postgres(&url)?)).await,
         #[cfg(feature = "engines")]
         url if url.starts_with("mysql") => serve(orders(mysql(&url)?)).await,
+        #[cfg(feature = "engines")]
+        url if url.starts_with("mongodb") => serve(orders(mongodb(&url).await?)).await,
         url => serve(orders(sqlite(&url)?)).await,
     }
 }
@@ -232,6 +226,8 @@ pub(crate) async fn consumer() -> tombolo::Result<()> {
         url if url.starts_with("postgres") => serve(history(postgres(&url)?)).await,
         #[cfg(feature = "engines")]
         url if url.starts_with("mysql") => serve(history(mysql(&url)?)).await,
+        #[cfg(feature = "engines")]
+        url if url.starts_with("mongodb") => serve(history(mongodb(&url).await?)).await,
         url => serve(history(sqlite(&url)?)).await,
     }
 }
@@ -248,6 +244,11 @@ fn postgres(url: &str) -> tombolo::Result<Postgres> {
 #[cfg(feature = "engines")]
 fn mysql(url: &str) -> tombolo::Result<tombolo::mysql::Mysql> {
     Ok(mutant::in_mysql(tombolo::mysql::Mysql::open(url)?.with_idle_in_transaction(lease() / 2)))
+}
+
+#[cfg(feature = "engines")]
+async fn mongodb(url: &str) -> tombolo::Result<tombolo::mongodb::Mongodb> {
+    Ok(mutant::in_mongodb(tombolo::mongodb::Mongodb::open(url).await?))
 }
 
 pub(crate) async fn bus(folder: &Path, socket: &Path) -> Result<(), Box<dyn std::error::Error>> {

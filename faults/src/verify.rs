@@ -13,9 +13,9 @@ use tombolo::Event;
 use tombolo_bus::{Identity, Read};
 use tombolo_event::{Cursor, Envelope, ServiceName};
 
-use crate::databases::Reader;
 use crate::load::Load;
 use crate::process::{Outcome, Placed, Seen, Which, World};
+use crate::reader::{Count, Reader, Rows};
 
 /// How long settling may stand still.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -23,18 +23,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// How many such looks there are for each look at what the services say of themselves.
 const LOOKS_PER_STATUS: u32 = 50;
-
-/// (id, key, n), in the order of application.
-pub(crate) type Rows = Vec<(String, String, i64)>;
-
-/// The rows of an outbox.
-pub(crate) const WAITING: &str = "SELECT count(*) FROM tombolo.outbox";
-/// How many events the last of the subscriptions has behind it.
-const APPLIED: &str = "SELECT CAST(coalesce(min(behind), 0) AS BIGINT) FROM
-    (SELECT sum(sequence) AS behind FROM tombolo.cursor WHERE topic = 'orders' GROUP BY subscription) AS each_one";
-const PARKED: &str = "SELECT count(*) FROM tombolo.parked";
-/// What the producer committed.
-const ORDERED: &str = "SELECT id, key, n FROM orders ORDER BY place";
 
 /// A promise that was broken, as opposed to a run that went wrong.
 #[derive(Debug)]
@@ -60,7 +48,7 @@ pub(crate) struct Checked {
 /// What waits in the producer's outbox.
 async fn outbox_rows(world: &World<'_>) -> Outcome<i64> {
     let mut orders = world.scene.databases.read(Which::Producer).await?;
-    let rows = orders.count(WAITING).await?;
+    let rows = orders.count(Count::Waiting).await?;
     orders.close().await?;
     Ok(rows)
 }
@@ -96,11 +84,10 @@ pub(crate) async fn settled_but(
 ) -> Outcome<Checked> {
     let mut orders = world.scene.databases.read(Which::Producer).await?;
     let mut history = world.scene.databases.read(Which::Consumer).await?;
-    kept(&orders.rows(ORDERED).await?, acknowledged)?;
+    kept(&orders.orders().await?, acknowledged)?;
     settle(world, &mut orders, &mut history, except).await?;
-    let ordered = orders.rows(ORDERED).await?;
-    let copies = history.copies().await?;
-    let copied = history.rows(&format!("SELECT id, key, n FROM {copies} ORDER BY place")).await?;
+    let ordered = orders.orders().await?;
+    let copied = history.copied().await?;
     orders.close().await?;
     history.close().await?;
     let placed = topic::<Placed>(world, "orders").await?;
@@ -121,7 +108,7 @@ pub(crate) async fn settled_but(
 /// How many events are parked at the consumer.
 pub(crate) async fn parked(world: &World<'_>) -> Outcome<i64> {
     let mut history = world.scene.databases.read(Which::Consumer).await?;
-    let parked = history.count(PARKED).await?;
+    let parked = history.count(Count::Parked).await?;
     history.close().await?;
     Ok(parked)
 }
@@ -206,12 +193,12 @@ struct Left {
 impl Left {
     async fn now(orders: &mut Reader, history: &mut Reader) -> Outcome<Self> {
         Ok(Self {
-            rows: orders.count("SELECT count(*) FROM orders").await?,
-            waiting: orders.count(WAITING).await?,
+            rows: orders.count(Count::Orders).await?,
+            waiting: orders.count(Count::Waiting).await?,
             copies: history.count_copies().await?,
-            parked: history.count(PARKED).await?,
-            reactions_waiting: history.count(WAITING).await?,
-            applied: history.count(APPLIED).await?,
+            parked: history.count(Count::Parked).await?,
+            reactions_waiting: history.count(Count::Waiting).await?,
+            applied: history.count(Count::Applied).await?,
         })
     }
 

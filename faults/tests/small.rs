@@ -134,6 +134,8 @@ mod mutants {
 /// On servers of other engines, which the run starts for itself where the tests have some too.
 #[cfg(feature = "engines")]
 mod on_other_engines {
+    use tombolo_servers::Engine;
+
     use super::run;
 
     fn run_with(engines: &[&str], arguments: &[&str]) {
@@ -190,5 +192,13 @@ mod on_other_engines {
     #[ignore = "slow: starts servers of its own"]
     fn a_postgres_that_is_killed_or_stopped_under_load_loses_and_doubles_nothing() {
         run_with(&["POSTGRES"], &["--database", "postgres", "--only", "database server", "--each", "2"]);
+    }
+    #[test]
+    #[ignore = "slow: starts a server of its own"]
+    fn a_mongodb_that_is_killed_or_stopped_under_load_loses_and_doubles_nothing() {
+        if !Engine::here().contains(&Engine::MongoDb) {
+            return println!("skipped: mongodb: a server is not to be had here; put mongod on the PATH");
+        }
+        run(&["--database", "mongodb", "--only", "database server", "--each", "2"]);
     }
 }

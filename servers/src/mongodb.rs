@@ -18,6 +18,8 @@ use crate::{Context, Error, Server};
 
 /// The name of the set.
 const SET: &str = "tombolo";
+/// How long a transaction may be open, in seconds: so long what a killed process had written in one stays out of reach.
+const TRANSACTION_SECONDS: &str = "transactionLifetimeLimitSeconds=15";
 /// How long an answer may take.
 const ANSWER_BOUND: Duration = Duration::from_secs(1);
 /// The largest answer to these commands.
@@ -44,6 +46,7 @@ pub(super) fn make(folder: &Path, programs: &Programs) -> Result<Vec<Server>, Er
         let mut command = Command::new(&program);
         command.args(["--bind_ip", "127.0.0.1", "--port", &port.to_string(), "--replSet", SET, "--dbpath"]);
         command.arg(&data).args(["--nounixsocket", "--wiredTigerCacheSizeGB", "0.25"]);
+        command.args(["--setParameter", TRANSACTION_SECONDS]);
         command
     };
     let url = format!("mongodb://127.0.0.1:{port}/?replicaSet={SET}");

@@ -81,6 +81,13 @@ impl From<sqlx::Error> for Error {
     }
 }
 
+#[cfg(feature = "mongodb")]
+impl From<tombolo_db::mongodb::driver::error::Error> for Error {
+    fn from(error: tombolo_db::mongodb::driver::error::Error) -> Self {
+        tombolo_db::Error::from(error).into()
+    }
+}
+
 impl From<tombolo_bus::Error> for Error {
     fn from(error: tombolo_bus::Error) -> Self {
         let kind = if error.is_transient() { Kind::BusAway } else { Kind::Bus };

@@ -106,6 +106,13 @@ impl From<sqlx::Error> for Problem {
     }
 }
 
+#[cfg(feature = "mongodb")]
+impl From<tombolo_db::mongodb::driver::error::Error> for Problem {
+    fn from(error: tombolo_db::mongodb::driver::error::Error) -> Self {
+        Error::from(error).into()
+    }
+}
+
 impl From<Problem> for Response {
     fn from(problem: Problem) -> Self {
         problem.into_response()

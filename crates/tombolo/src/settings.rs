@@ -134,13 +134,14 @@ pub fn database_or(default: &str) -> String {
 }
 
 /// The kind of database that an address names, as [`tombolo_db::Outbox::kind`] calls it: `sqlite` (also for a plain path),
-/// `postgres`, `mysql`, `mongodb`, or whatever else stands before its colon. For a program that is built for several.
+/// `documents`, `postgres`, `mysql`, `mongodb`, or whatever else stands before its colon. For a program that is built for several.
 #[must_use]
 pub fn database_kind(address: &str) -> &str {
     match address.split_once(':') {
         Some(("postgres" | "postgresql", _)) => "postgres",
         Some(("mysql" | "mariadb", _)) => "mysql",
         Some(("mongodb" | "mongodb+srv", _)) => "mongodb",
+        Some(("documents", _)) => "documents",
         Some((scheme, rest)) if scheme != "sqlite" && rest.starts_with("//") => scheme,
         _ => "sqlite",
     }
@@ -171,6 +172,7 @@ mod tests {
             ("mariadb://db/users", "mysql"),
             ("mongodb://a,b/users?replicaSet=rs0", "mongodb"),
             ("mongodb+srv://cluster/users", "mongodb"),
+            ("documents:products.redb", "documents"),
             ("sqlite:orders.db", "sqlite"),
             ("sqlite:///data/orders.db?mode=rwc", "sqlite"),
             ("orders.db", "sqlite"),

@@ -1,6 +1,6 @@
 //! MariaDB under a role. Invariant: nothing guards against doubles.
 
-use sqlx::SqlStr;
+use sqlx::{SqlSafeStr, SqlStr};
 use tombolo::mysql::{Mysql, Tx};
 
 use super::{Placed, Store};
@@ -8,8 +8,6 @@ use super::{Placed, Store};
 impl Store for Mysql {
     const COPIES: &'static str = "CREATE TABLE {copies}
         (place BIGINT AUTO_INCREMENT PRIMARY KEY, id VARCHAR(64) NOT NULL, `key` VARCHAR(64) NOT NULL, n BIGINT NOT NULL)";
-    const INSERT_ORDER: &'static str = "INSERT INTO orders (id, `key`, n) VALUES (?, ?, ?)";
-    const INSERT_COPY: &'static str = "INSERT INTO {copies} (id, `key`, n) VALUES (?, ?, ?)";
 
     async fn make_orders(self) -> tombolo::Result<()> {
         let create = "CREATE TABLE IF NOT EXISTS orders
@@ -18,12 +16,17 @@ impl Store for Mysql {
         Ok(())
     }
 
-    fn sql(tx: &Tx, text: &'static str) -> tombolo_db::Result<SqlStr> {
-        tx.sql(text)
+    async fn keep_order(tx: &mut Tx, placed: &Placed) -> tombolo::Result<()> {
+        insert(tx, "INSERT INTO orders (id, `key`, n) VALUES (?, ?, ?)".into_sql_str(), placed).await
     }
 
-    async fn insert(tx: &mut Tx, insert: SqlStr, row: &Placed) -> sqlx::Result<()> {
-        sqlx::query(insert).bind(&row.id).bind(&row.key).bind(row.n).execute(&mut **tx).await?;
-        Ok(())
+    async fn keep_copy(tx: &mut Tx, placed: &Placed) -> tombolo::Result<()> {
+        let into = tx.sql("INSERT INTO {copies} (id, `key`, n) VALUES (?, ?, ?)")?;
+        insert(tx, into, placed).await
     }
+}
+
+async fn insert(tx: &mut Tx, into: SqlStr, placed: &Placed) -> tombolo::Result<()> {
+    sqlx::query(into).bind(&placed.id).bind(&placed.key).bind(placed.n).execute(&mut **tx).await?;
+    Ok(())
 }

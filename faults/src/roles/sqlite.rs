@@ -1,6 +1,6 @@
 //! SQLite under a role. Invariant: nothing guards against doubles.
 
-use sqlx::SqlStr;
+use sqlx::{SqlSafeStr, SqlStr};
 use tombolo::sqlite::{Sqlite, Tx};
 
 use super::{Placed, Store};
@@ -16,12 +16,17 @@ impl Store for Sqlite {
         Ok(())
     }
 
-    fn sql(tx: &Tx, text: &'static str) -> tombolo_db::Result<SqlStr> {
-        tx.sql(text)
+    async fn keep_order(tx: &mut Tx, placed: &Placed) -> tombolo::Result<()> {
+        insert(tx, "INSERT INTO orders (id, key, n) VALUES ($1, $2, $3)".into_sql_str(), placed).await
     }
 
-    async fn insert(tx: &mut Tx, insert: SqlStr, row: &Placed) -> sqlx::Result<()> {
-        sqlx::query(insert).bind(&row.id).bind(&row.key).bind(row.n).execute(&mut **tx).await?;
-        Ok(())
+    async fn keep_copy(tx: &mut Tx, placed: &Placed) -> tombolo::Result<()> {
+        let into = tx.sql("INSERT INTO {copies} (id, key, n) VALUES ($1, $2, $3)")?;
+        insert(tx, into, placed).await
     }
+}
+
+async fn insert(tx: &mut Tx, into: SqlStr, placed: &Placed) -> tombolo::Result<()> {
+    sqlx::query(into).bind(&placed.id).bind(&placed.key).bind(placed.n).execute(&mut **tx).await?;
+    Ok(())
 }

@@ -2,7 +2,7 @@
 //!
 //! Its database keeps documents by key, not tables: a catalogue is read by its ids, and a book has other details than a kite.
 
-use std::collections::BTreeSet;
+mod store;
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -11,14 +11,11 @@ use axum::{Json, Router};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use tombolo::documents::{Collection, Documents, Keys};
-use tombolo::{Event, Problem, Question, Service};
+use tombolo::{App, Event, Problem, Question, Service, Transaction};
 use uuid::Uuid;
 
-type App = tombolo::App<Documents>;
+pub use store::Store;
 
-/// Every product under its id.
-const PRODUCTS: Collection<Product> = Collection::new("products");
 /// The most products that are listed.
 const LISTED_MAX: usize = 1_000;
 
@@ -67,8 +64,9 @@ impl Question for ProductsByIds {
     type Answer = Vec<Product>;
 }
 
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct Product {
+/// What can be bought.
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+pub struct Product {
     id: String,
     title: String,
     price_cents: i64,
@@ -108,12 +106,15 @@ fn refusal(detail: String) -> Problem {
     Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
 }
 
-async fn add(State(app): State<App>, Json(body): Json<Add>) -> Result<(StatusCode, Json<Product>), Problem> {
+async fn add<D: Store>(
+    State(app): State<App<D>>,
+    Json(body): Json<Add>,
+) -> Result<(StatusCode, Json<Product>), Problem> {
     let Add { title, price_cents, details } = body;
     let product = Product { id: Uuid::now_v7().to_string(), title, price_cents, details };
     check(&product)?;
     let mut tx = app.begin().await?;
-    tx.put(&PRODUCTS, &product.id, &product).await?;
+    D::put(&mut tx, &product).await?;
     tx.publish(&ProductAdded {
         product_id: product.id.clone(),
         title: product.title.clone(),
@@ -123,18 +124,18 @@ async fn add(State(app): State<App>, Json(body): Json<Add>) -> Result<(StatusCod
     Ok((StatusCode::CREATED, Json(product)))
 }
 
-async fn change(
-    State(app): State<App>,
+async fn change<D: Store>(
+    State(app): State<App<D>>,
     Path(id): Path<String>,
     Json(body): Json<Change>,
 ) -> Result<Json<Product>, Problem> {
     let mut tx = app.begin().await?;
-    let mut product = tx.get(&PRODUCTS, &id).await?.ok_or_else(|| unknown(&id))?;
+    let mut product = D::find_in(&mut tx, &id).await?.ok_or_else(|| unknown(&id))?;
     product.title = body.title.unwrap_or(product.title);
     product.price_cents = body.price_cents.unwrap_or(product.price_cents);
     product.details = body.details.unwrap_or(product.details);
     check(&product)?;
-    tx.put(&PRODUCTS, &id, &product).await?;
+    D::put(&mut tx, &product).await?;
     tx.publish(&ProductChanged {
         product_id: id,
         title: product.title.clone(),
@@ -148,39 +149,33 @@ fn unknown(id: &str) -> Problem {
     Problem::new(StatusCode::NOT_FOUND, format!("there is no product {id:?}"))
 }
 
-async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Product>, Problem> {
-    let product = app.database().read().await?.get(&PRODUCTS, &id).await?;
+async fn show<D: Store>(State(app): State<App<D>>, Path(id): Path<String>) -> Result<Json<Product>, Problem> {
+    let product = app.database().find(&id).await?;
     product.map(Json).ok_or_else(|| unknown(&id))
 }
 
-async fn list(State(app): State<App>) -> Result<Json<Vec<Product>>, Problem> {
-    let products = app.database().read().await?.scan(&PRODUCTS, Keys::all(), LISTED_MAX).await?;
-    Ok(Json(products.into_iter().map(|(_, product)| product).collect()))
+async fn list<D: Store>(State(app): State<App<D>>) -> Result<Json<Vec<Product>>, Problem> {
+    Ok(Json(app.database().list(LISTED_MAX).await?))
 }
 
-async fn products_by_ids(question: ProductsByIds, app: App) -> Result<Vec<Product>, Problem> {
+async fn products_by_ids<D: Store>(question: ProductsByIds, app: App<D>) -> Result<Vec<Product>, Problem> {
     if question.product_ids.len() > IDS_MAX {
         let found = question.product_ids.len();
         return Err(refusal(format!("found {found} product ids; expected at most {IDS_MAX}: ask in parts")));
     }
-    let catalogue = app.database().read().await?;
-    let mut products = Vec::new();
-    for id in question.product_ids.iter().collect::<BTreeSet<_>>() {
-        products.extend(catalogue.get(&PRODUCTS, id).await?);
-    }
-    Ok(products)
+    Ok(app.database().find_all(&question.product_ids.into_iter().collect()).await?)
 }
 
 /// The service on its own database.
 #[must_use]
-pub fn service(database: Documents) -> Service<Documents> {
+pub fn service<D: Store>(database: D) -> Service<D> {
     Service::new("products", database)
         .routes(
             Router::new()
-                .route("/products", post(add).get(list))
-                .route("/products/{id}", get(show).patch(change)),
+                .route("/products", post(add::<D>).get(list::<D>))
+                .route("/products/{id}", get(show::<D>).patch(change::<D>)),
         )
         .publishes::<ProductAdded>()
         .publishes::<ProductChanged>()
-        .answer(products_by_ids)
+        .answer(products_by_ids::<D>)
 }

@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+/// Names a MongoDB that tests may use; only for them `products` is built for it.
+pub(crate) const MONGODB: &str = "TOMBOLO_TEST_MONGODB";
+
 const PACKAGES: [&str; 8] = [
     "tombolo-cli",
     "shop-users",
@@ -37,6 +40,9 @@ fn build() -> PathBuf {
     }
     for package in PACKAGES {
         cargo.args(["--package", package]);
+    }
+    if std::env::var_os(MONGODB).is_some_and(|url| !url.is_empty()) {
+        cargo.args(["--features", "shop-products/mongodb"]);
     }
     let status = cargo.status().unwrap();
     assert!(status.success(), "the shop does not build: {status}");

@@ -1,5 +1,5 @@
-//! The shop, unchanged, on what people run already: on each of the buses, with `orders` on PostgreSQL, `users` on MariaDB and the
-//! others on SQLite; on PostgreSQL as the bus, `users` is there, too.
+//! The shop, unchanged, on what people run already: on each of the buses, with `orders` on PostgreSQL, `users` on MariaDB, the
+//! history on SQLite, and `products` on documents, or on MongoDB where that is to be had; on PostgreSQL as the bus, `users` is there, too.
 //!
 //! Invariant: each test has a namespace of its own on the bus and databases of its own on the servers, and drops the databases.
 
@@ -10,9 +10,11 @@ use std::time::Duration;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, MySqlConnection, PgConnection};
+use tombolo::mongodb::driver::{Client, options::ClientOptions};
 use tombolo::settings::database_kind;
 use uuid::Uuid;
 
+use crate::built::MONGODB;
 use crate::fold::assert_all_agree;
 use crate::kills::Customers;
 use crate::running::{Elsewhere, Shop};
@@ -32,6 +34,8 @@ struct Ground {
     postgres: String,
     /// Where `users` has its.
     users: String,
+    /// For `products`, instead of a file.
+    mongodb: Option<String>,
 }
 
 impl Ground {
@@ -51,7 +55,19 @@ impl Ground {
             bus: server(bus)?,
             postgres: server(POSTGRES)?,
             users: server(users)?,
+            mongodb: None,
         })
+    }
+
+    /// The same with `products` on MongoDB; says so if there is none.
+    fn with_mongodb(mut self) -> Option<Self> {
+        self.mongodb = env::var(MONGODB).ok().filter(|url| !url.is_empty());
+        if self.mongodb.is_none() {
+            eprintln!(
+                "skipped: the shop with products on MongoDB: a server is not to be had here; put mongod on the PATH and run cargo xtask test, or name a replica set in {MONGODB}"
+            );
+        }
+        self.mongodb.is_some().then_some(self)
     }
 
     /// The name of a database on its server.
@@ -65,7 +81,12 @@ impl Ground {
             let (server, _) = server.rsplit_once('/').expect("the URL names a database");
             (service, format!("{server}/{}", self.database(service)))
         };
-        let databases = vec![on(&self.postgres, "orders"), on(&self.users, "users")];
+        let mut databases = vec![on(&self.postgres, "orders"), on(&self.users, "users")];
+        if let Some(mongodb) = &self.mongodb {
+            let (server, options) =
+                mongodb.split_once("/?").expect("the URL has options and names no database");
+            databases.push(("products", format!("{server}/{}?{options}", self.database("products"))));
+        }
         Elsewhere { bus: Some(bus(&self.bus, &self.name)), databases }
     }
 
@@ -82,6 +103,13 @@ impl Ground {
                     sqlx::raw_sql(drop).execute(&mut postgres).await.unwrap();
                 }
             }
+        }
+        if let Some(mongodb) = &self.mongodb {
+            let client = Client::with_options(ClientOptions::parse(mongodb).await.unwrap()).unwrap();
+            let products = client.database(&self.database("products"));
+            // Written by the service that this test ran, and by nobody else.
+            assert!(products.list_collection_names().await.unwrap().contains(&"products".to_owned()));
+            products.drop().await.unwrap();
         }
     }
 }
@@ -170,4 +198,10 @@ async fn on_redis_with_three_kinds_of_databases_the_shop_is_whole() {
 async fn on_postgres_with_users_there_too_the_shop_is_whole() {
     let Some(ground) = Ground::find(POSTGRES, POSTGRES) else { return };
     the_shop_is_whole(ground, |server, name| format!("{server}?namespace={name}")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_nats_with_products_on_mongodb_the_shop_is_whole() {
+    let Some(ground) = Ground::find("TOMBOLO_TEST_NATS", MARIADB).and_then(Ground::with_mongodb) else { return };
+    the_shop_is_whole(ground, |server, name| format!("{server}/{name}?accept=unsynced")).await;
 }
