@@ -29,8 +29,8 @@ use proxies::{Started, gateway, in_path, nginx};
 
 const ROUNDS: usize = 5;
 const IDLE: u64 = 10_000;
-/// Connections by which the paced requests come.
-const PACED_CONNECTIONS: u32 = 16;
+/// Connections by which the paced requests come: as many as press, so that each pauses longer than a timer is exact to (1 ms).
+const PACED_CONNECTIONS: u32 = 64;
 const PACED: Duration = Duration::from_secs(5);
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n";
 
@@ -70,8 +70,10 @@ async fn beside(scratch: &Scratch, runner: &Path) -> Result<Vec<Row>> {
     let half = rates.subject() / 2.0;
     let direct = paced(backend.port, half).await?;
     let through = paced(own.port, half).await?;
+    let beside = paced(other.port, half).await?;
     let added = (through.us(0.99) - direct.us(0.99)) / 1e3;
-    let note = format!("{:.0} µs direct, {:.0} µs through", direct.us(0.99), through.us(0.99));
+    let p99 = [&direct, &through, &beside].map(|latencies| latencies.us(0.99));
+    let note = format!("{:.0} µs direct, {:.0} µs through, {:.0} µs through nginx", p99[0], p99[1], p99[2]);
     let resting = resting(&own).await?;
     Ok(vec![
         Row::of(RATE, &rates, Bar::AtLeast(0.6), rate),

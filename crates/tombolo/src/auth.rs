@@ -58,7 +58,7 @@ use crate::current::Current;
 pub const ADMIN: &str = "admin";
 
 /// Somebody who is signed in.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub struct User {
     /// The user, as the issuer names it.
     pub id: String,

@@ -19,13 +19,14 @@ use http::{HeaderMap, HeaderValue};
 use jiff::Timestamp;
 use jsonwebtoken::jwk::{Jwk, PublicKeyUse};
 use jsonwebtoken::{EncodingKey, Header, Validation};
+use quick_cache::sync::Cache;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::mutant::{Mutant, Mutation};
-use super::remembered::Remembered;
+use super::remembered::{Remembered, TOKENS_MAX};
 use super::token::{self, Algorithm, Key, Refused, TOKEN_BYTES_MAX};
 use super::{Caller, Refusal, User};
 use crate::directory::Directory;
@@ -37,6 +38,9 @@ pub const INTERNAL_HEADER: &str = "tombolo-internal-token";
 pub const INTERNAL_TYPE: &str = "tombolo-internal+jwt";
 /// How long an internal token lives at most.
 pub const LIFE: Duration = Duration::from_secs(60);
+/// For how long a token that was signed is sent again, rather than one signed for each request. What it says is the same, and it
+/// lives at least as long again, unless the user's own token ends before.
+const SENT_AGAIN: Duration = Duration::from_secs(30);
 /// How a service may sign them.
 pub(crate) const ALGORITHMS: [Algorithm; 2] = [Algorithm::EdDSA, Algorithm::ES256];
 /// How often the bus is asked at most for keys that are not known.
@@ -115,6 +119,8 @@ pub(crate) struct Signer {
     kid: String,
     signs: EncodingKey,
     jwk: Jwk,
+    /// By for whom and for which service: what was signed last, and when.
+    signed: Cache<(Option<User>, String), (Timestamp, HeaderValue)>,
 }
 
 fn broken<E: std::fmt::Display>(error: E) -> Error {
@@ -131,7 +137,7 @@ impl Signer {
         let kid = Uuid::new_v4().to_string();
         jwk.common.key_id = Some(kid.clone());
         jwk.common.public_key_use = Some(PublicKeyUse::Signature);
-        Ok(Self { name: name.to_owned(), kid, signs, jwk })
+        Ok(Self { name: name.to_owned(), kid, signs, jwk, signed: Cache::new(TOKENS_MAX) })
     }
 
     /// The public key, as it is registered.
@@ -147,6 +153,22 @@ impl Signer {
 
     /// A token by which `callee` knows who calls, and for which user.
     pub(crate) fn sign(&self, user: Option<&User>, callee: &str, now: Timestamp) -> Result<HeaderValue> {
+        let meant = (user.cloned(), callee.to_owned());
+        let is_fresh = |signed: &Timestamp| {
+            let age = now.as_second() - signed.as_second();
+            (0..SENT_AGAIN.as_secs().cast_signed()).contains(&age)
+        };
+        if let Some((signed, token)) = self.signed.get(&meant)
+            && is_fresh(&signed)
+        {
+            return Ok(token);
+        }
+        let token = self.sign_anew(user, callee, now)?;
+        self.signed.insert(meant, (now, token.clone()));
+        Ok(token)
+    }
+
+    fn sign_anew(&self, user: Option<&User>, callee: &str, now: Timestamp) -> Result<HeaderValue> {
         let mut header = Header::new(Algorithm::EdDSA);
         header.typ = Some(INTERNAL_TYPE.to_owned());
         header.kid = Some(self.kid.clone());
@@ -301,6 +323,38 @@ mod tests {
             assert_eq!(internal.vouched(&headers).await.unwrap_err(), Refusal::Internal);
         }
         *changes.borrow()
+    }
+
+    #[test]
+    fn a_token_is_sent_again_for_a_while_to_the_same_service_for_the_same_user_as_the_user_is() {
+        let (signer, clock) = (Signer::new("orders").unwrap(), Clock::stopped());
+        let ada = User {
+            id: "ada".into(),
+            session: None,
+            roles: Vec::new(),
+            client: "shop".into(),
+            version: 1,
+            ends: Some(clock.now().as_second() + 900),
+        };
+        let first = signer.sign(Some(&ada), "products", clock.now()).unwrap();
+        assert_eq!(signer.sign(Some(&ada), "products", clock.now()).unwrap(), first);
+        let mut others = vec![
+            signer.sign(None, "products", clock.now()).unwrap(),
+            signer.sign(Some(&ada), "users", clock.now()).unwrap(),
+        ];
+        for changed in [
+            User { id: "bob".into(), ..ada.clone() },
+            User { roles: vec!["admin".into()], ..ada.clone() },
+            User { version: 2, ..ada.clone() },
+            User { session: Some("s".into()), ..ada.clone() },
+            User { ends: Some(clock.now().as_second() + 5), ..ada.clone() },
+        ] {
+            others.push(signer.sign(Some(&changed), "products", clock.now()).unwrap());
+        }
+        clock.advance(SENT_AGAIN);
+        others.push(signer.sign(Some(&ada), "products", clock.now()).unwrap());
+        let different: std::collections::HashSet<_> = others.iter().chain([&first]).collect();
+        assert_eq!(different.len(), 9);
     }
 
     #[tokio::test]

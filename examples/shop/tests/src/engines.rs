@@ -202,6 +202,8 @@ async fn on_postgres_with_users_there_too_the_shop_is_whole() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_nats_with_products_on_mongodb_the_shop_is_whole() {
-    let Some(ground) = Ground::find("TOMBOLO_TEST_NATS", MARIADB).and_then(Ground::with_mongodb) else { return };
+    let Some(ground) = Ground::find("TOMBOLO_TEST_NATS", MARIADB).and_then(Ground::with_mongodb) else {
+        return;
+    };
     the_shop_is_whole(ground, |server, name| format!("{server}/{name}?accept=unsynced")).await;
 }

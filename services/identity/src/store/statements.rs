@@ -166,7 +166,7 @@ pub trait Store: Sql {
         }
     }
 
-    /// Keeps a new session, and clears away some that ended long ago.
+    /// Keeps a new session.
     fn insert_session(
         tx: &mut Self::Tx,
         id: &str,
@@ -178,8 +178,23 @@ pub trait Store: Sql {
             let insert =
                 Statement::new("INSERT INTO sessions (id, user_id, created_ms, ends_ms) VALUES (?, ?, ?, ?)");
             let insert = insert.bind(id).bind(user).bind(now.as_millisecond()).bind(ends.as_millisecond());
-            clear_sessions::<Self>(tx, now).await?;
             Self::run(tx, insert).await.map(drop)
+        }
+    }
+
+    /// Removes a few sessions whose end has passed, and with them their tokens; but none that somebody is at work on, who may hold
+    /// what this transaction would wait for.
+    fn clear_sessions(tx: &mut Self::Tx, now: Timestamp) -> impl Future<Output = Result<()>> + Send {
+        async move {
+            let unlocked = Self::WORDS.unlocked;
+            let old = Statement::new(format!(
+                "SELECT id FROM sessions WHERE ends_ms < ? ORDER BY ends_ms LIMIT ?{unlocked}"
+            ));
+            let old = Self::find(tx, old.bind(now.as_millisecond()).bind(CLEARED)).await?;
+            for (id,) in all::<(String,), _>(&old)? {
+                Self::run(tx, Statement::new("DELETE FROM sessions WHERE id = ?").bind(&*id)).await?;
+            }
+            Ok(())
         }
     }
 
@@ -300,20 +315,6 @@ pub trait Store: Sql {
 }
 
 impl<D: Sql> Store for D {}
-
-/// Removes a few sessions whose end has passed, and with them their tokens; but none that somebody is at work on, who may hold what
-/// this transaction would wait for.
-async fn clear_sessions<D: Sql>(tx: &mut D::Tx, now: Timestamp) -> Result<()> {
-    let unlocked = D::WORDS.unlocked;
-    let old = Statement::new(format!(
-        "SELECT id FROM sessions WHERE ends_ms < ? ORDER BY ends_ms LIMIT ?{unlocked}"
-    ));
-    let old = D::find(tx, old.bind(now.as_millisecond()).bind(CLEARED)).await?;
-    for (id,) in all::<(String,), _>(&old)? {
-        D::run(tx, Statement::new("DELETE FROM sessions WHERE id = ?").bind(&*id)).await?;
-    }
-    Ok(())
-}
 
 /// A question whose answer stays so until the transaction ends.
 fn locked<'a, D: Sql>(select: &str) -> Statement<'a> {
