@@ -220,8 +220,8 @@ async fn after_a_deadlock_nothing_is_kept_not_even_what_came_after_it() {
     let mut tx = prepared.writing().await;
     sqlx::query("UPDATE stock SET n = 2 WHERE item = 1").execute(&mut *tx).await.unwrap();
     let mut other = prepared.pool().begin().await.unwrap();
-    // The one that has written less is undone.
-    let more = "UPDATE stock SET n = 3 WHERE item = 2; CREATE TEMPORARY TABLE more (n int);
+    // The one that has written less is undone. The other waits as long as it takes until both wait.
+    let more = "SET innodb_lock_wait_timeout = 60; UPDATE stock SET n = 3 WHERE item = 2; CREATE TEMPORARY TABLE more (n int);
                 INSERT INTO more VALUES (1), (2), (3), (4), (5), (6), (7), (8), (9)";
     sqlx::raw_sql(more).execute(&mut *other).await.unwrap();
     let other = tokio::spawn(async move {

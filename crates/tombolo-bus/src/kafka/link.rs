@@ -23,7 +23,7 @@ use tombolo_event::{Backoff, ServiceName};
 use super::admin::Admin;
 use super::names::Address;
 use super::settings::{MESSAGE_BYTES_MAX, Settings, UNSYNCED};
-use super::stream::{Aside, Feed, Outlet, Pool};
+use super::stream::{Aside, Feed, Outlet, PARTITION, Pool};
 use crate::accept::Accepted;
 use crate::judged::{self, From, Names, REQUEST_SECONDS_MAX, Root, Streams};
 use crate::{Error, Kind, Result};
@@ -40,6 +40,8 @@ pub(super) const ASK: Duration = Duration::from_secs(5);
 const CHECKED_FOR: Duration = Duration::from_secs(60);
 /// How often it is looked for a topic that was just made.
 const MADE_TRIES_MAX: u32 = 12;
+/// How often a client is asked for one that it does not know: for about a second.
+const KNOWN_TRIES_MAX: u32 = 5;
 /// How long a reader waits at the broker for something to come, in milliseconds.
 const WAIT_MS: u32 = 500;
 #[cfg(feature = "conformance")]
@@ -368,13 +370,6 @@ impl Link {
         checked.insert(stream.to_owned(), (Instant::now(), found));
     }
 
-    /// The first offset that is kept, and the one after the last.
-    pub(super) async fn ends(&self, lines: &Lines, stream: &str) -> Result<(u64, u64)> {
-        let topic = stream.to_owned();
-        let (low, high) = ask(&lines.asker, move |asker| asker.fetch_watermarks(&topic, 0, ASK)).await?;
-        Ok((low.try_into().unwrap_or(0), high.try_into().unwrap_or(0)))
-    }
-
     pub(super) async fn close(&self) {
         self.root.close().await;
     }
@@ -389,6 +384,25 @@ pub(super) async fn ask<T: Send + 'static>(
     let answer = tokio::task::spawn_blocking(move || question(&asker)).await;
     let answer = answer.map_err(|error| unavailable("a question to Kafka was interrupted", error))?;
     answer.map_err(|error| failed("Kafka does not answer", error))
+}
+
+/// The first offset that is kept, and the one after the last. A client that has just heard that there is no such topic keeps that for a
+/// moment, and is asked again.
+pub(super) async fn ends(lines: &Lines, stream: &str) -> Result<(u64, u64)> {
+    for attempt in 0..KNOWN_TRIES_MAX {
+        let topic = stream.to_owned();
+        let asked = ask(&lines.asker, move |asker| match asker.fetch_watermarks(&topic, PARTITION, ASK) {
+            Err(KafkaError::MetadataFetch(
+                RDKafkaErrorCode::UnknownPartition | RDKafkaErrorCode::UnknownTopicOrPartition,
+            )) => Ok(None),
+            found => found.map(Some),
+        });
+        if let Some((low, high)) = asked.await? {
+            return Ok((low.try_into().unwrap_or(0), high.try_into().unwrap_or(0)));
+        }
+        tokio::time::sleep(RECONNECT.jittered(attempt)).await;
+    }
+    Err(unavailable(&format!("topic {stream} {HALF_MADE}"), "no broker knows of it yet"))
 }
 
 impl Streams for Link {
@@ -424,7 +438,7 @@ impl Streams for Link {
     }
 
     async fn begins(&self, stream: &str) -> Result<u64> {
-        Ok(self.ends(&*self.ready()?, stream).await?.0)
+        Ok(ends(&*self.ready()?, stream).await?.0)
     }
 
     async fn outlet(&self, stream: &str) -> Result<Outlet> {
@@ -436,7 +450,7 @@ impl Streams for Link {
         let offset = match from {
             From::First => 0,
             From::Offset(offset) => offset,
-            From::Last => self.ends(&lines, stream).await?.1.saturating_sub(1),
+            From::Last => ends(&lines, stream).await?.1.saturating_sub(1),
         };
         Feed::open(lines, self.server(), stream, offset).await
     }

@@ -21,7 +21,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use uuid::Uuid;
 
 use super::heard::{Head, Heard, Hears, TRUE_FOR_MS, Word};
-use super::link::{ASK, Link, Used, ask, unavailable};
+use super::link::{ASK, Link, Used, ask, ends, unavailable};
 use super::settings::Settings;
 use super::stream::{Feed, Found, Outlet, PARTITION};
 use crate::adapter::hearing::{Hearing, Name};
@@ -198,7 +198,7 @@ impl Signals {
         let from = match from {
             Some(Offset::Offset(offset)) => u64::try_from(offset).unwrap_or(0),
             // The cluster of tests does not know times.
-            _ => link.ends(&lines, &stream).await?.0,
+            _ => ends(&lines, &stream).await?.0,
         };
         self.lock().heard = Heard::default();
         let mut feed = Feed::open(lines, link.server(), &stream, from).await?;

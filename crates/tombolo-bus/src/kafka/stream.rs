@@ -18,7 +18,7 @@ use rdkafka::producer::future_producer::{Delivery, DeliveryFuture};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tokio::sync::watch;
 
-use super::link::{ASK, Events, Lines, Server, failed, unavailable};
+use super::link::{Events, Lines, Server, ends, failed, unavailable};
 use crate::judged::{self, REQUEST_SECONDS_MAX};
 use crate::{Error, Kind, Result};
 
@@ -272,11 +272,8 @@ impl judged::Feed for Feed {
     }
 
     async fn settle(&mut self) -> Result<()> {
-        let topic = self.stream.clone();
-        let asked =
-            super::link::ask(&self.lines.asker, move |asker| asker.fetch_watermarks(&topic, PARTITION, ASK));
-        let (_, end) = asked.await?;
-        while self.next < end.try_into().unwrap_or(0) {
+        let (_, end) = ends(&self.lines, &self.stream).await?;
+        while self.next < end {
             let found = self.receive().await?;
             self.arrived.push_back(found);
         }
