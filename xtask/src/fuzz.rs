@@ -142,7 +142,8 @@ mod tests {
             .map(|file| file.unwrap().path().file_stem().unwrap().to_owned())
             .collect();
         let mut targets = TARGETS.to_vec();
-        (programs.sort(), targets.sort_unstable());
+        programs.sort();
+        targets.sort_unstable();
         assert_eq!(programs, targets);
     }
 }
