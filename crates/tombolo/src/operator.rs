@@ -48,7 +48,8 @@ pub(crate) fn router<D: Database>(app: &App<D>) -> Router<App<D>> {
         .route("/tombolo/parked", get(parked::list::<D>))
         .route("/tombolo/views/{view}/compare", get(view::compare::<D>))
         .merge(recovery::routes())
-        .layer(middleware::from_fn_with_state(app.clone(), admit::<D>))
+        // Of these routes alone: a layer would also answer for every path that the service does not know.
+        .route_layer(middleware::from_fn_with_state(app.clone(), admit::<D>))
 }
 
 /// What was written down.

@@ -284,4 +284,6 @@ async fn a_door_with_a_token_is_closed_without_it() {
         assert_eq!(get.try_clone().unwrap().send().await.unwrap().status(), StatusCode::UNAUTHORIZED);
         assert_eq!(get.bearer_auth("secret").send().await.unwrap().status(), StatusCode::OK);
     }
+    let unknown = Client::new().get(format!("{}/nowhere", history.url)).send().await.unwrap();
+    assert_eq!(unknown.status(), StatusCode::NOT_FOUND, "the door is in front of its own routes alone");
 }
