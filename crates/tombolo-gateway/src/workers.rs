@@ -4,7 +4,7 @@
 //! with one runtime for all, waking each other and freeing each other's memory cost more than passing requests on.
 //!
 //! Invariant: a connection stays on the thread that it was given to, the one with the fewest; the threads have ended when
-//! [`Workers::join`] returns.
+//! [`Gateway::stop`](crate::Gateway::stop) returns.
 
 use std::cell::Cell;
 use std::net::{SocketAddr, TcpStream};
