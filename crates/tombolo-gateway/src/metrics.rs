@@ -59,6 +59,22 @@ pub(crate) struct Metrics {
     pub(crate) reloads: Counter,
 }
 
+/// Counts something as long as it is there.
+pub(crate) struct Counted(Gauge);
+
+impl Counted {
+    pub(crate) fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 /// What is counted for one route, at hand.
 #[derive(Clone)]
 pub(crate) struct Counts {

@@ -12,7 +12,6 @@ use futures_util::FutureExt;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use prometheus_client::metrics::gauge::Gauge;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -25,6 +24,7 @@ use tombolo_bus::server::Seal;
 use crate::config::Limits;
 use crate::core::Core;
 use crate::guard::{Guard, Patience, Shared};
+use crate::metrics::Counted;
 use crate::proxy::Visit;
 use crate::resets::Resets;
 use crate::upstream::Spawner;
@@ -78,22 +78,6 @@ pub(crate) async fn accept(entrance: Entrance, workers: Workers, listener: TcpLi
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
-    }
-}
-
-/// Counts a connection as long as it is there.
-struct Counted(Gauge);
-
-impl Counted {
-    fn new(gauge: &Gauge) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.dec();
     }
 }
 

@@ -8,15 +8,15 @@
 
 use std::cell::Cell;
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::error::{Error, Kind, Result};
+use crate::metrics::Counted;
 use crate::server::Entrance;
 
 thread_local! {
@@ -38,21 +38,13 @@ pub(crate) struct Guest {
     pub(crate) stream: TcpStream,
     pub(crate) peer: SocketAddr,
     pub(crate) place: OwnedSemaphorePermit,
-    pub(crate) seat: Seat,
-}
-
-/// Counts a connection on its thread as long as it is there.
-pub(crate) struct Seat(Arc<AtomicUsize>);
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
+    /// Counts it among those of its thread.
+    pub(crate) seat: Counted,
 }
 
 struct Worker {
     guests: UnboundedSender<Guest>,
-    seats: Arc<AtomicUsize>,
+    seats: Gauge,
 }
 
 /// The threads, as who accepts connections knows them. Without it they take no more, and end when all is done.
@@ -71,11 +63,10 @@ impl Workers {
 
     /// Gives a connection to the thread with the fewest.
     pub(crate) fn give(&self, stream: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) {
-        let Some(worker) = self.0.iter().min_by_key(|worker| worker.seats.load(Ordering::Relaxed)) else {
+        let Some(worker) = self.0.iter().min_by_key(|worker| worker.seats.get()) else {
             return;
         };
-        worker.seats.fetch_add(1, Ordering::Relaxed);
-        let guest = Guest { stream, peer, place, seat: Seat(worker.seats.clone()) };
+        let guest = Guest { stream, peer, place, seat: Counted::new(&worker.seats) };
         if worker.guests.send(guest).is_err() {
             tracing::error!("a thread of the gateway has ended early; a connection is dropped");
         }
@@ -90,7 +81,7 @@ fn start(number: usize, mut entrance: Entrance) -> Result<(Worker, JoinHandle<()
     let (guests, incoming) = unbounded_channel();
     let thread = thread::Builder::new().name(format!("gateway-{number}"));
     let thread = thread.spawn(move || work(number, &runtime, &entrance, incoming)).map_err(wrong)?;
-    Ok((Worker { guests, seats: Arc::default() }, thread))
+    Ok((Worker { guests, seats: Gauge::default() }, thread))
 }
 
 fn work(number: usize, runtime: &Runtime, entrance: &Entrance, mut incoming: UnboundedReceiver<Guest>) {
